@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all set-up themselves; a second call does not install again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_FLAGS ?=
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
+	@echo
+	@printf 'Report: '
+	@$(BIN)/vispco report quickstart -o quickstart.html
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info vispco.db quickstart.html

@@ -1,0 +1,173 @@
+"""Figures from comparison records; nothing here reads a database.
+
+``comparison`` is the object of ``vispco compare --json``, ``points`` the rows of ``Comparison.points()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+
+# Okabe & Ito's palette: told apart with any colour vision, on light and dark ground.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#999999")
+KEEP_SCALE = [[0.0, "#f7f4ec"], [0.5, "#7fb3b0"], [1.0, "#0b4f6c"]]
+
+
+def _layout(figure: go.Figure, *, title: str, x: str, y: str) -> go.Figure:
+    figure.update_layout(
+        title={"text": title, "font": {"size": 16}},
+        xaxis={"title": x, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
+        yaxis={"title": y, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#7a7a7a", "family": "system-ui, sans-serif", "size": 13},
+        legend={"orientation": "h", "y": -0.2},
+        margin={"l": 60, "r": 20, "t": 50, "b": 60},
+        height=460,
+    )
+    return figure
+
+
+def color_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour per search, the same in every figure."""
+    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
+
+
+def frontiers(comparison: dict[str, Any], points: Sequence[dict[str, Any]]) -> go.Figure:
+    """All fronts over all measured schedules, on the search split."""
+    figure = go.Figure()
+    names = [search["name"] for search in comparison["searches"]]
+    colors = color_of(names)
+    for name in names:
+        behind = [p for p in points if p["search"] == name and not p["on_front"]]
+        figure.add_scatter(
+            x=[p["flops_ratio"] for p in behind],
+            y=[p["accuracy"] for p in behind],
+            mode="markers",
+            marker={"color": colors[name], "size": 5, "opacity": 0.25},
+            text=[escape(p["schedule"]) for p in behind],
+            hovertemplate="%{text}<br>accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + escape(name) + "</extra>",
+            legendgroup=name,
+            showlegend=False,
+        )
+    for search in comparison["searches"]:
+        front, name = search["front"], search["name"]
+        figure.add_scatter(
+            x=[p["flops_ratio"] for p in front],
+            y=[p["accuracy"] for p in front],
+            mode="lines+markers",
+            line={"color": colors[name], "width": 2, "shape": "hv"},
+            marker={"size": 8},
+            name=escape(name),
+            legendgroup=name,
+            text=[escape(p["schedule"]) for p in front],
+            hovertemplate="%{text}<br>accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + escape(name) + "</extra>",
+        )
+    if comparison["unpruned"]["accuracy"] is not None:
+        figure.add_hline(
+            y=comparison["unpruned"]["accuracy"], line={"dash": "dot", "color": "#999"}, annotation_text="unpruned"
+        )
+    return _layout(figure, title="Measured schedules and fronts (search split)", x="flops_ratio", y="accuracy")
+
+
+def choices(comparison: dict[str, Any]) -> go.Figure:
+    """Held-out accuracy of what each search would choose, per budget, with published defaults."""
+    figure = go.Figure()
+    names = [search["name"] for search in comparison["searches"]]
+    colors = color_of(names)
+    for name in names:
+        rows = [(row["budget"], row["chosen"].get(name)) for row in comparison["by_budget"]]
+        rows = [(b, c) for b, c in rows if c and c["accuracy_held_out"] is not None]
+        figure.add_scatter(
+            x=[b for b, _ in rows],
+            y=[c["accuracy_held_out"] for _, c in rows],
+            mode="lines+markers",
+            line={"color": colors[name]},
+            name=escape(name),
+            text=[f"{escape(c['schedule'])}, flops_ratio {c['flops_ratio']:.3f}" for _, c in rows],
+            hovertemplate="budget %{x:.3f}: accuracy %{y:.3f}<br>%{text}<extra>" + escape(name) + "</extra>",
+        )
+    defaults = comparison["defaults"]
+    if defaults:
+        figure.add_scatter(
+            x=[d["flops_ratio"] for d in defaults],
+            y=[d["accuracy_held_out"] for d in defaults],
+            mode="markers+text",
+            marker={"symbol": "star", "size": 14, "color": "#b8860b"},
+            text=[escape(d["name"]) for d in defaults],
+            textposition="bottom center",
+            name="published",
+        )
+    unpruned = comparison["unpruned"]["accuracy_held_out"]
+    if unpruned is not None:
+        figure.add_hline(y=unpruned, line={"dash": "dot", "color": "#999"}, annotation_text="unpruned")
+    return _layout(figure, title="What a choice delivers (held-out split)", x="budget", y="accuracy")
+
+
+def schedules(search: dict[str, Any]) -> go.Figure:
+    """Keep ratio by layer of the schedules on one front, cheapest at the bottom."""
+    front = search["front"]
+    labels = [f"{p['flops_ratio']:.3f}" for p in front]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[p["keep_ratio"] for p in front],
+            x=list(range(len(front[0]["keep_ratio"]))) if front else [],
+            y=list(range(len(front))),
+            text=[[escape(p["schedule"])] * len(p["keep_ratio"]) for p in front],
+            hovertemplate="layer %{x}: keeps %{z:.0%}<br>%{text}<extra></extra>",
+            colorscale=KEEP_SCALE,
+            zmin=0,
+            zmax=1,
+            colorbar={"title": "keep_ratio"},
+            xgap=1,
+            ygap=1,
+        )
+    )
+    _layout(figure, title=f"Schedules on the front of {escape(search['name'])}", x="layer", y="flops_ratio")
+    figure.update_yaxes(tickvals=list(range(len(front))), ticktext=labels)
+    figure.update_xaxes(dtick=1)
+    return figure
+
+
+def costs(comparison: dict[str, Any]) -> go.Figure:
+    """budget_score against charged compute."""
+    figure = go.Figure()
+    colors = color_of([search["name"] for search in comparison["searches"]])
+    for search in comparison["searches"]:
+        if search["budget_score"] is None:
+            continue
+        low, high = search["budget_score_ci"]
+        score = search["budget_score"]
+        figure.add_scatter(
+            x=[search["charged_flops"]],
+            y=[score],
+            error_y={"type": "data", "array": [high - score], "arrayminus": [score - low], "thickness": 1},
+            mode="markers+text",
+            marker={"size": 12, "color": colors[search["name"]]},
+            text=[escape(search["name"])],
+            textposition="top center",
+            name=escape(search["name"]),
+            showlegend=False,
+        )
+    return _layout(figure, title="What it cost to find", x="charged_flops", y="budget_score")
+
+
+def trajectory(search_name: str, steps: dict[str, list[dict[str, Any]]]) -> go.Figure:
+    """Violation of the budget over the steps of a gradient search, one line per budget."""
+    figure = go.Figure()
+    for number, (key, rows) in enumerate(sorted(steps.items(), key=lambda item: int(item[0].rpartition("-")[2]))):
+        figure.add_scatter(
+            y=[row["violation"] for row in rows],
+            mode="lines",
+            line={"color": COLORS[number % len(COLORS)]},
+            name=escape(key),
+            customdata=[[row["multiplier"], row["penalty"], row["loss"]] for row in rows],
+            hovertemplate="violation %{y:.3f}<br>multiplier %{customdata[0]:.2f}, penalty %{customdata[1]:.0f}, "
+            "loss %{customdata[2]:.3f}<extra>" + escape(key) + "</extra>",
+        )
+    return _layout(
+        figure, title=f"Constraint violation of {escape(search_name)}", x="step", y="(flops_ratio - budget) / budget"
+    )

@@ -1,0 +1,106 @@
+"""FLOPs against torch's counter on the physically pruned forward, and by hand."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import vispco
+from conftest import make_batch
+from vispco.costs import flops_ratio, kv_cache_bytes, layer_flops, prefill_flops, unpruned_flops
+from vispco.models.base import ModelShape, adapter_for
+from vispco.pruning.methods import make_method
+from vispco.pruning.schedules import Ratios, Step, keep_count, ratio_counts
+
+
+def counted_flops(model: Any, batch: dict[str, Any]) -> int:
+    """FLOPs of the decoder as torch counts them."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(**batch)
+    modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    return next(flops for name, flops in modules.items() if name.endswith("language_model"))
+
+
+def random_schedule(rng: random.Random, layers: int) -> Ratios:
+    steps = sorted((rng.choice([0.0, 1.0, rng.random(), rng.random()]) for _ in range(layers - 1)), reverse=True)
+    return Ratios([1.0, *steps])
+
+
+@pytest.mark.parametrize("method", ["fastv", "random", "stride"])
+def test_flops_equal_the_counter(tiny_llava: Any, method: str) -> None:
+    tiny_llava.set_attn_implementation("sdpa")
+    shape = adapter_for(tiny_llava).shape()
+    rng = random.Random(method)
+    chosen = make_method(method)
+    for _ in range(20):
+        before, after, images = rng.randint(1, 6), rng.randint(1, 9), rng.randint(1, 2)
+        batch = make_batch([(before, images, after)])
+        schedule = random_schedule(rng, shape.layers)
+        n_visual, n_text = np.array([16 * images]), np.array([before + after])
+        counts = schedule.counts(n_visual, shape.layers)
+        with vispco.prune(tiny_llava, method=chosen, schedule=schedule):
+            measured = counted_flops(tiny_llava, batch)
+        assert prefill_flops(shape, counts, n_visual, n_text, chosen).tolist() == [measured], str(schedule)
+    assert unpruned_flops(shape, n_visual, n_text).tolist() == [counted_flops(tiny_llava, batch)]
+
+
+def test_by_hand() -> None:
+    shape = ModelShape(layers=2, hidden=8, heads=4, kv_heads=2, head_dim=2, mlp=16)
+    per_token = 2 * (2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16)
+    assert layer_flops(shape, 10) == 10 * per_token + 4 * 100 * 8
+    counts = np.array([[6, 3]])
+    text, visual = np.array([4]), np.array([6])
+    fastv = make_method("fastv")
+    assert prefill_flops(shape, counts, visual, text, fastv).tolist() == [
+        layer_flops(shape, 10) + layer_flops(shape, 7) + 2 * 8 * 10
+    ]
+    assert kv_cache_bytes(shape, counts, text, 2).tolist() == [2 * 4 * 2 * (10 + 7)]
+
+
+def test_ratio_is_one_without_pruning_and_a_mean_of_samples() -> None:
+    shape = ModelShape(layers=3, hidden=8, heads=4, kv_heads=2, head_dim=2, mlp=16)
+    visual, text = np.array([16, 32]), np.array([5, 9])
+    fastv = make_method("fastv")
+    assert flops_ratio(shape, Step(1, 1.0).counts(visual, 3), visual, text, fastv) == 1.0
+    schedule = Step(1, 0.5)
+    each = [
+        flops_ratio(shape, schedule.counts(visual[i : i + 1], 3), visual[i : i + 1], text[i : i + 1], fastv)
+        for i in range(2)
+    ]
+    assert flops_ratio(shape, schedule.counts(visual, 3), visual, text, fastv) == pytest.approx(np.mean(each))
+
+
+def test_fastv_published_share() -> None:
+    """K=3, R=50 % on LLaVA-1.5-7B with 35 + 576 tokens: FastV prints 57 % with its own count (2 MLP matmuls)."""
+    tokens = [611] * 3 + [35 + keep_count(0.5, 576)] * 29
+    own = sum(4 * n * 4096**2 + 2 * n * n * 4096 + 2 * n * 4096 * 11008 for n in tokens)
+    full = 32 * (4 * 611 * 4096**2 + 2 * 611**2 * 4096 + 2 * 611 * 4096 * 11008)
+    assert round(100 * own / full) == 57
+
+
+@given(ratio=st.floats(0, 1), n=st.integers(0, 5000))
+def test_keep_count(ratio: float, n: int) -> None:
+    kept = keep_count(ratio, n)
+    assert 0 <= kept <= n
+    assert abs(kept - ratio * n) <= 0.5 or kept == 1
+    assert (kept == 0) == (n == 0 or ratio == 0)
+    assert keep_count(1.0, n) == n
+
+
+@given(
+    ratios=st.lists(st.floats(0, 1), min_size=1, max_size=8), n=st.lists(st.integers(0, 600), min_size=1, max_size=5)
+)
+def test_counts_never_rise(ratios: list[float], n: list[int]) -> None:
+    ratios = sorted(ratios, reverse=True)
+    counts = ratio_counts(ratios, n)
+    assert (np.diff(counts, axis=1) <= 0).all()
+    for row, size in zip(counts, n, strict=True):
+        assert row.tolist() == [keep_count(r, size) for r in ratios]

@@ -1,0 +1,48 @@
+"""Bootstrap intervals over groups of samples; conditional on the schedules that were found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+Scores = Mapping[str, NDArray[np.float64]]
+
+
+def mean_scores(evaluations: Sequence[Scores]) -> dict[str, NDArray[np.float64]]:
+    """Per-sample mean over several evaluations of the same split, per task."""
+    return {task: np.mean([scores[task] for scores in evaluations], axis=0) for task in evaluations[0]}
+
+
+def difference(first: Scores, second: Scores) -> dict[str, NDArray[np.float64]]:
+    """Paired per-sample difference, per task."""
+    return {task: first[task] - second[task] for task in first}
+
+
+def group_bootstrap(
+    scores: Scores, groups: Mapping[str, Sequence[str]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Bootstrap distribution [resamples] of the unweighted mean over tasks of mean scores.
+
+    Whole groups are drawn with replacement (several questions about one picture are not independent); tasks are
+    resampled independently.
+    """
+    rng = np.random.default_rng(seed)
+    total = np.zeros(resamples)
+    for task in sorted(scores):
+        values = np.asarray(scores[task], dtype=np.float64)
+        _, member = np.unique(np.asarray(groups[task]), return_inverse=True)
+        sums = np.bincount(member, weights=values)
+        sizes = np.bincount(member)
+        draws = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
+        total += (draws @ sums) / (draws @ sizes)
+    return total / len(scores)
+
+
+def interval(distribution: NDArray[np.float64], *, level: float = 0.95) -> list[float]:
+    """Percentile interval [low, high]."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(distribution, [tail, 1 - tail])
+    return [float(low), float(high)]

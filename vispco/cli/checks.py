@@ -1,0 +1,69 @@
+"""``vispco validate`` and ``vispco doctor``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from vispco.errors import VispcoError
+
+
+def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, Any]]:
+    """Run every check that a run would, up to the first measurement.
+
+    Raises:
+        ConfigError, ModelError, DataError, ScheduleError: the first thing that is wrong.
+    """
+    from vispco.evaluation.evaluator import Evaluator
+    from vispco.problem import Problem
+    from vispco.search.runner import plan, validate
+
+    problem = Problem.from_yaml(path, overrides)
+    validate(problem)
+    evaluator = Evaluator(problem)
+    floor = evaluator.flops_ratio(problem.family().cheapest(), "search")
+    budgets = problem.budgets(floor)
+    shape = problem.shape
+    parts = evaluator.prepared("search")
+    return [
+        {"check": "study", "result": f"{problem.study.experiment}, {len(plan(problem.study))} studies"},
+        {"check": "model", "result": f"{problem.study.model.name}, {shape.layers} layers of width {shape.hidden}"},
+        *(
+            {
+                "check": f"task {part.task.name}",
+                "result": f"{len(part.samples)} search samples, {part.n_visual.mean():.0f} visual and "
+                f"{part.n_text.mean():.1f} text tokens on average",
+            }
+            for part in parts
+        ),
+        {"check": "floor", "result": f"{floor:.4f}"},
+        {"check": "budgets", "result": ", ".join(f"{budget:.3f}" for budget in budgets)},
+    ]
+
+
+def doctor_rows(storage: str | None) -> list[dict[str, Any]]:
+    import torch
+
+    from vispco.provenance import versions
+    from vispco.storage.store import Store, default_url, redact
+
+    rows = [{"what": "python", "value": platform.python_version()}]
+    rows += [{"what": name, "value": value} for name, value in versions().items()]
+    rows.append({"what": "CPU threads", "value": str(torch.get_num_threads())})
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    rows.append({"what": "GPUs", "value": ", ".join(gpus) or "none"})
+    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
+    rows.append({"what": "offline mode", "value": "on (HF_HUB_OFFLINE)" if offline else "off"})
+    url = storage or default_url()
+    try:
+        store = Store(url, create=False)
+        value = f"{redact(url)}, {len(store.experiment_names())} experiments"
+        store.engine.dispose()
+    except VispcoError as error:
+        value = str(error)
+    rows.append({"what": "storage", "value": value})
+    return rows

@@ -1,0 +1,89 @@
+"""Comparison tables for a terminal of 80 columns, and as CSV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vispco.cli.output import print_table
+
+
+def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per search."""
+    return [
+        {
+            "experiment": comparison["experiment"],
+            "search": search["name"],
+            "trials": search["trials"],
+            "cost_ratio_to_grid": search["cost_ratio_to_grid"],
+            "budget_score": search["budget_score"],
+            "budget_score_low": search["budget_score_ci"][0] if search["budget_score_ci"] else None,
+            "budget_score_high": search["budget_score_ci"][1] if search["budget_score_ci"] else None,
+            "hypervolume": search["hypervolume"],
+            "hypervolume_ratio_to_grid": search["hypervolume_ratio_to_grid"],
+            "igd_plus": search["igd_plus"],
+            "epsilon": search["epsilon"],
+            "charged_flops": search["charged_flops"],
+            "spent_flops": search["spent_flops"],
+            "propose_flops": search["propose_flops"],
+            "wall_seconds": search["wall_seconds"],
+        }
+        for search in comparison["searches"]
+    ]
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """Two tables: the searches, and the choice of each search per budget."""
+    unpruned, no_image = comparison["unpruned"], comparison["no_image"]
+    print(f"{comparison['experiment']}: accuracy on held-out samples")
+    print(
+        f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
+        f"least flops_ratio {comparison['floor']:.3f}"
+    )
+    for default in comparison["defaults"]:
+        print(
+            f"published {default['name']}: accuracy {default['accuracy_held_out']:.3f} "
+            f"at flops_ratio {default['flops_ratio']:.3f}"
+        )
+    print()
+    if not comparison["searches"]:
+        print("no trials yet")
+        return
+    print_table(
+        [
+            {
+                "search": row["search"],
+                "trials": row["trials"],
+                "cost/grid": row["cost_ratio_to_grid"],
+                "budget_score": row["budget_score"],
+                "95 % interval": _interval(row["budget_score_low"], row["budget_score_high"]),
+                "hv/grid": row["hypervolume_ratio_to_grid"],
+                "seconds": round(row["wall_seconds"]),
+            }
+            for row in search_rows(comparison)
+        ]
+    )
+    print("\naccuracy of the schedule that each search would choose, per budget\n")
+    names = [search["name"] for search in comparison["searches"]]
+    rows = []
+    for row in comparison["by_budget"]:
+        cells: dict[str, Any] = {"budget": row["budget"]}
+        for name in names[:5]:
+            cells[name] = row["chosen"].get(name, {}).get("accuracy_held_out")
+        best = max(
+            (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None),
+            key=lambda c: c["accuracy_held_out"],
+            default=None,
+        )
+        cells["best schedule"] = best["schedule"] if best else "-"
+        rows.append(cells)
+    print_table(rows)
+    if len(names) > 5:
+        print(f"(first 5 of {len(names)} searches; all of them: --json)")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:.3f}..{high:.3f}"

@@ -1,0 +1,94 @@
+"""Rows of ``vispco ls`` and ``vispco status``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vispco.errors import ConfigError
+from vispco.registry import suggest
+from vispco.storage.store import Store, open_store
+
+
+def _first_line(value: Any) -> str:
+    return (value.__doc__ or "").strip().splitlines()[0] if value.__doc__ else ""
+
+
+def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
+    """Rows of one kind.
+
+    Raises:
+        ConfigError: unknown kind.
+    """
+    if what == "experiments":
+        with open_store(storage, create=False) as store:
+            return [experiment_row(store, name) for name in store.experiment_names()]
+    if what == "models":
+        import vispco.models.llava
+        from vispco.models.base import ADAPTERS
+
+        rows = [{"model": "demo", "about": "small LLaVA that is part of this package"}]
+        return [*rows, *({"model": f"family {n}", "about": _module_line(ADAPTERS[n])} for n in ADAPTERS)]
+    if what == "methods":
+        from vispco.pruning.methods import METHODS
+
+        return [{"method": name, "about": _module_line(METHODS[name])} for name in METHODS]
+    if what == "schedules":
+        from vispco.problem import PUBLISHED
+        from vispco.pruning.families import FAMILIES
+
+        families = [{"schedule": f"family {name}", "about": _first_line(FAMILIES[name])} for name in FAMILIES]
+        return [*families, *({"schedule": n, "about": f"{m}, {s.text()}"} for n, (m, s) in PUBLISHED.items())]
+    if what == "tasks":
+        import vispco.tasks.mosaic_vqa  # noqa: F401
+        from vispco.tasks.base import TASKS
+
+        return [{"task": name, "about": _module_line(TASKS[name])} for name in TASKS]
+    if what == "searches":
+        from vispco.search import SEARCHES
+
+        return [{"search": name, "about": _first_line(SEARCHES[name])} for name in SEARCHES]
+    kinds = ["experiments", "models", "methods", "schedules", "tasks", "searches"]
+    raise ConfigError(f"nothing called {what!r} to list; {suggest(what, kinds)}")
+
+
+def _module_line(cls: Any) -> str:
+    import sys
+
+    return _first_line(sys.modules[cls.__module__])
+
+
+def experiment_row(store: Store, name: str) -> dict[str, Any]:
+    stored = store.require_experiment(name)
+    studies = store.study_names(name)
+    return {
+        "experiment": name,
+        "model": stored["identity"]["model"]["name"],
+        "studies": len(studies),
+        "trials": sum(len(store.trial_log(study).complete()) for study in studies),
+        "created": str(stored["created"])[:16],
+        "held_by": store.holders().get(name, "-"),
+    }
+
+
+def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
+    """One row per study; of all experiments if none is named."""
+    names = [experiment] if experiment else store.experiment_names()
+    holders = store.holders()
+    rows = []
+    for name in names:
+        facts = store.require_experiment(name)["facts"].get("studies", {})
+        done = set(store.study_names(name))
+        for study in [*facts, *(s for s in done if s not in facts)]:
+            trials = store.trial_log(study).complete() if study in done else []
+            last = max((t.datetime_complete for t in trials if t.datetime_complete), default=None)
+            rows.append(
+                {
+                    "study": study,
+                    "kind": facts.get(study, {}).get("kind", "-"),
+                    "trials": len(trials),
+                    "best_accuracy": max((t.values[0] for t in trials), default=None),
+                    "last_trial": str(last)[:19] if last else "-",
+                    "held_by": holders.get(name, "-"),
+                }
+            )
+    return rows

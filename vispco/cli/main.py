@@ -1,0 +1,271 @@
+"""The command line: parse, call, format. stdout carries results, stderr everything else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from vispco.cli.output import print_json, print_rows
+from vispco.errors import ConfigError, UserError, VispcoError
+
+app = typer.Typer(
+    name="vispco",
+    help="Find where and how hard to prune visual tokens in a vision-language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Storage = Annotated[
+    Optional[str],
+    typer.Option(help="Database URL [default: VISPCO_STORAGE or sqlite:///vispco.db]", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+Set = Annotated[Optional[list[str]], typer.Option("--set", help="Override a key: --set tasks.0.splits.search=128")]
+Only = Annotated[Optional[list[str]], typer.Option("--search", help="Run only this entry; may be repeated.")]
+StudyFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    if debug:
+        os.environ["VISPCO_DEBUG"] = "1"
+
+
+def _run(problem: Any, storage: str | None, only: list[str] | None, fresh: bool, results: bool = True) -> None:
+    from vispco.analysis.comparison import compare
+    from vispco.cli.comparison import print_comparison
+    from vispco.cli.progress import TerminalProgress
+    from vispco.search.runner import Run
+    from vispco.storage.store import open_store
+
+    name = problem.study.experiment
+    progress = TerminalProgress()
+    with open_store(storage) as store:
+        added = Run(problem, store, progress).run(only, fresh=fresh)
+        progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
+        print_comparison(compare(store, [name]))
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    storage: Storage = None,
+    search: Only = None,
+    overrides: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the experiment's trials first.")] = False,
+) -> None:
+    """Run an experiment file; started again, it resumes or says that it is finished."""
+    from vispco.problem import Problem
+
+    _run(Problem.from_yaml(study, overrides), storage, search, fresh)
+
+
+@app.command()
+def resume(experiment: str, storage: Storage = None, search: Only = None) -> None:
+    """Continue an experiment from the database alone."""
+    from vispco.problem import Problem
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        text = store.require_experiment(experiment)["spec_text"]
+    _run(Problem.from_text(text, f"study stored for {experiment!r}"), storage, search, False)
+
+
+@app.command("ls")
+def ls(
+    what: Annotated[
+        str, typer.Argument(help="experiments, models, methods, schedules, tasks or searches")
+    ] = "experiments",
+    storage: Storage = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """List what there is."""
+    from vispco.cli.listing import listing
+
+    print_rows(listing(what, storage), as_json=as_json, as_csv=as_csv)
+
+
+@app.command()
+def status(
+    experiment: Annotated[Optional[str], typer.Argument()] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """What is done, what runs, and who holds it."""
+    from vispco.cli.listing import status_rows
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        rows = status_rows(store, experiment)
+    print_rows(rows, as_json=as_json, as_csv=as_csv)
+
+
+@app.command()
+def compare(
+    experiments: Annotated[list[str], typer.Argument(help="One or more experiments.")],
+    storage: Storage = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """Fronts, indicators, costs and per-budget winners."""
+    from vispco.analysis.comparison import compare as compare_experiments
+    from vispco.cli.comparison import print_comparison, search_rows
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        found = compare_experiments(store, experiments)
+    if as_json:
+        print_json(found)
+        return
+    parts = found.get("experiments", [found])
+    if as_csv:
+        print_rows([row for part in parts for row in search_rows(part)], as_csv=True)
+        return
+    for number, part in enumerate(parts):
+        if number:
+            print()
+        print_comparison(part)
+
+
+@app.command()
+def report(
+    experiment: str,
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
+    storage: Storage = None,
+) -> None:
+    """Write one self-contained HTML page."""
+    from vispco.dashboards.report import write_report
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        write_report(store, experiment, output)
+    print(output.resolve())
+
+
+@app.command("eval")
+def evaluate(
+    study: StudyFile,
+    schedule: Annotated[str, typer.Option(help="For example 'step(layer=2, keep=0.5)'.")],
+    split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Measure one schedule; nothing is stored."""
+    from vispco.problem import Problem
+    from vispco.registry import suggest
+    from vispco.search.runner import evaluate_once
+
+    splits = ["search", "held_out"]
+    if split not in splits:
+        raise ConfigError(f"unknown split {split!r}; {suggest(split, splits)}")
+    found = evaluate_once(Problem.from_yaml(study, overrides), schedule, split)
+    row = {
+        "schedule": found.schedule,
+        "method": found.method,
+        "split": found.split,
+        "accuracy": found.accuracy,
+        "flops_ratio": found.flops_ratio,
+        "flops": found.flops,
+        "kv_bytes": found.kv_bytes,
+    }
+    if as_json:
+        print_json({**row, "keep_ratio": found.keep_ratio, "tasks": found.tasks})
+    else:
+        for key, value in row.items():
+            print(f"{key:12s} {value:.4f}" if isinstance(value, float) else f"{key:12s} {value}")
+
+
+@app.command()
+def export(
+    experiment: str,
+    budget: Annotated[float, typer.Option(help="Upper bound on flops_ratio.")],
+    output: Annotated[Optional[Path], typer.Option("-o", "--output", help="File [default: print it].")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write the best schedule for a budget as a file for vispco.load_schedule."""
+    import json
+
+    from vispco.analysis.comparison import Comparison
+    from vispco.export import export_schedule
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        found = export_schedule(Comparison(store, experiment), budget)
+    if output is None:
+        print_json(found)
+        return
+    try:
+        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
+    print(output.resolve())
+
+
+@app.command()
+def dashboard(
+    storage: Storage = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+) -> None:
+    """Serve optuna-dashboard on this database."""
+    from vispco.dashboards.launcher import serve
+
+    serve(storage, host, port)
+
+
+@app.command()
+def validate(study: StudyFile, overrides: Set = None) -> None:
+    """Check an experiment file: keys, names, options, model, splits, budgets and floor. Measures nothing."""
+    from vispco.cli.checks import validate_study
+
+    print_rows(validate_study(study, overrides))
+
+
+@app.command()
+def doctor(storage: Storage = None, as_json: Json = False) -> None:
+    """Versions, devices, storage and offline mode."""
+    from vispco.cli.checks import doctor_rows
+
+    print_rows(doctor_rows(storage), as_json=as_json)
+
+
+def main() -> None:
+    """Entry point: errors become one line; exit 2 for what the user can mend, 1 for failures."""
+    import warnings
+
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except VispcoError as error:
+        if os.environ.get("VISPCO_DEBUG"):
+            raise
+        print(f"vispco: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("vispco: stopped; what was finished is in the database, run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("VISPCO_DEBUG"):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(
+            f"vispco: unexpected failure: {text[:500]}; run again with vispco --debug ... for the traceback",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+__all__ = ["UserError", "app", "main"]

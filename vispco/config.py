@@ -1,0 +1,243 @@
+"""Experiment files: YAML to frozen models and back; an unknown key is an error that names the nearest key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vispco.errors import ConfigError
+from vispco.registry import suggest
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Frozen):
+    """Which model, and how it is run."""
+
+    name: str = "demo"
+    device: str = "cpu"
+    dtype: str = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+class TaskConfig(Frozen):
+    """One benchmark and the number of samples of each split."""
+
+    name: str
+    splits: dict[str, int]
+    options: dict[str, Any] = {}
+
+
+class MethodConfig(Frozen):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+def _method(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Seeds = Annotated[list[int], Field(min_length=1)]
+
+
+class SearchConfig(Frozen):
+    """One entry: a kind of search with its options; method and family default to the experiment's.
+
+    ``seeds``: one study per seed, named ``<experiment>/<entry>@<seed>``; without it one study, seed 0.
+    """
+
+    kind: str
+    method: MethodConfig | None = None
+    family: str | None = None
+    seeds: Seeds | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, value: Any) -> Any:
+        """Keys beside the common ones are the options of the entry's kind of search."""
+        if not isinstance(value, dict):
+            raise ValueError("an entry is a mapping with a kind, for example {kind: grid}")
+        common = {key: value[key] for key in value if key in cls.model_fields}
+        common["method"] = _method(common.get("method"))
+        rest = {key: value[key] for key in value if key not in cls.model_fields}
+        return {**common, "options": {**common.get("options", {}), **rest}}
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError(f"seeds repeat: {value}")
+        return value
+
+
+class Study(Frozen):
+    """An experiment: a model, tasks, budgets and named search entries."""
+
+    experiment: str
+    purpose: str = ""
+    model: ModelConfig = ModelConfig()
+    tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+    method: MethodConfig = MethodConfig(name="fastv")
+    family: str = "step"
+    budgets: Annotated[int, Field(ge=1)] | Annotated[list[float], Field(min_length=1)] = 12
+    defaults: list[str] = ["fastv:k2-r50"]
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    searches: dict[str, SearchConfig]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = dict(value)
+            if isinstance(value.get("model"), str):
+                value["model"] = {"name": value["model"]}
+            if "method" in value:
+                value["method"] = _method(value["method"])
+        return value
+
+    @field_validator("experiment")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not value or len(value) > 200 or "/" in value or "@" in value:
+            raise ValueError(
+                "an experiment's name has 1 to 200 characters, without / and @, which separate entry and seed"
+            )
+        return value
+
+    @field_validator("searches")
+    @classmethod
+    def _entries(cls, value: dict[str, SearchConfig]) -> dict[str, SearchConfig]:
+        for name in value:
+            if not re.fullmatch(r"[\w.+-]{1,100}", name):
+                raise ValueError(f"entry name {name!r}: use letters, digits, _ . + and -")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change once an experiment has trials."""
+        dump = self.model_dump(mode="json")
+        return {key: dump[key] for key in ("model", "tasks", "budgets", "method", "family")}
+
+    def spec_hash(self) -> str:
+        return content_hash(self.model_dump(mode="json", exclude={"purpose"}))
+
+
+def content_hash(value: Any) -> str:
+    """Short hash of plain data; key order does not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_study(path: str | Path, overrides: list[str] | None = None) -> tuple[Study, str]:
+    """Read an experiment file; returns it with the text that reproduces it, overrides included.
+
+    Raises:
+        ConfigError: no such file, not YAML, or an unknown key or wrong value.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read study {str(path)!r}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text file; a study is YAML, see studies/quickstart.yaml") from None
+    if overrides:
+        data = _yaml(text, str(path))
+        for item in overrides:
+            _override(data, item)
+        text = yaml.safe_dump(data, sort_keys=False)
+    return parse_study(text, str(path)), text
+
+
+def parse_study(text: str, source: str = "study") -> Study:
+    """Validate an experiment's YAML text."""
+    data = _yaml(text, source)
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def _yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} is empty or no mapping; a study has experiment, model, tasks and searches")
+    return data
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {item!r} is not key=value, for example --set tasks.0.splits.search=128")
+    *parents, last = key.split(".")
+    target: Any = data
+    for part in parents:
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise ConfigError(f"--set {key}: {part!r} is no index of a list of {len(target)}")
+            target = target[int(part)]
+        else:
+            target = target.setdefault(part, {})
+        if not isinstance(target, (dict, list)):
+            raise ConfigError(f"--set {key}: {part!r} is a value, not a mapping; write the whole mapping instead")
+    if isinstance(target, list):
+        if not last.isdigit() or int(last) >= len(target):
+            raise ConfigError(f"--set {key}: {last!r} is no index of a list of {len(target)}")
+        target[int(last)] = yaml.safe_load(value)
+    else:
+        target[last] = yaml.safe_load(value)
+
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "tasks": TaskConfig,
+    "method": MethodConfig,
+    "searches": SearchConfig,
+}
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line: where, what, and the nearest known key."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        owner: type[BaseModel] = _MODELS.get(path[0], Study) if len(path) > 1 else Study
+        return f"unknown key {where!r}; {suggest(path[-1], list(owner.model_fields))}"
+    if problem["type"] == "missing":
+        return f"key {where!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where or 'study'} = {problem['input']!r}: {message}"
+
+
+def check_options(model: type[BaseModel], entry: str, kind: str, options: dict[str, Any]) -> Any:
+    """Validate a search entry's options against its kind's model.
+
+    Raises:
+        ConfigError: unknown option or wrong value.
+    """
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = [*model.model_fields, *(f for f in SearchConfig.model_fields if f != "options")]
+            raise ConfigError(
+                f"unknown key 'searches.{entry}.{key}' for kind {kind!r}; {suggest(key.split('.')[-1], known)}"
+            ) from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"searches.{entry}.{key} = {problem['input']!r}: {message}") from None

@@ -1,0 +1,33 @@
+"""The record of one measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measured (method, policy) on one split.
+
+    ``id`` is the hash of the whole context and of the realised counts, so equal ids mean equal results.
+    ``keep_ratio`` [L] is what was realised, mean over samples with a picture. ``flops`` is the sum over
+    samples of their pruned prefills: what this evaluation costs when nothing is cached. ``scores`` holds the
+    per-sample scores of each task, in the order of the split. ``spent_flops`` is 0 if it came from a cache.
+    """
+
+    id: str
+    split: str
+    method: str
+    schedule: str
+    keep_ratio: tuple[float, ...]
+    accuracy: float
+    flops_ratio: float
+    flops: int
+    spent_flops: int
+    kv_bytes: float
+    tasks: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, NDArray[np.float64]]

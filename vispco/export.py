@@ -1,0 +1,74 @@
+"""Exported schedules: a small versioned JSON file that ``vispco.prune`` can use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.selection import FITS, choose
+from vispco.errors import ConfigError, ScheduleError
+from vispco.pruning.schedules import Schedule, parse_schedule
+
+FORMAT = "vispco-schedule"
+VERSION = 1
+
+
+def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
+    """The best measured schedule for ``budget`` over all searches, chosen on the search split.
+
+    Raises:
+        ConfigError: no trial fits the budget.
+    """
+    candidates = [(choose(search.trials, budget), search) for search in comparison.searches]
+    fitting = [(t, s) for t, s in candidates if t is not None and t.values[1] <= budget + FITS]
+    if not fitting:
+        cheapest = min((t.values[1] for t, _ in candidates if t is not None), default=None)
+        least = "it has no trials" if cheapest is None else f"its cheapest has flops_ratio {cheapest:.4f}"
+        raise ConfigError(
+            f"no schedule of {comparison.experiment!r} fits budget {budget}; {least}, give a larger --budget"
+        )
+    trial, search = min(fitting, key=lambda pair: (-pair[0].values[0], pair[0].values[1]))
+    held_out = comparison.held_out(search, trial)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "experiment": comparison.experiment,
+        "spec_hash": comparison.stored["spec_hash"],
+        "search": search.name,
+        "trial": trial.number,
+        "method": search.facts["method"],
+        "family": search.facts["family"],
+        "schedule": trial.user_attrs["schedule"],
+        "keep_ratio": trial.user_attrs["keep_ratio"],
+        "budget": budget,
+        "flops_ratio": trial.values[1],
+        "accuracy": trial.values[0],
+        "accuracy_held_out": held_out.accuracy if held_out else None,
+        "model": comparison.stored["identity"]["model"]["name"],
+        "versions": comparison.stored["provenance"]["versions"],
+    }
+
+
+def load_schedule(path: str | Path) -> Schedule:
+    """The schedule of a file written by ``vispco export``.
+
+    Raises:
+        ScheduleError: the file cannot be read, is no export, or was written by a newer version.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ScheduleError(f"cannot read schedule file {str(path)!r}: {error.strerror}") from None
+    except ValueError:
+        raise ScheduleError(
+            f"{path} is not JSON; write it with: vispco export EXPERIMENT --budget 0.5 -o {path}"
+        ) from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ScheduleError(f"{path} is no exported schedule; write one with: vispco export EXPERIMENT --budget 0.5")
+    if data.get("version", 0) > VERSION:
+        raise ScheduleError(
+            f"{path} has format version {data['version']}, this vispco reads up to {VERSION}; upgrade vispco"
+        )
+    return parse_schedule(str(data.get("schedule")))

@@ -1,0 +1,64 @@
+"""Load a vision-language model and its processor by hub id, local folder, or ``demo``."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from vispco.errors import ModelError
+
+DEMO = Path(__file__).parent / "demo" / "llava"
+
+
+def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", **kwargs: Any) -> tuple[Any, Any]:
+    """A model in evaluation mode and its processor.
+
+    Args:
+        name: hub id, local folder, or ``demo`` for the small VLM that is part of this package.
+        dtype: a torch dtype's name; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
+        kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ...).
+
+    Raises:
+        ModelError: the model cannot be found or read, or its family has no adapter.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    from vispco.models.base import adapter_for
+
+    source = str(DEMO) if name == "demo" else name
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    if not hasattr(torch, dtype):
+        raise ModelError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load model {name!r}: {reason}; give a hub id, a local folder, or 'demo'") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    adapter_for(model)
+    return model.to(device).eval(), processor
+
+
+def weights_hash(model: Any, limit: int = 1 << 26) -> str:
+    """Identity of a model's weights: all bytes of models up to 64 MiB, an even sample of each tensor above."""
+    import torch
+
+    state = model.state_dict()
+    large = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > limit
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().flatten()
+        if large:
+            flat = flat[:: max(1, len(flat) // 4096)]
+        digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes() if len(flat) else b"")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""An experiment resolved: loaded model, tasks, methods, families, budgets."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vispco.config import SearchConfig, Study, load_study, parse_study
+from vispco.errors import ConfigError
+from vispco.pruning.families import FAMILIES, ScheduleFamily
+from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.schedules import Schedule, Step
+from vispco.registry import suggest
+from vispco.tasks.base import SPLITS, Task, make_task
+
+if TYPE_CHECKING:
+    from vispco.models.base import ModelAdapter, ModelShape
+
+# Published configurations by name: (method, schedule). FastV: arXiv 2403.06764, K=2, R=50 %.
+PUBLISHED: dict[str, tuple[str, Schedule]] = {
+    "fastv:k2-r50": ("fastv", Step(layer=2, keep=0.5)),
+    "fastv:k2-r75": ("fastv", Step(layer=2, keep=0.25)),
+    "fastv:k3-r50": ("fastv", Step(layer=3, keep=0.5)),
+}
+
+
+class Problem:
+    """What is searched: everything that an experiment file says, with the model loaded when first used.
+
+    A model and processor that are already loaded may be given; the file's model block then only names them.
+    """
+
+    def __init__(self, study: Study, text: str = "", *, model: Any = None, processor: Any = None) -> None:
+        self.study = study
+        self.text = text
+        self._given = (model, processor) if model is not None else None
+        for name in study.defaults:
+            if name not in PUBLISHED:
+                raise ConfigError(f"unknown default {name!r}; {suggest(name, list(PUBLISHED))}")
+        if study.family not in FAMILIES:
+            FAMILIES[study.family]
+        make_method(study.method.name, study.method.parameters)
+        for task in self.tasks:
+            missing = [split for split in SPLITS if split not in task.sizes]
+            if missing:
+                raise ConfigError(
+                    f"task {task.name!r} gives no size for split {missing[0]!r}; splits: {', '.join(SPLITS)}"
+                )
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"a task is listed twice: {', '.join(names)}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: list[str] | None = None, **kwargs: Any) -> Problem:
+        """Read an experiment file.
+
+        Raises:
+            ConfigError: the file is wrong; the message names the fix.
+        """
+        study, text = load_study(path, overrides)
+        return cls(study, text, **kwargs)
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "study") -> Problem:
+        return cls(parse_study(text, source), text)
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        if self._given is not None:
+            return self._given
+        from vispco.models.loading import load_model
+
+        config = self.study.model
+        return load_model(config.name, device=config.device, dtype=config.dtype, attn_implementation=config.attention)
+
+    @property
+    def model(self) -> Any:
+        return self.loaded[0]
+
+    @property
+    def processor(self) -> Any:
+        return self.loaded[1]
+
+    @cached_property
+    def adapter(self) -> ModelAdapter:
+        from vispco.models.base import adapter_for
+
+        return adapter_for(self.model)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        return self.adapter.shape()
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        return [make_task(task.name, task.splits, task.options) for task in self.study.tasks]
+
+    @cached_property
+    def default_method(self) -> Method:
+        return make_method(self.study.method.name, self.study.method.parameters)
+
+    def method(self, entry: SearchConfig) -> Method:
+        chosen = entry.method or self.study.method
+        return make_method(chosen.name, chosen.parameters)
+
+    def family(self, entry: SearchConfig | None = None) -> ScheduleFamily:
+        name = (entry.family if entry else None) or self.study.family
+        family: ScheduleFamily = FAMILIES[name](self.shape.layers)
+        return family
+
+    def budgets(self, floor: float) -> list[float]:
+        """Budgets in [floor, 1]: the listed ones, or so many evenly spread (the middles of equal parts).
+
+        Raises:
+            ConfigError: a listed budget lies below the floor or above 1.
+        """
+        asked = self.study.budgets
+        if isinstance(asked, int):
+            return [floor + (1 - floor) * (i + 0.5) / asked for i in range(asked)]
+        for budget in asked:
+            if not floor <= budget <= 1:
+                raise ConfigError(
+                    f"budget {budget} lies outside [{floor:.4f}, 1]: the cheapest schedule of family "
+                    f"{self.study.family!r} with {self.study.method.name!r} has flops_ratio {floor:.4f} on the search "
+                    "split; raise the budget, or write a number of budgets to spread them over the range"
+                )
+        return sorted(asked)

@@ -1,0 +1,46 @@
+"""Attention masks cut to the tokens that are left: bool or additive, any backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def causal_mask(valid: Tensor, queries: int) -> Tensor:
+    """bool [B, 1, queries, keys]: the last ``queries`` of ``valid`` [B, keys], each seeing valid keys up to itself."""
+    keys = valid.shape[1]
+    at = torch.arange(keys, device=valid.device)
+    allowed = (at[None, :] <= at[keys - queries :, None])[None] & valid[:, None, :]
+    return allowed[:, None]
+
+
+def as_backend_mask(allowed: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
+    """Turn a bool mask into what the attention backend takes: additive for eager, bool otherwise."""
+    if attention != "eager":
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def gather_mask(mask: Tensor, rows: Tensor | None, columns: Tensor, filler: Tensor) -> Tensor:
+    """Keep the given rows [B, q] (all if None) and columns [B, k] of a 4-D mask.
+
+    ``filler`` bool [B, k] marks columns that are no token at all. They are hidden, except on the diagonal of
+    a square mask, where they keep a softmax over nothing from giving NaN.
+    """
+    batch = columns.shape[0]
+    mask = mask.expand(batch, *mask.shape[1:])
+    heads = mask.shape[1]
+    if rows is not None:
+        mask = mask.gather(2, rows[:, None, :, None].expand(-1, heads, -1, mask.shape[3]))
+    mask = mask.gather(3, columns[:, None, None, :].expand(-1, heads, mask.shape[2], -1))
+    if not filler.any():
+        return mask
+    hidden = filler[:, None, None, :].expand_as(mask)
+    if rows is not None and rows.shape == columns.shape:
+        diagonal = torch.eye(rows.shape[1], dtype=torch.bool, device=mask.device) & filler[:, None, :, None]
+        hidden = hidden & ~diagonal
+    blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    mask = mask.masked_fill(hidden, blocked)
+    if rows is not None and rows.shape == columns.shape:
+        mask = mask.masked_fill(diagonal, True if mask.dtype == torch.bool else 0.0)
+    return mask

@@ -1,0 +1,6 @@
+"""Pruning methods, one file each; importing this package registers the built-in ones."""
+
+from vispco.pruning.methods import fastv, random, stride
+from vispco.pruning.methods.base import METHODS, Method, ScoreContext, make_method
+
+__all__ = ["METHODS", "Method", "ScoreContext", "fastv", "make_method", "random", "stride"]

@@ -1,0 +1,38 @@
+"""FastV: keep the visual tokens that the last prompt token attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispco.pruning.methods.base import METHODS, Method, ScoreContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vispco.models.base import ModelShape
+
+
+@METHODS.register("fastv")
+@dataclass(frozen=True)
+class FastV(Method):
+    """Attention of the last prompt token in the layer before, mean over heads.
+
+    Source: arXiv 2403.06764; the rule of the official code (pkunlp-icler/FastV), which reads one query row
+    although the paper speaks of attention from all tokens. Deviations: scores come from one row computed
+    beside the fast attention kernel; under a schedule with several boundaries tokens are scored again at
+    each; the last *valid* token is the query, not index -1.
+    """
+
+    name: ClassVar[str] = "fastv"
+    needs_attention: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+
+    def score(self, context: ScoreContext) -> Tensor:
+        return context.attention_rows(context.last[:, None])[:, :, 0].mean(dim=1)
+
+    def scoring_flops(self, shape: ModelShape, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return 2 * shape.heads * shape.head_dim * tokens

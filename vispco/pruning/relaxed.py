@@ -1,0 +1,169 @@
+"""The relaxed model: every token stays, a straight-through mask says which ones still count as keys.
+
+The frozen model is differentiated with respect to keep ratios [L]. At the boundary before layer l the method
+ranks the visual tokens that are left, exactly as in the physically pruned forward. The mask of the token at
+place j is 1 if j < keep_count(r_l, N_v), else 0; its gradient is that of ``sigmoid((r_l N_v - j - 1/2) / T)``.
+A token's mask weighs it as a key for all others (never for itself): the weight is added to the attention
+logits as ``log(m + eps)``, so that the model's own attention kernel runs unchanged and the derivative at m = 0
+is the effect that bringing the token back would have.
+
+After arXiv 2604.15188 (soft threshold, straight-through mask, masked attention). Deviations: the threshold is
+soft in rank, not in score, so that its gradient does not depend on how a method scales its scores; N_v counts
+visual tokens only; at r = 1 nothing is dropped; masked positions get weight eps = 1e-8, not eps/N everywhere.
+With a hard mask the forward equals the pruned one (a test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vispco.errors import ModelError
+from vispco.models.base import ModelAdapter
+from vispco.pruning.attention import attention_rows
+from vispco.pruning.methods.base import Method, ScoreContext
+
+EPSILON = 1e-8
+
+
+class RelaxedForward:
+    """Hooks of one :func:`relaxed` block, for one forward pass at a time."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        method: Method,
+        ratios: Tensor,
+        temperature: float,
+        trailing: int,
+        sample_keys: list[int],
+    ) -> None:
+        self.adapter, self.method, self.ratios = adapter, method, ratios
+        self.temperature, self.trailing, self.sample_keys = temperature, trailing, sample_keys
+        self._captured: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def install(self) -> None:
+        add = self._handles.append
+        add(self.adapter.entry().register_forward_pre_hook(self._on_entry, with_kwargs=True))
+        for number, layer in enumerate(self.adapter.layers()):
+            add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
+            if number + 1 < len(self.ratios):
+                for what, module in zip(("queries", "keys"), self.adapter.projections(number), strict=True):
+                    add(module.register_forward_hook(self._capture_hook(what)))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._captured.clear()
+
+    def _capture_hook(self, what: str) -> Any:
+        def capture(module: Any, args: Any, output: Tensor) -> None:
+            self._captured[what] = output.detach()
+
+        return capture
+
+    def _on_entry(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.visual = self.adapter.visual_mask(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        mask = kwargs.get("attention_mask")
+        self.valid = mask.bool() if mask is not None else torch.ones_like(self.visual)
+        self.visual = self.visual & self.valid
+        self.mask = self.valid.to(self.ratios.dtype)
+        length = self.valid.shape[1]
+        places = torch.arange(length, device=self.valid.device)
+        self.prompt = self.valid & (places < length - self.trailing)
+        self.last = (self.prompt * places).amax(dim=1)
+        self.rank = self.visual.long().cumsum(dim=1).sub(1).clamp(min=0)
+        self.causal = torch.ones(length, length, dtype=torch.bool, device=places.device).tril()
+        self.diagonal = torch.eye(length, dtype=torch.bool, device=places.device)
+        self._captured.clear()
+
+    def _layer_hook(self, number: int) -> Any:
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if number == 0:
+                return None
+            self._drop(number, kwargs["position_embeddings"])
+            weight = torch.log(self.mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
+            floor = torch.finfo(self.adapter.dtype()).min
+            allowed = self.causal & (self.valid[:, None, None, :] | self.diagonal)
+            additive = weight.to(self.adapter.dtype()).masked_fill(~allowed, floor)
+            return args, {**kwargs, "attention_mask": additive}
+
+        return before
+
+    def _drop(self, number: int, position_embeddings: tuple[Tensor, Tensor]) -> None:
+        """Multiply the mask by the keep mask of the boundary before layer ``number``."""
+        with torch.no_grad():
+            alive = self.visual & (self.mask > 0.5)
+            context = ScoreContext(
+                boundary=number,
+                visual=alive,
+                valid=self.prompt & (self.mask > 0.5),
+                last=self.last,
+                rank=self.rank,
+                sample_keys=self.sample_keys,
+                rows=lambda query: attention_rows(
+                    self.adapter,
+                    number - 1,
+                    queries=self._captured["queries"],
+                    keys=self._captured["keys"],
+                    position_embeddings=position_embeddings,
+                    valid=self.prompt & (self.mask > 0.5),
+                    query_index=query,
+                ),
+            )
+            scores = self.method.score(context).masked_fill(~alive, -torch.inf)
+            order = scores.argsort(dim=-1, descending=True, stable=True)
+            places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+            place = torch.empty_like(order).scatter_(1, order, places).to(self.ratios.dtype)
+            n_visual = self.visual.sum(dim=1, keepdim=True).to(self.ratios.dtype)
+            ratio = self.ratios[number].detach()
+            count = torch.floor(ratio * n_visual + 0.5).clamp(min=float(ratio > 0))
+            hard = (place < count).to(self.ratios.dtype)
+        soft = torch.sigmoid(
+            (self.ratios[number] * n_visual - place - 0.5) / (self.temperature * n_visual.clamp(min=1))
+        )
+        keep = hard + soft - soft.detach()
+        self.mask = torch.where(self.visual, self.mask * keep, self.mask)
+
+
+@contextmanager
+def relaxed(
+    adapter: ModelAdapter,
+    method: Method,
+    ratios: Tensor,
+    *,
+    temperature: float = 0.1,
+    trailing: int = 0,
+    sample_keys: list[int] | None = None,
+) -> Iterator[RelaxedForward]:
+    """Inside the block the model's forward is differentiable in ``ratios`` [L]; ratio 0 must be 1 (layer 0).
+
+    Args:
+        temperature: width of the straight-through mask's gradient, as a share of the visual tokens.
+        trailing: answer tokens behind the prompt; methods see the prompt only.
+
+    Raises:
+        ModelError: the method's scores cannot drive the relaxed model, or the attention backend takes no
+            additive mask.
+    """
+    if not method.differentiable:
+        raise ModelError(
+            f"method {method.name!r} cannot drive the relaxed model; use one that ranks by model signals, e.g. fastv"
+        )
+    attention = adapter.attention()
+    if attention not in ("sdpa", "eager"):
+        raise ModelError(
+            f"the relaxed model needs sdpa or eager attention, not {attention!r}; set model.attention: sdpa"
+        )
+    session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [])
+    session.install()
+    try:
+        yield session
+    finally:
+        session.remove()

@@ -1,0 +1,288 @@
+"""Run an experiment: references, every entry's search, held-out measurements. Idempotent; resumes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vispco.analysis.selection import points_to_confirm
+from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
+from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.records import Evaluation
+from vispco.problem import PUBLISHED, Problem
+from vispco.provenance import provenance
+from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.schedules import parse_schedule
+from vispco.registry import suggest
+from vispco.search import SEARCHES
+from vispco.search.base import Advance, Search, SearchContext
+from vispco.storage.store import Store
+
+ACCOUNTING = "exact"
+
+
+class Progress(Protocol):
+    """Shows what a run does; ``track`` wraps one part of it."""
+
+    def track(self, title: str) -> AbstractContextManager[Advance]: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def track(self, title: str) -> AbstractContextManager[Advance]:
+        return nullcontext(lambda done, total, note: None)
+
+    def say(self, text: str) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One study to run: an entry at one seed."""
+
+    entry: str
+    config: SearchConfig
+    seed: int
+    study: str
+    options: Any
+
+
+def study_name(experiment: str, entry: str, seed: int | None) -> str:
+    return f"{experiment}/{entry}" if seed is None else f"{experiment}/{entry}@{seed}"
+
+
+def plan(study: Study, only: Sequence[str] | None = None) -> list[Planned]:
+    """The studies of an experiment, entries that others take their compute from first.
+
+    Raises:
+        ConfigError: unknown entry, kind or option; a compute reference to nothing or in a circle.
+    """
+    for name in only or []:
+        if name not in study.searches:
+            raise ConfigError(f"no search entry {name!r}; {suggest(name, list(study.searches))}")
+    options = {}
+    for name, entry in study.searches.items():
+        cls: type[Search] = SEARCHES[entry.kind]
+        options[name] = check_options(cls.Options, name, entry.kind, entry.options)
+    ordered: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise ConfigError(f"searches take their compute from each other in a circle: {' -> '.join([*path, name])}")
+        source = getattr(options[name], "compute", None)
+        if source is not None:
+            if source not in study.searches:
+                raise ConfigError(
+                    f"searches.{name}.compute names no entry: {source!r}; {suggest(source, list(study.searches))}"
+                )
+            visit(source, (*path, name))
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in study.searches:
+        visit(name, ())
+    planned = []
+    for name in ordered:
+        if only and name not in only:
+            continue
+        entry = study.searches[name]
+        for seed in entry.seeds if entry.seeds is not None else [None]:
+            planned.append(Planned(name, entry, seed or 0, study_name(study.experiment, name, seed), options[name]))
+    return planned
+
+
+def validate(problem: Problem) -> None:
+    """Everything that can be checked without measuring: entries, options, methods, families, defaults.
+
+    Raises:
+        ConfigError, ScheduleError: the first thing that is wrong.
+    """
+    from vispco.pruning.families import FAMILIES
+
+    for planned in plan(problem.study):
+        method = problem.method(planned.config)
+        family = planned.config.family or problem.study.family
+        FAMILIES[family]
+        if planned.config.kind == "lagrangian" and not method.differentiable:
+            raise ConfigError(
+                f"searches.{planned.entry}: method {method.name!r} is not differentiable, so kind 'lagrangian' cannot "
+                "use it; use grid, random or tpe"
+            )
+
+
+class Run:
+    """One driver's work on one experiment."""
+
+    def __init__(self, problem: Problem, store: Store, progress: Progress | None = None) -> None:
+        self.problem, self.store = problem, store
+        self.study = problem.study
+        self.progress: Progress = progress or Silent()
+        self.evaluator = Evaluator(problem, store)
+
+    def run(self, only: Sequence[str] | None = None, *, fresh: bool = False) -> int:
+        """Bring the experiment to its end; returns how many trials were added.
+
+        Raises:
+            ConfigError: the study is wrong, or differs from what this database holds under its name.
+            LockedError: another driver runs it.
+        """
+        validate(self.problem)
+        planned = plan(self.study, only)
+        with self.store.lock(self.study.experiment):
+            if fresh:
+                self.store.delete_experiment(self.study.experiment)
+            self._check_unchanged()
+            with self.progress.track("prepare") as advance:
+                advance(0, 3, "model and samples")
+                floor = self.evaluator.flops_ratio(self.problem.family().cheapest(), "search")
+                budgets = self.problem.budgets(floor)
+                self._check_entries_fit()
+                self.store.save_experiment(
+                    self.study.experiment,
+                    spec_text=self.problem.text,
+                    spec_hash=self.study.spec_hash(),
+                    identity=self.study.identity(),
+                    provenance=provenance(self.study.model.device),
+                )
+                advance(1, 3, "references")
+                facts = self._references()
+                advance(3, 3, "references")
+            facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
+            self.store.save_facts(self.study.experiment, facts)
+            before = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
+            for item in planned:
+                self._search(item, budgets)
+            self._confirm(planned, budgets)
+            after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
+        return after - before
+
+    def _check_unchanged(self) -> None:
+        """Refuse a changed model, task or entry under a name that has trials."""
+        stored = self.store.experiment(self.study.experiment)
+        if stored is None:
+            return
+        way_out = "give the study another experiment name, or start over with --fresh"
+        for key, value in self.study.identity().items():
+            if stored["identity"].get(key) != value:
+                raise ConfigError(
+                    f"experiment {self.study.experiment!r} in this database has another {key!r} "
+                    f"({_short(stored['identity'].get(key))} there, {_short(value)} here); its trials cannot be mixed: {way_out}"
+                )
+        earlier = parse_study(stored["spec_text"], "stored study")
+        for name, entry in self.study.searches.items():
+            if name in earlier.searches and _fixed(earlier.searches[name]) != _fixed(entry):
+                raise ConfigError(
+                    f"entry {name!r} of experiment {self.study.experiment!r} was run with other settings; "
+                    f"only seeds and trials may change: rename the entry, {way_out}"
+                )
+
+    def _check_entries_fit(self) -> None:
+        for item in plan(self.study):
+            method, family = self.problem.method(item.config), self.problem.family(item.config)
+            self.evaluator.flops_ratio(family.cheapest(), "search", method)
+
+    def _references(self) -> dict[str, Any]:
+        """Measure and link the plain model, the model without pictures, and published defaults."""
+        name = self.study.experiment
+        for split in ("search", "held_out"):
+            self.store.link(name, "reference", "unpruned", self.evaluator.unpruned(split))
+            self.store.link(name, "reference", "no_image", self.evaluator.no_image(split))
+            for default in self.study.defaults:
+                method, schedule = PUBLISHED[default]
+                evaluation = self.evaluator.evaluate([schedule], split, make_method(method))[0]
+                self.store.link(name, "default", default, evaluation)
+        return {"layers": self.problem.shape.layers}
+
+    def _entry_facts(self) -> dict[str, Any]:
+        """Per study what analysis needs and trials do not say."""
+        grid = {}
+        for item in plan(self.study):
+            method = self.problem.method(item.config)
+            grid[item.study] = {
+                "entry": item.entry,
+                "seed": item.seed,
+                "kind": item.config.kind,
+                "method": method.name,
+                "method_key": _method_key(method),
+                "family": item.config.family or self.study.family,
+            }
+        return {"studies": grid}
+
+    def _search(self, item: Planned, budgets: list[float]) -> None:
+        log = self.store.trial_log(item.study)
+        failed = log.fail_running()
+        if failed:
+            self.progress.say(f"{item.study}: {failed} trials left by a dead driver marked as failed")
+        cls: type[Search] = SEARCHES[item.config.kind]
+        with self.progress.track(item.study) as advance:
+            context = SearchContext(
+                evaluator=self.evaluator,
+                method=self.problem.method(item.config),
+                family=self.problem.family(item.config),
+                budgets=budgets,
+                seed=item.seed,
+                log=log,
+                store=self.store,
+                allowance=self._allowance(item),
+                advance=advance,
+            )
+            cls(context, item.options).run()
+
+    def _allowance(self, item: Planned) -> int | None:
+        """Compute that the referenced entry was charged: at the same seed if it ran there, else its mean."""
+        source = getattr(item.options, "compute", None)
+        if source is None:
+            return None
+        entry = self.study.searches[source]
+        seeds = entry.seeds if entry.seeds is not None else [None]
+        wanted = [item.seed] if item.seed in seeds else seeds
+        charged = [
+            self.store.trial_log(study_name(self.study.experiment, source, seed)).charged_flops() for seed in wanted
+        ]
+        if not all(charged):
+            raise ConfigError(
+                f"searches.{item.entry}: entry {source!r}, whose compute it may spend, has no trials yet; "
+                f"run both: --search {source} --search {item.entry}"
+            )
+        return sum(charged) // len(charged)
+
+    def _confirm(self, planned: list[Planned], budgets: list[float]) -> None:
+        """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""
+        todo: dict[tuple[str, str], Method] = {}
+        for item in planned:
+            method = self.problem.method(item.config)
+            for schedule in points_to_confirm(self.store.trial_log(item.study).complete(), budgets):
+                todo[_method_key(method), schedule] = method
+        with self.progress.track("held-out") as advance:
+            for number, ((key, schedule), method) in enumerate(todo.items(), start=1):
+                evaluation = self.evaluator.evaluate([parse_schedule(schedule)], "held_out", method)[0]
+                self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", evaluation)
+                advance(number, len(todo), schedule)
+
+
+def evaluate_once(problem: Problem, schedule_text: str, split: str) -> Evaluation:
+    """Measure one schedule without a store."""
+    return Evaluator(problem).evaluate([parse_schedule(schedule_text)], split)[0]
+
+
+def _method_key(method: Method) -> str:
+    return f"{method.name}:{content_hash(method.parameters())[:8]}" if method.parameters() else method.name
+
+
+def _fixed(entry: SearchConfig) -> dict[str, Any]:
+    """Settings of an entry that may not change while it has trials."""
+    dump = entry.model_dump(mode="json")
+    dump.pop("seeds")
+    dump["options"] = {key: value for key, value in dump["options"].items() if key != "trials"}
+    return dump
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,60 @@
+"""``mosaic-vqa``: questions with up to three hops about mosaics of easy-VQA pictures; needs no network."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vispco.tasks.base import TASKS, Sample, Task
+from vispco.tasks.mosaic import TASK_MIX, sample_questions, sample_scene, split_pictures
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+QUESTIONS_PER_PICTURE = 2
+
+
+@TASKS.register("mosaic-vqa")
+class MosaicVQA(Task):
+    """Exact match on one-word answers; two questions about each mosaic form a group.
+
+    Splits are made of disjoint easy-VQA pictures. Row ``i`` of a split is the same whatever the split's size.
+    """
+
+    name: ClassVar[str] = "mosaic-vqa"
+    max_new_tokens: ClassVar[int] = 1
+
+    def dataset(self, split: str) -> Dataset:
+        from datasets import Dataset, Features, Image, Value
+        from PIL import Image as Pillow
+
+        size = self.sizes.get(split, 0)
+        pictures = split_pictures(split)
+        columns: dict[str, list[Any]] = {name: [] for name in ("id", "group_id", "image", "question", "answer", "kind")}
+        for number in range((size + QUESTIONS_PER_PICTURE - 1) // QUESTIONS_PER_PICTURE):
+            rng = random.Random(f"{self.name}/{self.version}/{split}/{number}")
+            scene = sample_scene(pictures, rng)
+            image = Pillow.fromarray(scene.pixels())
+            for place, question in enumerate(sample_questions(scene, rng, TASK_MIX, QUESTIONS_PER_PICTURE)):
+                columns["id"].append(f"{split}/{number}/{place}")
+                columns["group_id"].append(f"{split}/{number}")
+                columns["image"].append(image)
+                columns["question"].append(question.text)
+                columns["answer"].append(question.answer)
+                columns["kind"].append(question.kind)
+        features = Features({name: Image() if name == "image" else Value("string") for name in columns})
+        return Dataset.from_dict({name: column[:size] for name, column in columns.items()}, features=features)
+
+    def sample(self, row: Mapping[str, Any]) -> Sample:
+        return Sample(
+            id=row["id"],
+            group_id=row["group_id"],
+            images=(row["image"],),
+            question=row["question"],
+            answers=(row["answer"],),
+            extra={"kind": row["kind"]},
+        )
+
+    def score(self, sample: Sample, answer: str) -> float:
+        return float(answer.strip().lower() == sample.answers[0])
