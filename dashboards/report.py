@@ -168,8 +168,8 @@ def _budget_table(comparison: dict[str, Any]) -> str:
                 text += f" ({100 * gap['mean']:+.1f}, {100 * gap['ci'][0]:+.1f} to {100 * gap['ci'][1]:+.1f})"
             cells.append(text)
         rows.append(cells)
-    title = "<h2>Choice per budget</h2><p>Held-out accuracy, schedule, and difference to the grid in points with its interval.</p>"
-    return title + _table(["budget", *names], rows)
+    note = "Held-out accuracy, schedule, and difference to the grid in points with its interval."
+    return f"<h2>Choice per budget</h2><p>{note}</p>" + _table(["budget", *names], rows)
 
 
 def _provenance(comparison: dict[str, Any], stored: dict[str, Any]) -> str:

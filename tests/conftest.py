@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+
+# Tests run in several processes; torch in one thread each is faster than all of them sharing all cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from typing import Any
 
 import pytest
@@ -34,6 +39,16 @@ def tiny_llava() -> Any:
 IMAGE_TOKENS = 16
 
 
+def installed_hooks(model: Any) -> set[tuple[str, int]]:
+    """Every hook on every module. transformers puts its own on at the first forward and leaves them."""
+    return {
+        (name, id(hook))
+        for name, module in model.named_modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for hook in hooks.values()
+    }
+
+
 def make_batch(
     rows: list[tuple[int, int, int]], side: str = "left", seed: int = 0, image_tokens: int = IMAGE_TOKENS
 ) -> dict[str, torch.Tensor]:
@@ -55,3 +70,33 @@ def make_batch(
     if pictures:
         batch["pixel_values"] = torch.randn(pictures, 3, 32, 32, generator=generator)
     return batch
+
+
+SMALL = """
+experiment: small
+model: demo
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 16, search: 12, held_out: 12}}
+budgets: 3
+batch_size: 8
+searches:
+  grid: {kind: grid}
+  lagrangian: {kind: lagrangian, dual_steps: 2, primal_steps: 2, batch: 8, check: 8}
+  random: {kind: random, compute: lagrangian}
+  tpe: {kind: tpe, trials: 13, batch: 2}
+"""
+
+
+@pytest.fixture(scope="session")
+def problem() -> Any:
+    """The demo model on a dozen samples."""
+    from vispco.problem import Problem
+
+    return Problem.from_text(SMALL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

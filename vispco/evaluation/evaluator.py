@@ -132,8 +132,8 @@ class Evaluator:
                 logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
                 if not bool(torch.isfinite(logits).all()):
                     raise MeasurementError(
-                        f"{_text(policy)} with {method.name} gave logits that are not finite on task {part.task.name!r}; "
-                        "check the model's weights and dtype"
+                        f"{_text(policy)} with {method.name} gave logits that are not finite on task "
+                        f"{part.task.name!r}; check the model's weights and dtype"
                     )
                 tokens = logits.argmax(dim=-1, keepdim=True)
             else:

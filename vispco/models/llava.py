@@ -48,12 +48,12 @@ class LlavaAdapter(ModelAdapter):
 
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         token = self.model.config.image_token_id
+        found: Tensor
         if input_ids is not None:
-            found: Tensor = input_ids == token
-            return found
-        assert inputs_embeds is not None
-        placeholder = self.model.get_input_embeddings().weight[token]
-        found = (inputs_embeds == placeholder).all(-1)
+            found = input_ids == token
+        else:
+            assert inputs_embeds is not None
+            found = (inputs_embeds == self.model.get_input_embeddings().weight[token]).all(-1)
         return found
 
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:

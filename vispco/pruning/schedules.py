@@ -142,7 +142,8 @@ def parse_schedule(text: str) -> Schedule:
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
         raise ScheduleError(
-            f"cannot read schedule {text!r}; write step(layer=2, keep=0.5) or ratios(1, 1, 0.5, ...) with a ratio per layer"
+            f"cannot read schedule {text!r}; write step(layer=2, keep=0.5), "
+            "or ratios(1, 1, 0.5, ...) with a ratio per layer"
         ) from None
     if name == "ratios":
         if named:

@@ -106,8 +106,8 @@ class LagrangianSearch(Search):
             optimizer.step()
             trajectory.append(
                 {
-                    "loss": float(loss),
-                    "violation": float(violation),
+                    "loss": float(loss.detach()),
+                    "violation": float(violation.detach()),
                     "multiplier": lagrangian.multiplier,
                     "penalty": lagrangian.penalty,
                     "sharpness": sharpness,

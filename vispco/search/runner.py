@@ -172,7 +172,8 @@ class Run:
             if stored["identity"].get(key) != value:
                 raise ConfigError(
                     f"experiment {self.study.experiment!r} in this database has another {key!r} "
-                    f"({_short(stored['identity'].get(key))} there, {_short(value)} here); its trials cannot be mixed: {way_out}"
+                    f"({_short(stored['identity'].get(key))} there, {_short(value)} here); "
+                    f"its trials cannot be mixed: {way_out}"
                 )
         earlier = parse_study(stored["spec_text"], "stored study")
         for name, entry in self.study.searches.items():

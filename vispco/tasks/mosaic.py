@@ -180,6 +180,7 @@ QUESTION_KINDS: dict[str, Maker] = {
     "exists": _exists,
     "place_1_hops": _place(0),
     "place_2_hops": _place(1),
+    "place_3_hops": _place(2),
 }
 ONE_HOP = ("color_at", "shape_at", "color_of", "shape_of")
 
@@ -192,6 +193,8 @@ TWO_HOPS = {
     "color_2_hops": 2.0,
     "shape_2_hops": 1.0,
 }
+
+PLACES = {"place_1_hops": 0.5, "place_2_hops": 1.0, "place_3_hops": 1.0}
 
 # Shares in the task: multi-hop questions carry half the weight, so that the picture is needed at
 # several depths; yes/no questions little, so that an answer without the picture is worth little.

@@ -6,7 +6,8 @@ Stages, each from the weights of the one before:
    cell from the mean of its visual tokens. Learning to see through the decoder takes many times longer.
 2. ``one_hop``: whole model, one-hop questions. All kinds at once sit on a plateau here.
 3. ``two_hops``: questions that start from one cell and end in another, with questions about the place itself.
-4. ``all``: every kind of question, in the shares of the task.
+4. ``all``: every kind of question in the shares of the task, and places. The vision tower is frozen, and on a CPU
+   the step runs under bfloat16 autocast with eager attention, a quarter faster than float32 with sdpa.
 
 Several questions about one picture are packed into one sequence: each attends to the picture and to
 itself only, at the positions it would have if asked alone, so a packed question is exactly the question
@@ -37,9 +38,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vispco.models.demo.build import build_model, build_processor, vocabulary
+from vispco.pruning.masks import as_backend_mask
 from vispco.tasks.mosaic import (
     COLORS,
     ONE_HOP,
+    PLACES,
     SHAPES,
     TASK_MIX,
     TWO_HOPS,
@@ -60,13 +63,14 @@ class Stage:
     peak_lr: float
     mix: dict[str, float] | None = None
     questions: int = 10
+    frozen_vision: bool = False
 
 
 STAGES = (
     Stage("see", 1500, 64, 1e-3),
     Stage("one_hop", 2000, 24, 1e-3, dict.fromkeys(ONE_HOP, 1.0), 10),
     Stage("two_hops", 1500, 24, 1e-3, TWO_HOPS, 10),
-    Stage("all", 4000, 24, 1e-3, TASK_MIX, 10),
+    Stage("all", 4000, 24, 1e-3, {**TASK_MIX, **PLACES}, 10, frozen_vision=True),
 )
 
 
@@ -188,12 +192,12 @@ def answer_loss(
     hidden = model.model(
         input_ids=packed.input_ids,
         pixel_values=pixel_values(scenes).to(device),
-        attention_mask=packed.mask,
+        attention_mask=as_backend_mask(packed.mask, model.config._attn_implementation, torch.float32),
         position_ids=packed.position_ids,
         use_cache=False,
     ).last_hidden_state
     where = packed.labels != -100
-    logits, labels = model.lm_head(hidden[where]), packed.labels[where]
+    logits, labels = model.lm_head(hidden[where]).float(), packed.labels[where]
     loss = nn.functional.cross_entropy(logits, labels)
     eos = model.config.text_config.eos_token_id
     answers = labels != eos
@@ -240,6 +244,9 @@ def run_stage(
     optimizer = torch.optim.AdamW(parameters, lr=stage.peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.peak_lr, stage.steps, pct_start=0.1)
     state_file = folder / f"{stage.name}.state.pt"
+    model.model.vision_tower.requires_grad_(not stage.frozen_vision)
+    fast = stage.frozen_vision and device == "cpu"
+    model.set_attn_implementation("eager" if fast else "sdpa")
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -256,7 +263,8 @@ def run_stage(
             loss, _ = see_loss(model, heads, scenes, device)
         else:
             packed, kinds = draw_questions(scenes, stage.mix, stage.questions, rng, vocab)
-            loss, _ = answer_loss(model, scenes, packed, kinds, device)
+            with torch.autocast(device, torch.bfloat16, enabled=fast):
+                loss, _ = answer_loss(model, scenes, packed, kinds, device)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -320,6 +328,7 @@ def main() -> None:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, finished)
         history_file.write_text(json.dumps(history))
 
+    model.set_attn_implementation("sdpa")
     model.cpu().eval().save_pretrained(arguments.out)
     build_processor().save_pretrained(arguments.out)
     record = {

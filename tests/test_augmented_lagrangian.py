@@ -1,0 +1,63 @@
+"""Against a toy with a closed-form optimum: multiplier and solution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vispco.search.augmented_lagrangian import AugmentedLagrangian
+
+
+def solve(budget: float, weights: list[float], dual_steps: int = 30) -> tuple[torch.Tensor, float]:
+    """Minimise sum a_i exp(-3 k_i) subject to mean k_i <= budget."""
+    a = torch.tensor(weights, dtype=torch.float64)
+    k = torch.full_like(a, 0.5).requires_grad_(True)
+    state = AugmentedLagrangian(penalty=20.0, cap=200.0)
+    for _ in range(dual_steps):
+        optimizer = torch.optim.LBFGS([k], max_iter=50, line_search_fn="strong_wolfe")
+
+        def closure(optimizer: torch.optim.LBFGS = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            value = (a * torch.exp(-3 * k)).sum() + state.term((k.mean() - budget) / budget)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        state.dual_step(float((k.detach().mean() - budget) / budget))
+    return k.detach(), state.multiplier
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [0.5, 1.0, 1.5, 4.0]])
+def test_water_filling(budget: float, weights: list[float]) -> None:
+    """Stationarity 3 a_i exp(-3 k_i) = lam / (n budget) gives k_i = (ln(3 a_i) - c) / 3 with mean k_i = budget."""
+    n = len(weights)
+    c = sum(math.log(3 * w) for w in weights) / n - 3 * budget
+    expected = [(math.log(3 * w) - c) / 3 for w in weights]
+    multiplier = math.exp(c) * n * budget
+    found, lam = solve(budget, weights)
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    assert lam == pytest.approx(multiplier, rel=1e-3)
+
+
+def test_inactive_constraint_has_no_multiplier() -> None:
+    state = AugmentedLagrangian(multiplier=1.0, penalty=20.0)
+    state.dual_step(-0.5)
+    assert state.multiplier == 0.0
+    x = torch.tensor(-0.5, requires_grad=True)
+    state.term(x).backward()
+    assert float(x.grad) == 0.0
+
+
+def test_penalty_grows_only_without_progress_and_is_capped() -> None:
+    state = AugmentedLagrangian(penalty=20.0, growth=2.0, shrink=0.5, cap=50.0)
+    state.dual_step(0.4)
+    assert state.penalty == 20.0
+    state.dual_step(0.1)
+    assert state.penalty == 20.0
+    state.dual_step(0.09)
+    assert state.penalty == 40.0
+    state.dual_step(0.09)
+    assert state.penalty == 50.0

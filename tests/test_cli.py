@@ -1,0 +1,291 @@
+"""The command line as a user meets it: results on stdout, one clear line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vispco
+from conftest import SMALL
+from vispco.cli.main import app, main
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vispco", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out = capsys.readouterr()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0), out.out, out.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The small experiment with two searches, run by the command line in its own process."""
+    folder = tmp_path_factory.mktemp("cli")
+    text = SMALL.replace("  grid: {kind: grid}\n", "").replace("  random: {kind: random, compute: lagrangian}\n", "")
+    (folder / "study.yaml").write_text(text)
+    url = f"sqlite:///{folder}/a.db"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from vispco.cli.main import main; main()",
+            "run",
+            folder / "study.yaml",
+            "--storage",
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "small: accuracy on held-out samples" in done.stdout
+    assert "new trials" in done.stderr
+    return url, folder
+
+
+def test_every_command_has_help(cli: Cli) -> None:
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == {
+        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "dashboard", "validate", "doctor")
+    }
+    for name in names:
+        code, out, _ = cli(name, "--help")
+        assert code == 0
+        assert len(out.splitlines()) > 4
+
+
+def test_run_again_says_it_is_finished(cli: Cli, ran: tuple[str, Path]) -> None:
+    url, folder = ran
+    code, _, err = cli("run", folder / "study.yaml", "--storage", url)
+    assert code == 0
+    assert "finished before, nothing to do" in err
+    code, _, err = cli("resume", "small", "--storage", url)
+    assert code == 0
+    assert "finished before, nothing to do" in err
+
+
+def test_compare_json_is_the_contract(cli: Cli, ran: tuple[str, Path]) -> None:
+    code, out, _ = cli("compare", "small", "--json", "--storage", ran[0])
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) == {
+        *("experiment", "spec_hash", "accounting", "floor", "budgets", "unpruned", "no_image", "reference_point"),
+        *("defaults", "searches", "by_budget"),
+    }
+    assert set(found["unpruned"]) == {"accuracy", "accuracy_held_out", "flops"}
+    assert {"name", "accuracy_held_out", "flops_ratio"} <= set(found["defaults"][0])
+    assert found["defaults"][0]["name"] == "fastv:k2-r50"
+    assert [s["name"] for s in found["searches"]] == ["lagrangian", "tpe"]
+    for search in found["searches"]:
+        assert set(search) == {
+            *("name", "study", "seed", "trials", "evaluations", "charged_flops", "spent_flops", "propose_flops"),
+            *("wall_seconds", "budget_score", "budget_score_ci", "hypervolume", "hypervolume_ratio_to_grid"),
+            *("cost_ratio_to_grid", "igd_plus", "epsilon", "front"),
+        }
+        # No grid was run: ratios to it cannot be had.
+        assert search["hypervolume_ratio_to_grid"] is search["cost_ratio_to_grid"] is search["igd_plus"] is None
+        assert search["charged_flops"] >= search["spent_flops"]
+        ratios = [point["flops_ratio"] for point in search["front"]]
+        accuracies = [point["accuracy"] for point in search["front"]]
+        assert ratios == sorted(ratios)
+        assert accuracies == sorted(set(accuracies))
+        for point in search["front"]:
+            assert {"trial", "schedule", "keep_ratio", "accuracy", "accuracy_held_out", "accuracy_ci"} <= set(point)
+            assert len(point["keep_ratio"]) == 8
+            assert point["accuracy_ci"][0] <= point["accuracy_held_out"] <= point["accuracy_ci"][1]
+        chosen = [row["chosen"][search["name"]]["accuracy_held_out"] for row in found["by_budget"]]
+        assert search["budget_score"] == pytest.approx(sum(chosen) / 3)
+    assert [row["budget"] for row in found["by_budget"]] == found["budgets"]
+
+
+def test_listings_speak_json_and_csv(cli: Cli, ran: tuple[str, Path]) -> None:
+    for command in (
+        ["ls"],
+        ["status"],
+        ["status", "small"],
+        ["ls", "methods"],
+        ["ls", "schedules"],
+        ["ls", "searches"],
+    ):
+        storage = ["--storage", ran[0]]
+        _, as_json, _ = cli(*command, "--json", *storage)
+        _, as_csv, _ = cli(*command, "--csv", *storage)
+        rows = json.loads(as_json)
+        assert rows
+        assert [list(row) for row in csv.DictReader(io.StringIO(as_csv))] == [list(row) for row in rows]
+    _, out, _ = cli("compare", "small", "--csv", "--storage", ran[0])
+    assert [row["search"] for row in csv.DictReader(io.StringIO(out))] == ["lagrangian", "tpe"]
+    _, out, _ = cli("compare", "small", "--storage", ran[0])
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_export_and_use(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    code, out, _ = cli("export", "small", "--budget", 0.6, "-o", file, "--storage", ran[0])
+    assert code == 0
+    assert out.strip() == str(file)
+    written = json.loads(file.read_text())
+    assert written["flops_ratio"] <= 0.6
+    assert vispco.load_schedule(file).text() == written["schedule"]
+
+
+def test_report_is_one_page_that_needs_nothing_else(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
+    code, out, _ = cli("report", "small", "-o", tmp_path / "r.html", "--storage", ran[0])
+    assert code == 0
+    page = Path(out.strip()).read_text()
+    assert 'src="' not in page.split("<body>")[1]
+    assert "<link" not in page
+    for text in ("lagrangian", "tpe", "fastv:k2-r50", "Schedules on the front of", "spec hash", "kind: lagrangian"):
+        assert text in page
+
+
+def test_eval_prints_what_the_evaluator_measures(cli: Cli, ran: tuple[str, Path]) -> None:
+    code, out, _ = cli("eval", ran[1] / "study.yaml", "--schedule", "step(layer=2, keep=0.5)", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["schedule"] == "step(layer=2, keep=0.5)"
+    assert found["keep_ratio"] == [1.0, 1.0] + [0.5] * 6
+    assert 0 <= found["accuracy"] <= 1
+
+
+def test_validate_and_doctor(cli: Cli, ran: tuple[str, Path]) -> None:
+    code, out, _ = cli("validate", ran[1] / "study.yaml")
+    assert code == 0
+    assert "8 layers of width 96" in out
+    assert "64 visual" in out
+    code, out, _ = cli("doctor", "--storage", ran[0])
+    assert code == 0
+    assert "1 experiments" in out
+    assert vispco.__version__ in out
+
+
+STUDY_MISTAKES = {
+    "unknown key": ("budgets: 3", "budgets: 3\nsearchs: {}", "unknown key 'searchs'; did you mean 'searches'"),
+    "unknown option": ("check: 8", "chekc: 8", "unknown key 'searches.lagrangian.chekc'.*did you mean 'check'"),
+    "unknown kind": ("kind: tpe", "kind: tpee", "unknown search 'tpee'; did you mean 'tpe'"),
+    "unknown method": ("budgets: 3", "budgets: 3\nmethod: fastvv", "unknown method 'fastvv'; did you mean 'fastv'"),
+    "method parameter": (
+        "budgets: 3",
+        "budgets: 3\nmethod: {name: random, parameters: {sead: 1}}",
+        "no parameter 'sead'; did you mean 'seed'",
+    ),
+    "method without gradients": ("budgets: 3", "budgets: 3\nmethod: random", "'random' is not differentiable"),
+    "unknown family": ("budgets: 3", "budgets: 3\nfamily: stepp", "unknown family of schedules 'stepp'"),
+    "unknown task": ("mosaic-vqa", "mosaik-vqa", "unknown task 'mosaik-vqa'; did you mean 'mosaic-vqa'"),
+    "unknown split": ("held_out: 12", "heldout: 12", "unknown split 'heldout'; did you mean 'held_out'"),
+    "missing split": (", held_out: 12", "", "no size for split 'held_out'"),
+    "unknown model": ("model: demo", "model: /no/such/folder", "cannot load model '/no/such/folder'"),
+    "budget below the floor": ("budgets: 3", "budgets: [0.01, 0.5]", r"budget 0\.01 lies outside \[0\.\d+, 1\]"),
+    "wrong type": ("budgets: 3", "budgets: many", "budgets.*'many'"),
+    "two limits": ("trials: 13", "trials: 13, compute: lagrangian", "give either trials: N or compute: ENTRY"),
+    "missing experiment": ("experiment: small\n", "", "key 'experiment' is missing"),
+    "bad name": ("experiment: small", "experiment: a/b", "without / and @"),
+    "repeated seed": ("kind: tpe", "kind: tpe, seeds: [1, 1]", "seeds repeat"),
+    "no yaml": ("budgets: 3", "budgets: [3", "not valid YAML at line"),
+    "unknown default": ("budgets: 3", "budgets: 3\ndefaults: ['fastv:k2']", "unknown default 'fastv:k2'"),
+}
+
+
+@pytest.mark.parametrize("mistake", STUDY_MISTAKES)
+def test_mistakes_in_a_study_are_one_line(cli: Cli, tmp_path: Path, mistake: str) -> None:
+    import re
+
+    old, new, message = STUDY_MISTAKES[mistake]
+    assert old in SMALL
+    (tmp_path / "study.yaml").write_text(SMALL.replace(old, new))
+    code, out, err = cli("run", tmp_path / "study.yaml", "--storage", f"sqlite:///{tmp_path}/a.db")
+    assert (code, out) == (2, "")
+    assert err.startswith("vispco: ")
+    assert len(err.splitlines()) == 1
+    assert re.search(message, err), err
+
+
+def test_other_mistakes_are_one_line(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = ran
+    (tmp_path / "broken.db").write_bytes(b"nothing of the kind" * 99)
+    (tmp_path / "changed.yaml").write_text((folder / "study.yaml").read_text().replace("search: 12", "search: 10"))
+    mistakes = [
+        (["run", tmp_path / "none.yaml"], "cannot read study"),
+        (
+            ["run", folder / "study.yaml", "--search", "tpee", "--storage", url],
+            "no search entry 'tpee'; did you mean 'tpe'",
+        ),
+        (["run", folder / "study.yaml", "--set", "budgets"], "is not key=value"),
+        (["run", tmp_path / "changed.yaml", "--storage", url], "another 'tasks'"),
+        (["compare", "smal", "--storage", url], "no experiment 'smal'"),
+        (["compare", "small", "--storage", f"sqlite:///{tmp_path}/broken.db"], "file is not a database"),
+        (["compare", "small", "--storage", f"sqlite:///{tmp_path}/none.db"], "run a study first"),
+        (["export", "small", "--budget", "0.01", "--storage", url], "fits budget 0.01"),
+        (["report", "small", "-o", "/no/such/folder/r.html", "--storage", url], "cannot write"),
+        (["eval", folder / "study.yaml", "--schedule", "step(layer=9, keep=0.5)"], "layers 0 to 7"),
+        (["eval", folder / "study.yaml", "--schedule", "step(layer=2, kepe=0.5)"], "did you mean 'keep'"),
+        (["eval", folder / "study.yaml", "--schedule", "step(layer=2, keep=1.5)"], "from 0 to 1"),
+        (["eval", folder / "study.yaml", "--schedule", "stp(2, 0.5)"], "did you mean 'step'"),
+        (["eval", folder / "study.yaml", "--schedule", "ratios(1, 0.5, 0.6)"], "rises from 0.5 to 0.6"),
+        (["ls", "method"], "did you mean 'methods'"),
+    ]
+    for arguments, message in mistakes:
+        code, out, err = cli(*arguments)
+        assert (code, out) == (2, ""), (arguments, err)
+        assert len(err.splitlines()) == 1, err
+        assert message in err, err
+
+
+def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
+    server = subprocess.Popen([*command, "dashboard", "--storage", ran[0], "--port", str(port)], stderr=subprocess.PIPE)
+    try:
+        base = f"http://127.0.0.1:{port}/api/studies"
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                listed = json.load(urllib.request.urlopen(base, timeout=5))["study_summaries"]
+                break
+            except OSError:
+                assert server.poll() is None, server.stderr.read() if server.stderr else ""
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        assert {study["study_name"] for study in listed} == {"small/lagrangian", "small/tpe"}
+        for study in listed:
+            detail = json.load(urllib.request.urlopen(f"{base}/{study['study_id']}", timeout=30))
+            assert detail["objective_names"] == ["accuracy", "flops_ratio"]
+            assert detail["directions"] == ["maximize", "minimize"]
+            assert detail["trials"]
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_importing_vispco_is_light() -> None:
+    code = (
+        "import sys, vispco; vispco.Step(layer=2, keep=0.5); "
+        "print([m for m in ('transformers.models', 'plotly', 'torch', 'optuna') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,183 @@
+"""Searches on the demo model: every grid point once, equal compute, budgets kept, the same after a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from conftest import SMALL
+from vispco.config import parse_study
+from vispco.errors import ConfigError
+from vispco.problem import Problem
+from vispco.pruning.families import StepFamily
+from vispco.search.runner import Run, plan
+from vispco.storage.store import Store
+
+COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
+    """The small experiment, run through without disturbance."""
+    path = tmp_path_factory.mktemp("finished") / "a.db"
+    store = Store(f"sqlite:///{path}")
+    Run(Problem(problem.study, SMALL, model=problem.model, processor=problem.processor), store).run()
+    return store, path
+
+
+def complete(store: Store, study: str) -> list[Any]:
+    return store.trial_log(study).complete()
+
+
+def test_dense_grid_is_every_point_once(finished: tuple[Store, Path]) -> None:
+    schedules = [t.user_attrs["schedule"] for t in complete(finished[0], "small/grid")]
+    expected = {f"step(layer={k}, keep={r / 20!r})" for k in range(1, 8) for r in range(20)} | {
+        "step(layer=1, keep=1.0)"
+    }
+    assert len(schedules) == len(set(schedules)) == 141
+    assert set(schedules) == expected
+
+
+def test_lagrangian_keeps_every_budget(finished: tuple[Store, Path]) -> None:
+    store, _ = finished
+    facts = store.require_experiment("small")["facts"]
+    trials = complete(store, "small/lagrangian")
+    assert sorted(t.user_attrs["budget"] for t in trials) == pytest.approx(facts["budgets"])
+    for trial in trials:
+        attributes = trial.user_attrs
+        assert trial.values[1] <= attributes["budget"] + 1e-9
+        assert attributes["violation"] == pytest.approx(trial.values[1] / attributes["budget"] - 1)
+        assert {"multiplier", "penalty", "schedule", "keep_ratio", "evaluation", "spent_flops"} <= attributes.keys()
+        assert attributes["charged_flops"] > attributes["propose_flops"] > 0
+        # Nothing is left on the table: one more token at that layer would not fit.
+        if trial.params["keep"] < 1:
+            spare = attributes["budget"] - trial.values[1]
+            assert spare <= 1.5 / 64
+    steps = store.trajectory("small/lagrangian")
+    assert sorted(steps) == ["budget-0", "budget-1", "budget-2"]
+    assert all(len(rows) == 4 for rows in steps.values())
+    assert {"loss", "violation", "multiplier", "penalty"} <= steps["budget-0"][0].keys()
+
+
+def test_random_gets_the_compute_of_lagrangian(finished: tuple[Store, Path]) -> None:
+    store, _ = finished
+    allowed = store.trial_log("small/lagrangian").charged_flops()
+    trials = complete(store, "small/random")
+    used = sum(t.user_attrs["charged_flops"] for t in trials)
+    assert used <= allowed
+    assert used + max(t.user_attrs["charged_flops"] for t in trials) > 0.9 * allowed
+    assert len(complete(store, "small/tpe")) == 13
+
+
+def test_random_draws_are_optunas_distributions(finished: tuple[Store, Path]) -> None:
+    spaces = StepFamily(8).distributions()
+    for study in ("small/random", "small/tpe", "small/grid", "small/lagrangian"):
+        for trial in complete(finished[0], study):
+            assert trial.distributions == spaces
+            assert 1 <= trial.params["layer"] <= 7
+
+
+def test_a_finished_experiment_says_so(problem: Problem, finished: tuple[Store, Path]) -> None:
+    assert Run(Problem(problem.study, SMALL, model=problem.model, processor=problem.processor), finished[0]).run() == 0
+
+
+def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], tmp_path: Path) -> None:
+    import shutil
+
+    finished[0].engine.dispose()
+    shutil.copy(finished[1], tmp_path / "b.db")
+    store = Store(f"sqlite:///{tmp_path}/b.db")
+
+    def run(text: str) -> int:
+        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+
+    more = SMALL.replace("trials: 13", "trials: 15") + "  again: {kind: random, trials: 2, seeds: [4, 5]}\n"
+    assert run(more) == 2 + 4
+    assert store.study_names("small")[-2:] == ["small/again@4", "small/again@5"]
+    with pytest.raises(ConfigError, match=r"another 'tasks'.*--fresh"):
+        run(SMALL.replace("search: 12", "search: 13"))
+    with pytest.raises(ConfigError, match=r"entry 'tpe'.*other settings.*rename"):
+        run(SMALL.replace("batch: 2", "batch: 3"))
+
+
+def outcome(trial: Any) -> tuple[Any, ...]:
+    """What must be equal after a kill; what was spent and how long it took may differ."""
+    hidden = {"spent_flops"}
+    attributes = {key: value for key, value in trial.user_attrs.items() if key not in hidden}
+    return trial.values, trial.params, attributes
+
+
+def test_killed_runs_end_like_an_undisturbed_one(finished: tuple[Store, Path], tmp_path: Path) -> None:
+    """kill -9 at three random moments, then run, then resume: the same COMPLETE trials, none RUNNING."""
+    (tmp_path / "study.yaml").write_text(SMALL)
+    url = f"sqlite:///{tmp_path}/k.db"
+    run = [*COMMAND, "run", str(tmp_path / "study.yaml"), "--storage", url]
+    resume = [*COMMAND, "resume", "small", "--storage", url]
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    total = sum(len(complete(finished[0], f"small/{entry}")) for entry in ("grid", "lagrangian", "random", "tpe"))
+    targets = sorted(rng.sample(range(5, total - 5), 3))
+    for number, target in enumerate(targets):
+        process = subprocess.Popen(resume if number == 1 else run, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < deadline and count(tmp_path / "k.db") < target:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.2)
+        assert process.poll() is None, (seed, process.stderr.read().decode() if process.stderr else "")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (seed, done.stderr)
+    store = Store(url)
+    for entry in ("grid", "lagrangian", "random", "tpe"):
+        study = f"small/{entry}"
+        mine, theirs = complete(store, study), complete(finished[0], study)
+        assert [outcome(t) for t in mine] == [outcome(t) for t in theirs], (seed, entry)
+        assert not store.trial_log(study).study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+
+
+def count(path: Path) -> int:
+    """COMPLETE trials in a database that somebody else is writing."""
+    import sqlite3
+
+    try:
+        with sqlite3.connect(path, timeout=1) as connection:
+            return int(connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_plan_orders_entries_and_refuses_circles() -> None:
+    text = SMALL.replace("trials: 13", "compute: random")
+    assert [p.entry for p in plan(parse_study(text))] == ["grid", "lagrangian", "random", "tpe"]
+    backwards = SMALL.replace("random: {kind: random, compute: lagrangian}", "random: {kind: random, compute: tpe}")
+    assert [p.entry for p in plan(parse_study(backwards))] == ["grid", "lagrangian", "tpe", "random"]
+    with pytest.raises(ConfigError, match="circle: random -> tpe -> random"):
+        plan(parse_study(backwards.replace("trials: 13", "compute: random")))
+    with pytest.raises(ConfigError, match="names no entry: 'gird'; did you mean 'grid'"):
+        plan(parse_study(SMALL.replace("compute: lagrangian", "compute: gird")))
+
+
+def test_tpe_after_a_resume_in_mid_batch(problem: Problem, tmp_path: Path) -> None:
+    """Stopped after any number of trials, TPE proposes what it would have proposed undisturbed."""
+    text = SMALL.split("searches:")[0] + "searches:\n  tpe: {kind: tpe, trials: 14, batch: 4}\n"
+
+    def run(url: str, trials: int) -> list[Any]:
+        study = text.replace("trials: 14", f"trials: {trials}")
+        store = Store(url)
+        Run(Problem(parse_study(study), study, model=problem.model, processor=problem.processor), store).run()
+        return [t.params for t in complete(store, "small/tpe")]
+
+    whole = run(f"sqlite:///{tmp_path}/whole.db", 14)
+    for stop in (3, 9, 11):
+        run(f"sqlite:///{tmp_path}/parts.db", stop)
+    assert run(f"sqlite:///{tmp_path}/parts.db", 14) == whole

@@ -1,0 +1,205 @@
+"""The database: round trips, one driver at a time, unreadable files, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from sqlalchemy import inspect
+
+from vispco.errors import LockedError, StorageError
+from vispco.evaluation.records import Evaluation
+from vispco.storage.lock import _process_start, driver_lock
+from vispco.storage.store import Store, open_store, redact
+from vispco.storage.tables import locks
+
+
+def make_evaluation(name: str = "a", accuracy: float = 0.5, flops: int = 3_000_000_000_000) -> Evaluation:
+    return Evaluation(
+        id=name,
+        split="search",
+        method="fastv",
+        schedule="step(layer=2, keep=0.5)",
+        keep_ratio=(1.0, 1.0, 0.5),
+        accuracy=accuracy,
+        flops_ratio=0.7,
+        flops=flops,
+        spent_flops=flops,
+        kv_bytes=12.5,
+        tasks={"x": {"accuracy": accuracy, "flops_ratio": 0.7}, "b": {"accuracy": 0.0, "flops_ratio": 0.7}},
+        scores={"x": np.array([1.0, 0.25, 0.0]), "b": np.array([0.5])},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path}/a.db")
+
+
+def test_evaluation_round_trip(store: Store) -> None:
+    evaluation = make_evaluation()
+    groups = {"x": ["g1", "g1", "g2"], "b": ["h"]}
+    store.put_evaluation(evaluation, groups)
+    store.put_evaluation(evaluation, groups)
+    found = store.get_evaluation("a")
+    assert found is not None
+    for field in ("schedule", "keep_ratio", "accuracy", "flops_ratio", "flops", "kv_bytes", "tasks", "split", "method"):
+        assert getattr(found, field) == getattr(evaluation, field)
+    assert {k: v.tolist() for k, v in found.scores.items()} == {k: v.tolist() for k, v in evaluation.scores.items()}
+    assert store.groups_of("a") == groups
+    assert store.get_evaluation("b") is None
+    assert set(store.get_evaluations(["a", "b"])) == {"a"}
+
+
+def test_trials_are_ordinary_optuna_trials(store: Store, tmp_path: Path) -> None:
+    from vispco.pruning.families import StepFamily
+
+    log = store.trial_log("exp/grid")
+    log.add(
+        make_evaluation(),
+        parameters={"layer": 2, "keep": 0.5},
+        distributions=StepFamily(8).distributions(),
+        seconds=1.5,
+        propose_flops=10,
+        attributes={"budget": 0.7},
+    )
+    study = optuna.load_study(study_name="exp/grid", storage=f"sqlite:///{tmp_path}/a.db")
+    assert study.metric_names == ["accuracy", "flops_ratio"]
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    trial = study.best_trials[0]
+    assert trial.values == [0.5, 0.7]
+    assert trial.params == {"layer": 2, "keep": 0.5}
+    assert trial.user_attrs["charged_flops"] == trial.user_attrs["spent_flops"] == 3_000_000_000_010
+    assert trial.user_attrs["keep_ratio"] == [1.0, 1.0, 0.5]
+    assert trial.duration is not None
+    assert trial.duration.total_seconds() == pytest.approx(1.5)
+    assert log.charged_flops() == 3_000_000_000_010
+    assert log.schedules() == {"step(layer=2, keep=0.5)"}
+
+
+def test_running_trials_of_a_dead_driver_fail(store: Store) -> None:
+    log = store.trial_log("exp/grid")
+    log.study.ask()
+    assert log.fail_running() == 1
+    assert [t.state.name for t in log.study.get_trials()] == ["FAIL"]
+    assert log.complete() == []
+
+
+def test_wal_and_own_tables(store: Store) -> None:
+    with store.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    names = set(inspect(store.engine).get_table_names())
+    assert {"vispco_evaluation", "vispco_version", "studies", "alembic_version"} <= names
+
+
+def test_a_second_driver_is_told_who_holds_it(store: Store) -> None:
+    with driver_lock(store.engine, "exp"):
+        with pytest.raises(LockedError, match=rf"process {os.getpid()} on {socket.gethostname()}"):
+            with driver_lock(store.engine, "exp"):
+                pass
+        assert store.holders() == {"exp": f"process {os.getpid()} on {socket.gethostname()}"}
+        with driver_lock(store.engine, "other"):
+            pass
+    with driver_lock(store.engine, "exp"):
+        pass
+    assert store.holders() == {}
+
+
+@pytest.mark.parametrize(("host", "age", "held"), [("elsewhere", 5, True), ("elsewhere", 300, False)])
+def test_a_lock_of_another_machine_expires(store: Store, host: str, age: float, held: bool) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(
+            locks.insert().values(
+                experiment="exp", owner="x", host=host, pid=1, process_start="1", heartbeat=time.time() - age
+            )
+        )
+    if held:
+        with pytest.raises(LockedError), driver_lock(store.engine, "exp"):
+            pass
+    else:
+        with driver_lock(store.engine, "exp"):
+            pass
+
+
+def test_a_dead_driver_on_this_machine_does_not_block(store: Store) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    start = _process_start(process.pid)
+    with store.engine.begin() as connection:
+        connection.execute(
+            locks.insert().values(
+                experiment="exp",
+                owner="x",
+                host=socket.gethostname(),
+                pid=process.pid,
+                process_start=start,
+                heartbeat=time.time(),
+            )
+        )
+    with pytest.raises(LockedError), driver_lock(store.engine, "exp"):
+        pass
+    process.kill()
+    process.wait()
+    with driver_lock(store.engine, "exp"):
+        pass
+
+
+def test_unreadable_databases(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(b"this is no database" * 100)
+    with pytest.raises(StorageError, match="file is not a database"):
+        Store(f"sqlite:///{broken}")
+    with pytest.raises(StorageError, match="unable to open"):
+        Store(f"sqlite:///{tmp_path}/no/such/folder/a.db")
+    with pytest.raises(StorageError, match="run a study first"):
+        Store(f"sqlite:///{tmp_path}/none.db", create=False)
+    with pytest.raises(StorageError, match="no database URL"):
+        Store("just some words")
+    with pytest.raises(StorageError, match="cannot open database"):
+        Store("nosuchdialect://x/y")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_newer_database_is_refused(store: Store, tmp_path: Path) -> None:
+    store.engine.dispose()
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("update vispco_version set version = 99")
+    with pytest.raises(StorageError, match="upgrade vispco"):
+        Store(f"sqlite:///{tmp_path}/a.db")
+
+
+def test_passwords_are_not_shown() -> None:
+    url = "postgresql+psycopg://me:secret@host/db"
+    assert "secret" not in redact(url)
+    with pytest.raises(StorageError) as caught, open_store("postgresql+psycopg://me:secret@127.0.0.1:1/db"):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_steps_are_replaced_not_appended(store: Store) -> None:
+    store.save_steps("exp/lagrangian", "budget-0", [{"loss": 1.0}, {"loss": 2.0}])
+    store.save_steps("exp/lagrangian", "budget-0", [{"loss": 3.0}])
+    assert store.trajectory("exp/lagrangian") == {"budget-0": [{"loss": 3.0}]}
+
+
+def test_deleting_an_experiment_spares_the_others(store: Store) -> None:
+    for name in ("exp", "exp2", "ex_p"):
+        store.save_experiment(name, spec_text="x", spec_hash="h", identity={}, provenance={})
+        store.trial_log(f"{name}/grid")
+        store.save_steps(f"{name}/grid", "k", [{"a": 1}])
+        store.link(name, "reference", "unpruned", make_evaluation())
+    store.delete_experiment("exp")
+    assert store.experiment_names() == ["exp2", "ex_p"]
+    assert store.study_names("exp") == []
+    assert store.study_names("exp2") == ["exp2/grid"]
+    assert store.trajectory("exp/grid") == {}
+    assert store.trajectory("ex_p/grid") == {"k": [{"a": 1}]}
+    assert store.linked("exp", "reference") == {}
+    assert store.linked("exp2", "reference") == {("unpruned", "search"): "a"}
