@@ -109,6 +109,33 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
         run(SMALL.replace("batch: 2", "batch: 3"))
 
 
+def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vispco.analysis.comparison import Comparison
+    from vispco.search.grid import GridSearch
+
+    text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
+    measure = GridSearch.measure
+
+    def stop_after_five(self: GridSearch, schedule: Any) -> None:
+        if len(complete(store, "small/grid")) >= 5:
+            raise KeyboardInterrupt
+        measure(self, schedule)
+
+    monkeypatch.setattr(GridSearch, "measure", stop_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    monkeypatch.setattr(GridSearch, "measure", measure)
+    assert run.run(["tpe"]) == 3
+    found = Comparison(store, "small").to_dict()
+    assert [(s["name"], s["trials"]) for s in found["searches"]] == [("grid", 5), ("tpe", 3)]
+    assert all(s["hypervolume_ratio_to_grid"] is s["cost_ratio_to_grid"] is None for s in found["searches"])
+    run.run()
+    found = Comparison(store, "small").to_dict()
+    assert found["searches"][0]["cost_ratio_to_grid"] == 1.0
+
+
 def outcome(trial: Any) -> tuple[Any, ...]:
     """What must be equal after a kill; what was spent and how long it took may differ."""
     hidden = {"spent_flops"}

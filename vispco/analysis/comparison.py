@@ -59,8 +59,9 @@ class Comparison:
         return self._evaluations.get(self._links["schedule"].get((key, "held_out"), ""))
 
     def grid(self) -> Searched | None:
-        """The first grid entry with trials: the empirical frontier that others are compared with."""
-        return next((s for s in self.searches if s.facts["kind"] == "grid" and s.trials), None)
+        """The first complete grid: the empirical frontier that others are compared with. Half a grid is none."""
+        grids = (search for search in self.searches if search.facts["kind"] == "grid")
+        return next((grid for grid in grids if len(grid.trials) >= grid.facts["points"]), None)
 
     def chosen(self, search: Searched) -> list[Any]:
         """The trial that the search would have chosen for each budget."""

@@ -83,10 +83,8 @@ class Calibration:
             return out.logits.float()  # type: ignore[no-any-return]
         fed = answer[:, :-1]
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(fed)], dim=1)
-        positions = mask.long().cumsum(dim=1)[:, -fed.shape[1] :] - 1
-        rest = model(
-            input_ids=fed, attention_mask=mask, position_ids=positions, past_key_values=out.past_key_values
-        ).logits
+        # No position ids: the model counts on from where its own prefill ended.
+        rest = model(input_ids=fed, attention_mask=mask, past_key_values=out.past_key_values).logits
         return torch.cat([out.logits, rest], dim=1).float()
 
     def _relaxed_logits(self, mini: MiniBatch, ratios: Tensor, temperature: float) -> Tensor:

@@ -201,19 +201,22 @@ class Run:
         return {"layers": self.problem.shape.layers}
 
     def _entry_facts(self) -> dict[str, Any]:
-        """Per study what analysis needs and trials do not say."""
-        grid = {}
+        """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""
+        stored = self.store.experiment(self.study.experiment)
+        studies = dict(stored["facts"].get("studies", {})) if stored else {}
         for item in plan(self.study):
             method = self.problem.method(item.config)
-            grid[item.study] = {
+            points = len(list(self.problem.family(item.config).dense_grid())) if item.config.kind == "grid" else None
+            studies[item.study] = {
                 "entry": item.entry,
                 "seed": item.seed,
                 "kind": item.config.kind,
                 "method": method.name,
                 "method_key": _method_key(method),
                 "family": item.config.family or self.study.family,
+                "points": points,
             }
-        return {"studies": grid}
+        return {"studies": studies}
 
     def _search(self, item: Planned, budgets: list[float]) -> None:
         log = self.store.trial_log(item.study)

@@ -1,0 +1,87 @@
+"""The teacher and the loss of the gradient search, for one-token and for longer answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import SMALL
+from vispco.costs import prefill_flops
+from vispco.evaluation.evaluator import Evaluator
+from vispco.problem import Problem
+from vispco.pruning.methods import make_method
+from vispco.pruning.schedules import Step, keep_all
+from vispco.search.calibration import Calibration
+from vispco.tasks.mosaic_vqa import MosaicVQA
+
+
+class Longer(MosaicVQA):
+    max_new_tokens = 3
+
+
+@pytest.fixture(params=[1, 3], ids=["one-token", "longer"])
+def evaluator(request: pytest.FixtureRequest, problem: Problem) -> Evaluator:
+    own = Problem(problem.study, SMALL, model=problem.model, processor=problem.processor)
+    if request.param == 3:
+        own.__dict__["tasks"] = [Longer(problem.tasks[0].sizes)]
+    return Evaluator(own)
+
+
+def test_teacher_is_greedy_generation(evaluator: Evaluator) -> None:
+    calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0)
+    model, m = evaluator.problem.model, evaluator.problem.tasks[0].max_new_tokens
+    assert sum(len(mini.answer) for mini in calibration.batches) == 16
+    for mini in calibration.batches:
+        inputs = evaluator.problem.adapter.with_features(mini.batch.inputs, mini.batch.features)
+        out = model.generate(
+            **inputs, max_new_tokens=m, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+        assert mini.answer.tolist() == tokens.tolist()
+        eos = model.generation_config.eos_token_id
+        for row, (answer, weight) in enumerate(zip(mini.answer.tolist(), mini.weight.tolist(), strict=True)):
+            length = answer.index(eos) + 1 if eos in answer else len(answer)
+            assert weight == [1.0] * length + [0.0] * (len(answer) - length)
+            for step in range(length):
+                expected = out.logits[step][row].log_softmax(-1)
+                assert (mini.log_probabilities[row, step] - expected).abs().max() <= 1e-3
+
+
+def test_no_pruning_has_no_loss_and_pruning_has_some(evaluator: Evaluator) -> None:
+    calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0)
+    layers = evaluator.problem.shape.layers
+    assert calibration.pruned_loss(keep_all(), 2) == pytest.approx(0.0, abs=1e-5)
+    assert calibration.loss(0, torch.ones(layers), 0.1).item() == pytest.approx(0.0, abs=1e-5)
+    hard = calibration.pruned_loss(Step(1, 0.0), 2)
+    assert hard > 0.01
+
+
+def test_relaxed_loss_is_the_pruned_loss_at_a_hard_schedule(evaluator: Evaluator) -> None:
+    calibration = Calibration(evaluator, make_method("fastv"), 16, seed=0)
+    schedule = Step(3, 0.25)
+    relaxed = calibration.loss(0, torch.tensor(schedule.keep_ratio(8)), 0.1)
+    assert relaxed.item() == pytest.approx(calibration.pruned_loss(schedule, 1), rel=1e-3, abs=1e-5)
+
+
+def test_every_flop_is_charged(evaluator: Evaluator) -> None:
+    method = make_method("fastv")
+    calibration = Calibration(evaluator, method, 16, seed=0)
+    (part,) = [calibration.batches[0]]
+    ids, mask = part.batch.inputs["input_ids"], part.batch.inputs["attention_mask"]
+    visual = (ids == evaluator.problem.model.config.image_token_id).sum(1).numpy()
+    text = mask.sum(1).numpy() - visual
+    shape = evaluator.problem.shape
+    full = keep_all().counts(visual, shape.layers)
+    plain = int(prefill_flops(shape, full, visual, text).sum())
+    assert calibration.charged == plain
+    calibration.charged = 0
+    calibration.loss(0, torch.ones(shape.layers), 0.1)
+    scoring = 7 * int(method.scoring_flops(shape, visual + text).sum())
+    assert calibration.charged == 3 * (plain + scoring)
+    calibration.charged = 0
+    schedule = Step(2, 0.5)
+    calibration.pruned_loss(schedule, 1)
+    counts: Any = schedule.counts(visual, shape.layers)
+    assert calibration.charged == int(prefill_flops(shape, counts, visual, text, method).sum())
