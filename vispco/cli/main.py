@@ -231,11 +231,11 @@ def validate(study: StudyFile, overrides: Set = None) -> None:
 
 
 @app.command()
-def doctor(storage: Storage = None, as_json: Json = False) -> None:
+def doctor(storage: Storage = None, as_json: Json = False, as_csv: Csv = False) -> None:
     """Versions, devices, storage and offline mode."""
     from vispco.cli.checks import doctor_rows
 
-    print_rows(doctor_rows(storage), as_json=as_json)
+    print_rows(doctor_rows(storage), as_json=as_json, as_csv=as_csv)
 
 
 def main() -> None:

@@ -194,6 +194,7 @@ TWO_HOPS = {
     "shape_2_hops": 1.0,
 }
 
+WHERE = {"place_1_hops": 3.0, "place_2_hops": 1.0, "color_at": 0.5, "shape_of": 0.5, "color_2_hops": 1.0}
 PLACES = {"place_1_hops": 0.5, "place_2_hops": 1.0, "place_3_hops": 1.0}
 
 # Shares in the task: multi-hop questions carry half the weight, so that the picture is needed at
