@@ -195,6 +195,20 @@ TWO_HOPS = {
 }
 
 WHERE = {"place_1_hops": 3.0, "place_2_hops": 1.0, "color_at": 0.5, "shape_of": 0.5, "color_2_hops": 1.0}
+MULTI_HOP = {
+    "color_at": 0.3,
+    "shape_at": 0.3,
+    "color_of": 0.3,
+    "shape_of": 0.3,
+    "color_2_hops": 3.0,
+    "shape_2_hops": 2.0,
+    "color_3_hops": 1.5,
+    "shape_3_hops": 1.0,
+    "count": 0.4,
+    "count_like": 0.4,
+    "exists": 0.4,
+    "place_2_hops": 0.3,
+}
 PLACES = {"place_1_hops": 0.5, "place_2_hops": 1.0, "place_3_hops": 1.0}
 
 # Shares in the task: multi-hop questions carry half the weight, so that the picture is needed at

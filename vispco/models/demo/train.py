@@ -9,9 +9,10 @@ Stages, each from the weights of the one before:
 4. ``places``: mostly questions about where something is. A linear head, thrown away afterwards, reads the cell of
    each visual token from what the projector gives: without it the decoder finds a named cell by rotary distance, no
    token says where it is, and questions that end elsewhere than they start stay at 0.55.
-5. ``all``: every kind of question in the shares of the task, and places.
+5. ``mixed``: every kind of question in the shares of the task, and places; stopped within its learning-rate cycle.
+6. ``all``: every kind, most of them with two or three hops, until the learning rate is zero.
 
-In the last two the vision tower is frozen, and on a CPU the step runs under bfloat16 autocast with eager attention, a
+In the last three the vision tower is frozen, and on a CPU the step runs under bfloat16 autocast with eager attention, a
 quarter faster than float32 with sdpa.
 
 Several questions about one picture are packed into one sequence: each attends to the picture and to
@@ -47,6 +48,7 @@ from vispco.pruning.masks import as_backend_mask
 from vispco.tasks.mosaic import (
     CELLS,
     COLORS,
+    MULTI_HOP,
     ONE_HOP,
     PLACES,
     SHAPES,
@@ -72,6 +74,7 @@ class Stage:
     questions: int = 10
     frozen_vision: bool = False
     place_weight: float = 0.0
+    cycle: int | None = None
 
 
 STAGES = (
@@ -79,7 +82,8 @@ STAGES = (
     Stage("one_hop", 2000, 24, 1e-3, dict.fromkeys(ONE_HOP, 1.0), 10),
     Stage("two_hops", 1500, 24, 1e-3, TWO_HOPS, 10),
     Stage("places", 800, 24, 1e-3, WHERE, 8, frozen_vision=True, place_weight=0.5),
-    Stage("all", 3000, 24, 1e-3, {**TASK_MIX, **PLACES}, 10, frozen_vision=True, place_weight=0.5),
+    Stage("mixed", 1700, 24, 1e-3, {**TASK_MIX, **PLACES}, 10, frozen_vision=True, place_weight=0.5, cycle=3000),
+    Stage("all", 2000, 24, 1e-3, MULTI_HOP, 10, frozen_vision=True, place_weight=0.2),
 )
 
 
@@ -267,7 +271,7 @@ def run_stage(model: Any, stage: Stage, seed: int, folder: Path, device: str, hi
     trained = list(model.model.vision_tower.parameters()) if stage.mix is None else list(model.parameters())
     parameters = [*trained, *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=stage.peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.peak_lr, stage.steps, pct_start=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.peak_lr, stage.cycle or stage.steps, pct_start=0.1)
     state_file = folder / f"{stage.name}.state.pt"
     model.model.vision_tower.requires_grad_(not stage.frozen_vision)
     fast = stage.frozen_vision and device == "cpu"
