@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from vispco.dashboards import figures
 
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.selection import FITS
 from vispco.errors import ConfigError
 from vispco.storage.store import Store
 
@@ -163,12 +164,17 @@ def _budget_table(comparison: dict[str, Any]) -> str:
             text = "-"
             if chosen:
                 text = f"{_percent(chosen['accuracy_held_out'])} {chosen['schedule']}"
+                if chosen["flops_ratio"] > row["budget"] + FITS:
+                    text += f", over the budget at {chosen['flops_ratio']:.3f}"
             gap = row["difference_to_grid"].get(name)
             if gap:
                 text += f" ({100 * gap['mean']:+.1f}, {100 * gap['ci'][0]:+.1f} to {100 * gap['ci'][1]:+.1f})"
             cells.append(text)
         rows.append(cells)
-    note = "Held-out accuracy, schedule, and difference to the grid in points with its interval."
+    note = (
+        "Held-out accuracy, schedule, and difference to the grid in points with its interval. A search that has nothing "
+        "within a budget is judged by its cheapest schedule, which is then over the budget."
+    )
     return f"<h2>Choice per budget</h2><p>{note}</p>" + _table(["budget", *names], rows)
 
 

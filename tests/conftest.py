@@ -81,7 +81,7 @@ budgets: 3
 batch_size: 8
 searches:
   grid: {kind: grid}
-  lagrangian: {kind: lagrangian, dual_steps: 2, primal_steps: 2, batch: 8, check: 8}
+  lagrangian: {kind: lagrangian, dual_steps: 2, primal_steps: 2, batch: 8, check: 8, measure: 2}
   random: {kind: random, compute: lagrangian}
   tpe: {kind: tpe, trials: 13, batch: 2}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vispco.analysis.selection import FITS
 from vispco.cli.output import print_table
 
 
@@ -68,17 +69,25 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     for row in comparison["by_budget"]:
         cells: dict[str, Any] = {"budget": row["budget"]}
         for name in names[:5]:
-            cells[name] = row["chosen"].get(name, {}).get("accuracy_held_out")
+            chosen = row["chosen"].get(name)
+            cells[name] = _number(chosen["accuracy_held_out"]) + _over(chosen, row["budget"]) if chosen else "-"
         best = max(
-            (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None),
+            (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None and not _over(c, row["budget"])),
             key=lambda c: c["accuracy_held_out"],
             default=None,
         )
         cells["best schedule"] = best["schedule"] if best else "-"
         rows.append(cells)
     print_table(rows)
+    if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):
+        print("* over the budget: the search has nothing that fits, this is its cheapest")
     if len(names) > 5:
         print(f"(first 5 of {len(names)} searches; all of them: --json)")
+
+
+def _over(chosen: dict[str, Any], budget: float) -> str:
+    """``*`` where a search has no schedule within the budget."""
+    return "*" if chosen["flops_ratio"] > budget + FITS else ""
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 For each budget b: minimise KL(teacher || student) over the family's free parameters subject to
 flops_ratio <= b, by the augmented Lagrangian method; start from the neighbouring budget's solution; snap the
 result to the budget (bisection on the monotone cost, so that the realised ratio is never above it); compare
-it with the neighbouring shapes on the calibration split; measure the winner with the shared evaluator.
+it with the neighbouring shapes on the calibration split; measure the best with the shared evaluator.
 
 After arXiv 2604.15188. Deviations: static parameters per budget, no predictor network; the violation is
 normalised by the budget; several primal steps per dual step; the penalty is capped; exact FLOPs.
@@ -11,9 +11,11 @@ normalised by the budget; several primal steps per dual step; the penalty is cap
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,12 +24,13 @@ from torch import Tensor
 
 from vispco.costs import layer_flops
 from vispco.errors import MeasurementError
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search.augmented_lagrangian import AugmentedLagrangian
 from vispco.search.base import SEARCHES, Options, Search, SearchContext
 from vispco.search.calibration import Calibration
 
 TIE = 1e-12
+SHARED = ("budget", "multiplier", "penalty", "loss", "steps", "trajectory", "free")
 
 
 class LagrangianOptions(Options):
@@ -35,7 +38,8 @@ class LagrangianOptions(Options):
 
     ``sharpness`` goes from the first to the second value over these steps: a blunt schedule feels the effect of
     layers further away. ``check`` calibration samples decide between the result and its neighbouring shapes
-    (0: no check).
+    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. Of every two
+    neighbouring budgets the shapes are also measured at ``between`` budgets in between, without gradient steps.
     """
 
     dual_steps: int = Field(3, ge=1)
@@ -47,11 +51,13 @@ class LagrangianOptions(Options):
     temperature: float = Field(0.1, gt=0)
     sharpness: tuple[float, float] = (1.5, 10.0)
     check: int = Field(128, ge=0)
+    measure: int = Field(1, ge=1)
+    between: int = Field(1, ge=0)
 
 
 @SEARCHES.register("lagrangian")
 class LagrangianSearch(Search):
-    """One trial per budget, from the largest budget to the smallest."""
+    """Trials from the largest budget to the smallest, then between them; none exceeds its own budget."""
 
     kind: ClassVar[str] = "lagrangian"
     Options: ClassVar[type[Options]] = LagrangianOptions
@@ -63,27 +69,104 @@ class LagrangianSearch(Search):
     def run(self) -> None:
         context = self.context
         budgets = sorted(context.budgets, reverse=True)
-        done = {trial.user_attrs["budget"]: trial for trial in context.log.complete()}
+        done: dict[float, list[Any]] = {}
+        for trial in context.log.complete():
+            done.setdefault(trial.user_attrs["budget"], []).append(trial)
         calibration: Calibration | None = None
         free: Tensor | None = None
         for number, budget in enumerate(budgets):
-            if budget in done:
-                free = torch.tensor(done[budget].user_attrs["free"], dtype=torch.float64)
-            else:
-                started = time.monotonic()
+            if budget not in done:
                 if calibration is None:
                     calibration = Calibration(context.evaluator, context.method, self.options.batch, context.seed)
                     # The teacher is paid once, by the first budget; a resumed search has paid it already.
                     calibration.charged *= number == 0
-                free = self._solve(calibration, number, budget, free, started)
+                free = self._solve(calibration, number, budget, free)
+            else:
+                first, *others = done[budget]
+                free = torch.tensor(first.user_attrs["free"], dtype=torch.float64)
+                measured = {trial.user_attrs["schedule"] for trial in (first, *others)}
+                for text in first.user_attrs["candidates"]:
+                    if text not in measured:
+                        self._measure_runner_up(parse_schedule(text), first.user_attrs)
             context.advance(number + 1, len(budgets), f"budget {budget:.3f}")
+        self._interpolate(calibration, budgets)
 
-    def _solve(
-        self, calibration: Calibration, number: int, budget: float, warm: Tensor | None, started: float
-    ) -> Tensor:
-        context, options, family = self.context, self.options, self.context.family
-        rng = random.Random(f"lagrangian/{context.seed}/{number}")
+    def _interpolate(self, calibration: Calibration | None, budgets: list[float]) -> None:
+        """Between neighbouring budgets: the shapes found for both, snapped to budgets in between."""
+        context, parts = self.context, self.options.between + 1
+        first: dict[float, Any] = {}
+        for trial in context.log.complete():
+            first.setdefault(trial.user_attrs["budget"], trial)
+        for above, below in itertools.pairwise(budgets):
+            for part in range(1, parts):
+                budget = above + (below - above) * part / parts
+                if budget in first:
+                    continue
+                started = time.monotonic()
+                if calibration is None:
+                    calibration = Calibration(context.evaluator, context.method, self.options.batch, context.seed)
+                    calibration.charged = 0
+                shapes = [parse_schedule(first[b].user_attrs["schedule"]) for b in (above, below)]
+                chosen = self._rank(calibration, shapes, budget)[0]
+                self.measure(
+                    chosen,
+                    propose_flops=calibration.charged,
+                    started=started,
+                    attributes={
+                        **{key: first[above].user_attrs[key] for key in SHARED},
+                        "budget": budget,
+                        "violation": self._violation(chosen, budget),
+                        "interpolated": True,
+                    },
+                )
+                calibration.charged = 0
+
+    def _solve(self, calibration: Calibration, number: int, budget: float, warm: Tensor | None) -> Tensor:
+        """Find, measure and store the schedules of one budget; returns where the next budget starts."""
+        context, family, started = self.context, self.context.family, time.monotonic()
         start = family.starts()[0] if warm is None else warm
+        free, lagrangian, trajectory = self._descend(calibration, number, budget, start)
+        snapped = family.snap(family.discrete(free), self._fits(budget))
+        shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]
+        candidates = self._rank(calibration, shapes, budget)[: self.options.measure]
+        # The next budget starts where this one really ended.
+        free = family.invert(candidates[0], free)
+        context.store.save_steps(context.log.name, f"budget-{number}", trajectory)
+        attributes = {
+            "budget": budget,
+            "multiplier": lagrangian.multiplier,
+            "penalty": lagrangian.penalty,
+            "loss": trajectory[-1]["loss"],
+            "steps": len(trajectory),
+            "trajectory": f"budget-{number}",
+            "candidates": [candidate.text() for candidate in candidates],
+            "free": free.tolist(),
+        }
+        self.measure(
+            candidates[0],
+            propose_flops=calibration.charged,
+            started=started,
+            attributes={**attributes, "violation": self._violation(candidates[0], budget)},
+        )
+        calibration.charged = 0
+        for candidate in candidates[1:]:
+            self._measure_runner_up(candidate, attributes)
+        return free
+
+    def _measure_runner_up(self, schedule: Schedule, attributes: Mapping[str, Any]) -> None:
+        violation = self._violation(schedule, attributes["budget"])
+        kept = {key: attributes[key] for key in SHARED}
+        self.measure(schedule, attributes={**kept, "violation": violation})
+
+    def _violation(self, schedule: Schedule, budget: float) -> float:
+        return (self.context.evaluator.flops_ratio(schedule, "search", self.context.method) - budget) / budget
+
+    def _descend(
+        self, calibration: Calibration, number: int, budget: float, start: Tensor
+    ) -> tuple[Tensor, AugmentedLagrangian, list[dict[str, Any]]]:
+        """Primal and dual steps; returns the free parameters, the multiplier's state and every step."""
+        options, family = self.options, self.context.family
+        rng = random.Random(f"lagrangian/{self.context.seed}/{number}")
         free = start.to(torch.float64).clone().requires_grad_(True)
         optimizer = torch.optim.Adam([free], lr=options.learning_rate)
         lagrangian = AugmentedLagrangian(penalty=options.penalty, cap=options.penalty_cap)
@@ -118,44 +201,21 @@ class LagrangianSearch(Search):
                 with torch.no_grad():
                     reached = (self._relaxed_flops_ratio(family.relaxed(free, sharpness)) - budget) / budget
                 lagrangian.dual_step(float(reached))
-        solution = free.detach()
-        schedule = self._finish(calibration, family.discrete(solution), budget)
-        # Later budgets start where this one really ended.
-        solution = family.invert(schedule, solution)
-        context.store.save_steps(context.log.name, f"budget-{number}", trajectory)
-        self.measure(
-            schedule,
-            propose_flops=calibration.charged,
-            started=started,
-            attributes={
-                "budget": budget,
-                "multiplier": lagrangian.multiplier,
-                "penalty": lagrangian.penalty,
-                "violation": (context.evaluator.flops_ratio(schedule, "search", context.method) - budget) / budget,
-                "loss": trajectory[-1]["loss"],
-                "steps": len(trajectory),
-                "trajectory": f"budget-{number}",
-                "free": solution.tolist(),
-            },
-        )
-        calibration.charged = 0
-        return solution
+        return free.detach(), lagrangian, trajectory
 
-    def _finish(self, calibration: Calibration, schedule: Schedule, budget: float) -> Schedule:
-        """Snap to the budget; of the neighbouring shapes, take the one nearest to the teacher."""
-        family, options = self.context.family, self.options
+    def _fits(self, budget: float) -> Callable[[Schedule], bool]:
+        evaluator, method = self.context.evaluator, self.context.method
+        return lambda schedule: evaluator.flops_ratio(schedule, "search", method) <= budget + TIE
 
-        def fits(candidate: Schedule) -> bool:
-            ratio = self.context.evaluator.flops_ratio(candidate, "search", self.context.method)
-            return ratio <= budget + TIE
-
-        shapes = [schedule, *(family.neighbours(schedule) if options.check else [])]
-        candidates = list(dict.fromkeys(family.snap(shape, fits) for shape in shapes))
-        if len(candidates) == 1:
-            return candidates[0]
-        batches = max(1, options.check // options.batch)
-        losses = {candidate: calibration.pruned_loss(candidate, batches) for candidate in candidates}
-        return min(candidates, key=lambda candidate: losses[candidate])
+    def _rank(self, calibration: Calibration, shapes: list[Schedule], budget: float) -> list[Schedule]:
+        """The shapes, snapped to the budget, nearest to the teacher first (in the given order without a check)."""
+        fits, options = self._fits(budget), self.options
+        candidates = list(dict.fromkeys(self.context.family.snap(shape, fits) for shape in shapes))
+        if len(candidates) > 1 and options.check:
+            batches = max(1, options.check // options.batch)
+            losses = {candidate: calibration.pruned_loss(candidate, batches) for candidate in candidates}
+            candidates.sort(key=lambda candidate: losses[candidate])
+        return candidates
 
     def _search_lengths(self) -> list[tuple[int, int, float]]:
         """(visual tokens, text tokens, share of the samples); tasks weigh the same. Lengths only, no answers."""
