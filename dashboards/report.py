@@ -172,8 +172,8 @@ def _budget_table(comparison: dict[str, Any]) -> str:
             cells.append(text)
         rows.append(cells)
     note = (
-        "Held-out accuracy, schedule, and difference to the grid in points with its interval. A search that has nothing "
-        "within a budget is judged by its cheapest schedule, which is then over the budget."
+        "Held-out accuracy, schedule, and difference to the grid in points with its interval. A search that has "
+        "nothing within a budget is judged by its cheapest schedule, which is then over the budget."
     )
     return f"<h2>Choice per budget</h2><p>{note}</p>" + _table(["budget", *names], rows)
 
