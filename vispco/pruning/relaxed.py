@@ -9,7 +9,8 @@ is the effect that bringing the token back would have.
 
 After arXiv 2604.15188 (soft threshold, straight-through mask, masked attention). Deviations: the threshold is
 soft in rank, not in score, so that its gradient does not depend on how a method scales its scores; N_v counts
-visual tokens only; at r = 1 nothing is dropped; masked positions get weight eps = 1e-8, not eps/N everywhere.
+visual tokens only; at r = 1 nothing is dropped; masked positions get weight eps = 1e-20, not eps/N
+everywhere (a trained model has logits 18 apart: with eps = 1e-8 dropped tokens still speak).
 With a hard mask the forward equals the pruned one (a test).
 """
 
@@ -27,7 +28,7 @@ from vispco.models.base import ModelAdapter
 from vispco.pruning.attention import attention_rows
 from vispco.pruning.methods.base import Method, ScoreContext
 
-EPSILON = 1e-8
+EPSILON = 1e-20
 
 
 class RelaxedForward:
