@@ -13,9 +13,12 @@ import torch
 import vispco
 from conftest import SMALL
 from vispco.evaluation.evaluator import Evaluator
+from vispco.models.demo import train
+from vispco.models.demo.build import build_model
 from vispco.models.demo.train import data_hash
 from vispco.models.loading import DEMO
 from vispco.problem import Problem
+from vispco.tasks.mosaic import TASK_MIX
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,40 @@ def test_every_kind_of_question_is_learned(evaluator: Evaluator) -> None:
     for kind, pairs in kinds.items():
         accuracy = sum(a for a, _ in pairs) / len(pairs)
         assert accuracy >= 0.6, (kind, accuracy)
+
+
+@pytest.mark.parametrize("mix", [None, TASK_MIX], ids=["see", "questions"])
+def test_training_resumes_where_it_was_stopped(
+    mix: dict[str, float] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after step 2 of 3 and started again: the weights of a run that was never stopped."""
+    monkeypatch.setattr(train, "REPORT_EVERY", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 64)
+    stage = train.Stage("s", 3, 2, 1e-3, mix, 2)
+
+    def run(folder: Path, stop: int | None = None) -> Any:
+        folder.mkdir(exist_ok=True)
+        model: Any = build_model(0).train()
+        drawn = train.draw_scenes
+
+        def draw(batch: int, rng: Any) -> Any:
+            nonlocal stop
+            if stop == 0:
+                raise KeyboardInterrupt
+            stop = None if stop is None else stop - 1
+            return drawn(batch, rng)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "draw_scenes", draw)
+            train.run_stage(model, stage, 0, folder, "cpu", [])
+        return model.state_dict()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", stop=2)
+    whole, resumed = run(tmp_path / "a"), run(tmp_path / "b")
+    changed = [name for name, value in build_model(0).state_dict().items() if not torch.equal(value, whole[name])]
+    assert changed
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_the_training_record() -> None:

@@ -62,6 +62,8 @@ from vispco.tasks.mosaic import (
 )
 
 VISUAL_TOKENS = 64
+REPORT_EVERY = 100
+VALIDATION_SCENES = 256
 
 
 @dataclass(frozen=True)
@@ -244,13 +246,13 @@ def summarise(by_kind: dict[str, list[float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validate(model: Any, heads: CellHeads, stage: Stage, device: str, scenes: int = 256) -> dict[str, float]:
+def validate(model: Any, heads: CellHeads, stage: Stage, device: str) -> dict[str, float]:
     """Accuracy per question kind on unseen (``calibration``) pictures."""
     rng = random.Random(f"validate/{stage.name}")
     vocab, pictures = vocabulary(), split_pictures("calibration")
     totals: dict[str, list[float]] = defaultdict(list)
     model.eval()
-    for _ in range(0, scenes, 64):
+    for _ in range(0, VALIDATION_SCENES, 64):
         batch = [sample_scene(pictures, rng) for _ in range(64)]
         if stage.mix is None:
             for kind, value in see_loss(model, heads, batch, device)[1].items():
@@ -300,7 +302,7 @@ def run_stage(model: Any, stage: Stage, seed: int, folder: Path, device: str, hi
         optimizer.step()
         scheduler.step()
         done = step + 1
-        if done % 100 == 0 or done == stage.steps:
+        if done % REPORT_EVERY == 0 or done == stage.steps:
             accuracy = validate(model, heads, stage, device)
             rate = (time.monotonic() - began) / (done - start)
             print(
