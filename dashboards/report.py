@@ -73,8 +73,8 @@ def render(
 def _figure(figure: go.Figure, element: str) -> str:
     data = _script_json(figure.to_json())
     return (
-        f'<div id="{element}" class="figure"></div><script>(function(){{var f={data};'
-        f'Plotly.newPlot("{element}",f.data,f.layout,{{responsive:true,displayModeBar:false}});}})();</script>'
+        f'<div id="{element}" class="figure"></div><script>addEventListener("DOMContentLoaded",()=>{{const f={data};'
+        f'Plotly.newPlot("{element}",f.data,f.layout,{{responsive:true,displayModeBar:false}})}});</script>'
     )
 
 
