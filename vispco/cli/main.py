@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from vispco.cli.output import print_json, print_rows
-from vispco.errors import ConfigError, UserError, VispcoError
+from vispco.errors import ConfigError, VispcoError
 
 app = typer.Typer(
     name="vispco",
@@ -266,6 +266,3 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-
-
-__all__ = ["UserError", "app", "main"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vispco.config import content_hash
 from vispco.costs import kv_cache_bytes, prefill_flops, unpruned_flops
@@ -95,8 +96,7 @@ class Evaluator:
             for batch in part.batches:
                 for row, answer in zip(batch.rows, self._answers(part, batch, policy, method), strict=True):
                     right[row] = part.task.score(part.samples[row], answer)
-            pruned = prefill_flops(shape, part_counts, part.n_visual, part.n_text, method)
-            ratio = pruned / unpruned_flops(shape, part.n_visual, part.n_text)
+            pruned, ratio = self._cost(part, part_counts, method)
             scores[part.task.name] = right
             tasks[part.task.name] = {
                 "accuracy": part.task.aggregate(right, part.groups),
@@ -156,18 +156,23 @@ class Evaluator:
 
     def flops_ratio(self, policy: Policy, split: str = "search", method: Method | None = None) -> float:
         """``flops_ratio`` without measuring: sample lengths are enough. Equals the evaluation's to the last bit."""
-        method, shape = method or self.problem.default_method, self.problem.shape
-        ratios = []
-        for part, counts in zip(self.prepared(split), self.counts(policy, split), strict=True):
-            pruned = prefill_flops(shape, counts, part.n_visual, part.n_text, method)
-            ratios.append(float((pruned / unpruned_flops(shape, part.n_visual, part.n_text)).mean()))
-        return float(np.mean(ratios))
+        method = method or self.problem.default_method
+        parts = zip(self.prepared(split), self.counts(policy, split), strict=True)
+        return float(np.mean([float(self._cost(part, counts, method)[1].mean()) for part, counts in parts]))
 
     def price(self, policy: Policy, split: str = "search", method: Method | None = None) -> int:
         """FLOPs of measuring ``policy`` with nothing cached; equals the evaluation's ``flops``."""
         method = method or self.problem.default_method
         parts = zip(self.prepared(split), self.counts(policy, split), strict=True)
-        return sum(int(prefill_flops(self.problem.shape, c, p.n_visual, p.n_text, method).sum()) for p, c in parts)
+        return sum(int(self._cost(part, counts, method)[0].sum()) for part, counts in parts)
+
+    def _cost(
+        self, part: PreparedSplit, counts: Counts, method: Method
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """FLOPs and flops_ratio of each sample, [S]."""
+        shape = self.problem.shape
+        pruned = prefill_flops(shape, counts, part.n_visual, part.n_text, method)
+        return pruned, pruned / unpruned_flops(shape, part.n_visual, part.n_text)
 
     def unpruned(self, split: str) -> Evaluation:
         """The plain model."""

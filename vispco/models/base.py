@@ -30,18 +30,6 @@ class ModelShape:
     mlp: int
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A tokenised batch: what the model's processor returned, and which positions came from pixels.
-
-    ``inputs``: keyword arguments of ``model.forward``; ``visual`` and ``valid``: bool [B, T].
-    """
-
-    inputs: dict[str, Any]
-    visual: Tensor
-    valid: Tensor
-
-
 class ModelAdapter(ABC):
     """Everything that differs between model families; methods and searches never look at the class.
 
@@ -101,11 +89,6 @@ class ModelAdapter(ABC):
 
     def dtype(self) -> torch.dtype:
         return next(self.decoder().parameters()).dtype
-
-    def lm_head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of final hidden states [..., H]."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
 
 
 def adapter_for(model: Any) -> ModelAdapter:

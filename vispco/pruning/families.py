@@ -50,8 +50,8 @@ class ScheduleFamily(ABC):
         """The family's dense grid, without repeated schedules."""
 
     @abstractmethod
-    def starts(self) -> list[Tensor]:
-        """Free parameters [P] to start gradient searches from, most promising first."""
+    def start(self) -> Tensor:
+        """Free parameters [P] to start a gradient search from."""
 
     @abstractmethod
     def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
@@ -107,11 +107,10 @@ class StepFamily(ScheduleFamily):
                 yield Step(layer=layer, keep=twentieth / 20)
         yield Step(layer=1, keep=1.0)
 
-    def starts(self) -> list[Tensor]:
+    def start(self) -> Tensor:
         import torch
 
-        centres = (0.5, 0.2, 0.8)
-        return [torch.tensor([_logit(centre), _logit(0.5)]) for centre in centres]
+        return torch.tensor([_logit(0.5), _logit(0.5)])
 
     def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
         import torch

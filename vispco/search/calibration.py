@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vispco.costs import layer_flops
+from vispco.costs import layer_flops, prefill_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
 from vispco.pruning.methods.base import Method
@@ -32,6 +34,8 @@ class MiniBatch:
     answer: Tensor
     log_probabilities: Tensor
     weight: Tensor
+    n_visual: NDArray[np.int64]
+    n_text: NDArray[np.int64]
     plain_flops: int
     scoring_flops: int
 
@@ -56,7 +60,8 @@ class Calibration:
                 answer, weight = self._greedy_answer(batch, task.max_new_tokens)
                 log_probabilities = self._logits(batch, answer).log_softmax(dim=-1)
                 self.charged += plain
-                self.batches.append(MiniBatch(batch, answer, log_probabilities, weight, plain, scoring))
+                lengths = part.n_visual[batch.rows], part.n_text[batch.rows]
+                self.batches.append(MiniBatch(batch, answer, log_probabilities, weight, *lengths, plain, scoring))
 
     @torch.no_grad()
     def _greedy_answer(self, batch: Batch, max_new_tokens: int) -> tuple[Tensor, Tensor]:
@@ -112,8 +117,6 @@ class Calibration:
 
     def pruned_loss(self, schedule: Schedule, batches: int) -> float:
         """The same KL for the physically pruned model, mean over the first ``batches``; charges what it runs."""
-        from vispco.costs import prefill_flops
-
         total = 0.0
         shape = self.problem.shape
         chosen = self.batches[:batches]
@@ -121,11 +124,8 @@ class Calibration:
             with prune(self.problem.model, method=self.method, schedule=schedule) as session:
                 session.sample_keys = mini.batch.keys
                 total += float(_kl(mini, self._logits(mini.batch, mini.answer)))
-            visual = self.adapter.visual_mask(mini.batch.inputs["input_ids"], None)
-            n_visual = visual.sum(dim=1).cpu().numpy()
-            n_text = mini.batch.inputs["attention_mask"].sum(dim=1).cpu().numpy() - n_visual
-            counts = schedule.counts(n_visual, shape.layers)
-            self.charged += int(prefill_flops(shape, counts, n_visual, n_text, self.method).sum())
+            counts = schedule.counts(mini.n_visual, shape.layers)
+            self.charged += int(prefill_flops(shape, counts, mini.n_visual, mini.n_text, self.method).sum())
         return total / len(chosen)
 
 

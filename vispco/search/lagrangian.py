@@ -124,7 +124,7 @@ class LagrangianSearch(Search):
     def _solve(self, calibration: Calibration, number: int, budget: float, warm: Tensor | None) -> Tensor:
         """Find, measure and store the schedules of one budget; returns where the next budget starts."""
         context, family, started = self.context, self.context.family, time.monotonic()
-        start = family.starts()[0] if warm is None else warm
+        start = family.start() if warm is None else warm
         free, lagrangian, trajectory = self._descend(calibration, number, budget, start)
         snapped = family.snap(family.discrete(free), self._fits(budget))
         shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]

@@ -20,7 +20,7 @@ from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.storage.lock import driver_lock, holders
 from vispco.storage.migrations import migrate
-from vispco.storage.tables import evaluations, experiments, groups, links, locks, steps
+from vispco.storage.tables import evaluations, experiments, groups, links, steps
 from vispco.storage.trials import METRICS, TrialLog
 
 DEFAULT_URL = "sqlite:///vispco.db"
@@ -317,6 +317,3 @@ def _now() -> datetime:
 def _reason(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error
     return " ".join(str(cause).split())[:200] or type(error).__name__
-
-
-__all__ = ["DEFAULT_URL", "Store", "default_url", "locks", "open_store", "redact"]

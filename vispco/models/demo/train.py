@@ -12,8 +12,8 @@ Stages, each from the weights of the one before:
 5. ``mixed``: every kind of question in the shares of the task, and places; stopped within its learning-rate cycle.
 6. ``all``: every kind, most of them with two or three hops, until the learning rate is zero.
 
-In the last three the vision tower is frozen, and on a CPU the step runs under bfloat16 autocast with eager attention, a
-quarter faster than float32 with sdpa.
+In the last three the vision tower is frozen, and on a CPU the step runs under bfloat16 autocast with eager
+attention, for speed.
 
 Several questions about one picture are packed into one sequence: each attends to the picture and to
 itself only, at the positions it would have if asked alone, so a packed question is exactly the question
