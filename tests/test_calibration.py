@@ -78,7 +78,7 @@ def test_every_flop_is_charged(evaluator: Evaluator) -> None:
     assert calibration.charged == plain
     calibration.charged = 0
     calibration.loss(0, torch.ones(shape.layers), 0.1)
-    scoring = 7 * int(method.scoring_flops(shape, visual + text).sum())
+    scoring = 7 * int(method.scoring_flops(shape, visual, text).sum())
     assert calibration.charged == 3 * (plain + scoring)
     calibration.charged = 0
     schedule = Step(2, 0.5)

@@ -48,9 +48,11 @@ def prefill_flops(
     tokens = counts + n_text[:, None]
     total: NDArray[np.int64] = layer_flops(shape, tokens).sum(axis=1)
     if method is not None:
-        before = np.concatenate([np.asarray(n_visual, dtype=np.int64)[:, None], counts[:, :-1]], axis=1)
+        n_visual = np.asarray(n_visual, dtype=np.int64)
+        before = np.concatenate([n_visual[:, None], counts[:, :-1]], axis=1)
         scored = (counts < before) & (counts > 0)
-        total = total + np.where(scored, method.scoring_flops(shape, before + n_text[:, None]), 0).sum(axis=1)
+        total = total + np.where(scored, method.scoring_flops(shape, before, n_text[:, None]), 0).sum(axis=1)
+        total = total + np.where(scored.any(axis=1), method.begin_flops(shape, n_visual, n_text), 0)
     return total
 
 

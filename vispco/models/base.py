@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ADAPTERS = Registry("family")
+GUIDE = "docs/extending.md"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class ModelAdapter(ABC):
     """Everything that differs between model families; methods and searches never look at the class.
 
     Subclasses set ``model_types`` (the values of ``config.model_type`` they serve) and register with
-    ``@ADAPTERS.register(name)``. Nothing here may leave an attribute or a hook on the model.
+    ``@ADAPTERS.register(name)``. Nothing here may leave an attribute or a hook on the model. The defaults
+    describe a model with ``model.language_model.layers`` and Llama-like attention.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -42,45 +44,65 @@ class ModelAdapter(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    @abstractmethod
+    # --- modules ---------------------------------------------------------------------------------
+
+    def entry(self) -> nn.Module:
+        """The module that receives ``input_ids`` and the 2-D mask by keyword and calls the decoder."""
+        module: nn.Module = self.model.model
+        return module
+
+    def decoder(self) -> nn.Module:
+        """The module that owns the decoder layers and receives ``inputs_embeds``."""
+        module: nn.Module = self.model.model.language_model
+        return module
+
+    def layers(self) -> Sequence[nn.Module]:
+        """The decoder layers, in order; called with ``attention_mask`` and ``position_embeddings`` by keyword."""
+        layers: Sequence[nn.Module] = self.decoder().layers  # type: ignore[assignment]
+        return layers
+
     def shape(self) -> ModelShape:
         """Sizes of the decoder."""
+        config = self.model.config.get_text_config()
+        return ModelShape(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            mlp=config.intermediate_size,
+        )
 
-    @abstractmethod
-    def entry(self) -> nn.Module:
-        """The module that receives ``input_ids`` by keyword and calls the decoder."""
+    # --- attention -------------------------------------------------------------------------------
 
-    @abstractmethod
-    def decoder(self) -> nn.Module:
-        """The module that owns the decoder layers and receives ``inputs_embeds`` and the mask."""
-
-    @abstractmethod
-    def layers(self) -> Sequence[nn.Module]:
-        """The decoder layers, in order."""
-
-    @abstractmethod
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        """The modules whose outputs are queries [B, n, h*d] and keys [B, n, g*d] before rotation."""
+        """The modules whose outputs are queries and keys just before rotation; :meth:`to_heads` reads them."""
+        attention: Any = self.layers()[layer].self_attn
+        return attention.q_proj, attention.k_proj
 
-    @abstractmethod
+    def to_heads(self, projected: Tensor, heads: int) -> Tensor:
+        """[B, heads, n, d] of a projection's output, here [B, n, heads * d]."""
+        return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
+
     def rotate(self, heads: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-        """Apply the family's position rotation to queries or keys [B, heads, n, d]."""
+        """Apply the family's position rotation to [B, heads, n, d]; cosine and sine are [B, n, d]."""
+        import torch
 
-    @abstractmethod
-    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """bool [B, T], True where the position came from pixels."""
-
-    @abstractmethod
-    def encode_images(self, inputs: dict[str, Any]) -> Tensor:
-        """Visual features of a batch, [total visual tokens, H], as the decoder will see them."""
-
-    @abstractmethod
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
-        """``inputs`` with pixels replaced by ``features`` from :meth:`encode_images`."""
+        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
+        first, second = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
     def attention_scale(self, layer: int) -> float:
         """What logits are multiplied with before the softmax."""
         return 1.0 / math.sqrt(self.shape().head_dim)
+
+    def sliding_window(self, layer: int) -> int | None:
+        """How many places back a query of ``layer`` sees, itself included; None: all."""
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and kinds[layer] != "sliding_attention":
+            return None
+        return getattr(config, "sliding_window", None)
 
     def attention(self) -> str:
         """Name of the decoder's attention backend: ``sdpa``, ``eager``, ..."""
@@ -90,6 +112,78 @@ class ModelAdapter(ABC):
     def dtype(self) -> torch.dtype:
         return next(self.decoder().parameters()).dtype
 
+    # --- pictures --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """Token ids that stand for visual tokens in ``input_ids``."""
+
+    @abstractmethod
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(frames, rows, columns) of every picture in the batch, in reading order.
+
+        Args:
+            inputs: what the entry module received.
+            runs: lengths of the runs of visual tokens that belong together, in reading order.
+        """
+
+    @abstractmethod
+    def encode_images(self, inputs: dict[str, Any]) -> Tensor:
+        """Visual features of a batch, [total visual tokens, H], in the order of their places in ``input_ids``."""
+
+    @abstractmethod
+    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
+        """``inputs`` with pixels replaced by ``features`` from :meth:`encode_images`."""
+
+    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """bool [B, T], True where the position came from pixels."""
+        import torch
+
+        tokens = self.visual_token_ids()
+        if input_ids is not None:
+            return torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
+        assert inputs_embeds is not None
+        table = self.model.get_input_embeddings()
+        found = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        for token in tokens:
+            embedded = table(torch.tensor(token, device=inputs_embeds.device))
+            found |= (inputs_embeds == embedded).all(-1)
+        return found
+
+    def coordinates(self, inputs: dict[str, Any], visual: Tensor) -> Tensor:
+        """int [B, T, 4]: (picture, frame, row, column) of visual tokens, 0 elsewhere; pictures count per sample."""
+        import torch
+
+        found = torch.zeros(*visual.shape, 4, dtype=torch.long)
+        places = visual.cpu()
+        grids = iter(self.grids(inputs, _runs(places)))
+        for row in range(len(places)):
+            at, picture, start = places[row].nonzero()[:, 0], 0, 0
+            while start < len(at):
+                t, h, w = next(grids)
+                cells = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).view(-1, 3)
+                part = at[start : start + len(cells)]
+                found[row, part, 0] = picture
+                found[row, part, 1:] = cells[: len(part)]
+                start, picture = start + len(cells), picture + 1
+        return found.to(visual.device)
+
+
+def _runs(visual: Tensor) -> list[int]:
+    """Lengths of the runs of True in a bool [B, T] on the CPU, row by row."""
+    lengths = []
+    for row in visual:
+        edges = row.int().diff(prepend=row.new_zeros(1).int(), append=row.new_zeros(1).int())
+        lengths += ((edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]).tolist()
+    return lengths
+
+
+def fixed_grids(runs: Sequence[int], tokens: int) -> list[tuple[int, int, int]]:
+    """Square grids of ``tokens`` cells for runs of one or more such pictures."""
+    side = math.isqrt(tokens)
+    grid = (1, side, side) if side * side == tokens else (1, 1, tokens)
+    return [grid for run in runs for _ in range(max(1, run // tokens))]
+
 
 def adapter_for(model: Any) -> ModelAdapter:
     """The adapter of a loaded transformers model.
@@ -97,13 +191,15 @@ def adapter_for(model: Any) -> ModelAdapter:
     Raises:
         ModelError: no adapter serves the model's family.
     """
-    import vispco.models.llava  # noqa: F401  (registers)
+    import vispco.models.gemma3
+    import vispco.models.llava
+    import vispco.models.qwen2_5_vl  # noqa: F401  (these register)
 
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     served: dict[str, type[ModelAdapter]] = {t: ADAPTERS[n] for n in ADAPTERS for t in ADAPTERS[n].model_types}
     if model_type not in served:
         raise ModelError(
             f"no adapter for model family {model_type!r}; known families: {', '.join(sorted(served))}. "
-            "To add one, subclass vispco.models.base.ModelAdapter (one file, see vispco/models/llava.py)"
+            f"To add one, subclass vispco.models.base.ModelAdapter in one file: see {GUIDE}"
         )
     return served[model_type](model)

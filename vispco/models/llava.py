@@ -5,56 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, ModelAdapter, ModelShape
+from vispco.models.base import ADAPTERS, ModelAdapter, fixed_grids
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @ADAPTERS.register("llava")
 class LlavaAdapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
 
-    def shape(self) -> ModelShape:
-        config = self.model.config.get_text_config()
-        return ModelShape(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            mlp=config.intermediate_size,
-        )
+    def visual_token_ids(self) -> tuple[int, ...]:
+        return (self.model.config.image_token_id,)
 
-    def entry(self) -> nn.Module:
-        module: nn.Module = self.model.model
-        return module
-
-    def decoder(self) -> nn.Module:
-        module: nn.Module = self.model.model.language_model
-        return module
-
-    def layers(self) -> Sequence[nn.Module]:
-        layers: Sequence[nn.Module] = self.model.model.language_model.layers
-        return layers
-
-    def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        attention: Any = self.layers()[layer].self_attn
-        return attention.q_proj, attention.k_proj
-
-    def rotate(self, heads: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
-        return heads * cos + _half_turn(heads) * sin
-
-    def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        token = self.model.config.image_token_id
-        found: Tensor
-        if input_ids is not None:
-            found = input_ids == token
-        else:
-            assert inputs_embeds is not None
-            found = (inputs_embeds == self.model.get_input_embeddings().weight[token]).all(-1)
-        return found
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
+        vision = self.model.config.vision_config
+        tokens = (vision.image_size // vision.patch_size) ** 2
+        if self.model.config.vision_feature_select_strategy == "full":
+            tokens += 1
+        return fixed_grids(runs, tokens)
 
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
         import torch
@@ -70,10 +39,3 @@ class LlavaAdapter(ModelAdapter):
             # LLaVA joins a list of [images, tokens, H]; one long image of all tokens is the same join.
             rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features[None]])}
         return rest
-
-
-def _half_turn(x: Tensor) -> Tensor:
-    import torch
-
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)

@@ -2,47 +2,86 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from vispco.models.base import ModelAdapter
+from vispco.pruning.masks import allowed_rows
+
+Rotary = tuple[Tensor, Tensor]
 
 
-def attention_rows(
-    adapter: ModelAdapter,
-    layer: int,
-    *,
-    queries: Tensor,
-    keys: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    valid: Tensor,
-    query_index: Tensor,
-    key_log_weight: Tensor | None = None,
-) -> Tensor:
-    """Attention probabilities of ``layer`` for the queries at ``query_index`` [B, R]: float32 [B, h, R, n].
+class LayerAttention:
+    """Attention of one layer, row by row; the full map is never formed.
 
     Args:
-        queries, keys: outputs of the layer's projections, [B, n, h*d] and [B, n, g*d].
+        queries, keys: outputs of :meth:`ModelAdapter.projections`.
         position_embeddings: cosine and sine, [B or 1, n, d].
         valid: bool [B, n]; other keys get no attention.
-        key_log_weight: [B, n], added to every logit of a key (soft masks of the relaxed model).
-
-    Costs ``2 h d n R`` FLOPs per sample; the full map is never formed.
+        mask: the layer's own mask, as in :func:`vispco.pruning.masks.allowed_rows`.
     """
-    shape = adapter.shape()
-    batch, n = valid.shape
-    rows = query_index.shape[1]
-    cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)
-    at = query_index[..., None]
-    q = queries.gather(1, at.expand(-1, -1, queries.shape[-1])).view(batch, rows, shape.heads, shape.head_dim)
-    q_position = (cos.gather(1, at.expand(-1, -1, cos.shape[-1])), sin.gather(1, at.expand(-1, -1, sin.shape[-1])))
-    q = adapter.rotate(q.transpose(1, 2), q_position)
-    k = adapter.rotate(keys.view(batch, n, shape.kv_heads, shape.head_dim).transpose(1, 2), (cos, sin))
-    group = shape.heads // shape.kv_heads
-    q = q.reshape(batch, shape.kv_heads, group * rows, shape.head_dim)
-    logits = torch.matmul(q, k.transpose(2, 3)).view(batch, shape.heads, rows, n).float()
-    logits = logits * adapter.attention_scale(layer)
-    if key_log_weight is not None:
-        logits = logits + key_log_weight[:, None, None, :]
-    allowed = valid[:, None, :] & (torch.arange(n, device=valid.device) <= at)
-    return logits.masked_fill(~allowed[:, None], -torch.inf).softmax(dim=-1)
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        layer: int,
+        *,
+        queries: Tensor,
+        keys: Tensor,
+        position_embeddings: Rotary,
+        valid: Tensor,
+        mask: Tensor | None = None,
+    ) -> None:
+        self._adapter, self._scale = adapter, adapter.attention_scale(layer)
+        self._shape = adapter.shape()
+        self._queries, self._keys = queries, keys
+        self._valid, self._mask = valid, mask
+        cos, sin = position_embeddings
+        self._rotary = cos.expand(len(valid), -1, -1), sin.expand(len(valid), -1, -1)
+
+    @cached_property
+    def _rotated_keys(self) -> Tensor:
+        """[B, g, n, d]."""
+        return self._adapter.rotate(self._adapter.to_heads(self._keys, self._shape.kv_heads), self._rotary)
+
+    def rows(self, query_index: Tensor) -> Tensor:
+        """Probabilities of the queries at ``query_index`` [B, R]: float32 [B, h, R, n].
+
+        A query that sees nothing has a row of zeros. Costs ``2 h d n R`` FLOPs per sample.
+        """
+        shape, batch, asked_from = self._shape, len(query_index), query_index.device
+        query_index = query_index.to(self._keys.device)
+        at = query_index[..., None]
+        q = self._adapter.to_heads(self._queries, shape.heads)
+        q = q.gather(2, at[:, None].expand(-1, q.shape[1], -1, q.shape[-1]))
+        q = self._adapter.rotate(q, _rows_of(self._rotary, at))
+        q = q.reshape(batch, shape.kv_heads, -1, shape.head_dim)
+        logits = torch.matmul(q, self._rotated_keys.transpose(2, 3))
+        logits = logits.view(batch, shape.heads, at.shape[1], -1).float() * self._scale
+        allowed = allowed_rows(self._mask, self._valid, query_index)[:, None]
+        blind = ~allowed.any(dim=-1, keepdim=True)
+        logits = logits.masked_fill_(~(allowed | blind), -torch.inf)
+        return logits.softmax(dim=-1).masked_fill_(blind, 0.0).to(asked_from)
+
+    def position_kernel(self, query_index: Tensor) -> Tensor:
+        """What positions alone do to the logits of the queries at ``query_index`` [B, R]: float32 [B, R, n].
+
+        Dot products of all-ones vectors, rotated at the query's and the key's position, over ``sqrt(d)``.
+        Costs ``2 d n R`` FLOPs per sample.
+        """
+        cos, sin = (part.float() for part in self._rotary)
+        at = query_index.to(cos.device)[..., None]
+        ones = torch.ones_like(cos)[:, None]
+        k = self._adapter.rotate(ones, (cos, sin))[:, 0]
+        q = self._adapter.rotate(ones[:, :, : at.shape[1]], _rows_of((cos, sin), at))[:, 0]
+        kernel = torch.matmul(q, k.transpose(1, 2)) / math.sqrt(cos.shape[-1])
+        return kernel.to(query_index.device)
+
+
+def _rows_of(position_embeddings: Rotary, at: Tensor) -> Rotary:
+    """Cosine and sine at places ``at`` [B, R, 1]."""
+    cos, sin = position_embeddings
+    return cos.gather(1, at.expand(-1, -1, cos.shape[-1])), sin.gather(1, at.expand(-1, -1, sin.shape[-1]))

@@ -1,4 +1,4 @@
-"""Attention masks cut to the tokens that are left: bool or additive, any backend."""
+"""Attention masks cut to the tokens that are left: bool or additive, causal or not, any backend."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ def causal_mask(valid: Tensor, queries: int) -> Tensor:
     return allowed[:, None]
 
 
+def with_diagonal(allowed: Tensor) -> Tensor:
+    """A square bool mask in which everything sees at least itself, so that no softmax runs over nothing."""
+    return allowed | torch.eye(allowed.shape[-1], dtype=torch.bool, device=allowed.device)
+
+
 def as_backend_mask(allowed: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
     """Turn a bool mask into what the attention backend takes: additive for eager, bool otherwise."""
     if attention != "eager":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def as_bool_mask(mask: Tensor) -> Tensor:
+    """The bool form of a bool or additive mask. Additive masks hide with large negative numbers."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def gather_mask(mask: Tensor, rows: Tensor | None, columns: Tensor, filler: Tensor) -> Tensor:
@@ -36,11 +46,23 @@ def gather_mask(mask: Tensor, rows: Tensor | None, columns: Tensor, filler: Tens
     if not filler.any():
         return mask
     hidden = filler[:, None, None, :].expand_as(mask)
-    if rows is not None and rows.shape == columns.shape:
-        diagonal = torch.eye(rows.shape[1], dtype=torch.bool, device=mask.device) & filler[:, None, :, None]
-        hidden = hidden & ~diagonal
     blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    mask = mask.masked_fill(hidden, blocked)
-    if rows is not None and rows.shape == columns.shape:
-        mask = mask.masked_fill(diagonal, True if mask.dtype == torch.bool else 0.0)
-    return mask
+    if rows is None or rows.shape != columns.shape:
+        return mask.masked_fill(hidden, blocked)
+    diagonal = torch.eye(rows.shape[1], dtype=torch.bool, device=mask.device) & filler[:, None, :, None]
+    return mask.masked_fill(hidden & ~diagonal, blocked).masked_fill(
+        diagonal, True if mask.dtype == torch.bool else 0.0
+    )
+
+
+def allowed_rows(mask: Tensor | None, valid: Tensor, query_index: Tensor) -> Tensor:
+    """bool [B, R, n]: the keys that the queries at ``query_index`` [B, R] see under a layer's ``mask``.
+
+    ``mask``: 4-D (bool or additive), 2-D or None; without a 4-D mask, attention is causal over ``valid`` [B, n].
+    """
+    batch, n = valid.shape
+    if mask is not None and mask.ndim == 4:
+        at = query_index[:, None, :, None].expand(-1, -1, -1, n)
+        rows = mask[:, :1, :, :n].expand(batch, -1, -1, -1).gather(2, at)[:, 0]
+        return as_bool_mask(rows) & valid[:, None, :]
+    return valid[:, None, :] & (torch.arange(n, device=valid.device) <= query_index[..., None])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from torch import Tensor
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
-from vispco.pruning.attention import attention_rows
+from vispco.pruning.attention import LayerAttention
+from vispco.pruning.masks import as_bool_mask, causal_mask
 from vispco.pruning.methods.base import Method, ScoreContext
+from vispco.pruning.tokens import Prompt, Tokens
 
 EPSILON = 1e-20
 
@@ -46,11 +49,15 @@ class RelaxedForward:
         self.adapter, self.method, self.ratios = adapter, method, ratios
         self.temperature, self.trailing, self.sample_keys = temperature, trailing, sample_keys
         self._captured: dict[str, Tensor] = {}
+        self._inputs: dict[str, Any] = {}
+        self._last_kwargs: dict[str, Any] = {}
+        self._begun: Any = None
         self._handles: list[Any] = []
 
     def install(self) -> None:
         add = self._handles.append
         add(self.adapter.entry().register_forward_pre_hook(self._on_entry, with_kwargs=True))
+        add(self.adapter.decoder().register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         for number, layer in enumerate(self.adapter.layers()):
             add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
             if number + 1 < len(self.ratios):
@@ -70,53 +77,72 @@ class RelaxedForward:
         return capture
 
     def _on_entry(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        self.visual = self.adapter.visual_mask(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        mask = kwargs.get("attention_mask")
-        self.valid = mask.bool() if mask is not None else torch.ones_like(self.visual)
-        self.visual = self.visual & self.valid
-        self.mask = self.valid.to(self.ratios.dtype)
-        length = self.valid.shape[1]
-        places = torch.arange(length, device=self.valid.device)
-        self.prompt = self.valid & (places < length - self.trailing)
-        self.last = (self.prompt * places).amax(dim=1)
-        self.rank = self.visual.long().cumsum(dim=1).sub(1).clamp(min=0)
-        self.causal = torch.ones(length, length, dtype=torch.bool, device=places.device).tril()
-        self.diagonal = torch.eye(length, dtype=torch.bool, device=places.device)
+        self._inputs = kwargs
         self._captured.clear()
+
+    def _on_decoder(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        inputs = self._inputs
+        visual = self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+        mask = inputs.get("attention_mask")
+        valid = mask.bool() if mask is not None else torch.ones_like(visual)
+        places = torch.arange(valid.shape[1], device=valid.device)
+        self.valid, self.visual = valid, visual & valid
+        self.mask = valid.to(self.ratios.dtype)
+        self.prompt_part = valid & (places < len(places) - self.trailing)
+        self.tokens = Tokens.of(self.visual, self.prompt_part)
+        self.diagonal = torch.eye(len(places), dtype=torch.bool, device=places.device)
+        self.prompt = Prompt(
+            embeddings=kwargs["inputs_embeds"].detach(),
+            visual=self.visual,
+            valid=self.prompt_part,
+            read_coordinates=lambda: self.adapter.coordinates(inputs, self.visual),
+            read_keys=lambda: self.sample_keys,
+        )
+        with torch.no_grad():
+            self._begun = self.method.begin(self.prompt)
 
     def _layer_hook(self, number: int) -> Any:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = kwargs.get("attention_mask")
             if number == 0:
+                self._last_kwargs = kwargs
                 return None
-            self._drop(number, kwargs["position_embeddings"])
+            self._drop(number)
+            self._last_kwargs = kwargs
+            seen = causal_mask(self.valid, self.valid.shape[1]) if given is None else as_bool_mask(given)
             weight = torch.log(self.mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
-            floor = torch.finfo(self.adapter.dtype()).min
-            allowed = self.causal & (self.valid[:, None, None, :] | self.diagonal)
-            additive = weight.to(self.adapter.dtype()).masked_fill(~allowed, floor)
+            additive = weight.to(self.adapter.dtype())
+            additive = additive.masked_fill(~(seen | self.diagonal), torch.finfo(additive.dtype).min)
             return args, {**kwargs, "attention_mask": additive}
 
         return before
 
-    def _drop(self, number: int, position_embeddings: tuple[Tensor, Tensor]) -> None:
+    def _drop(self, number: int) -> None:
         """Multiply the mask by the keep mask of the boundary before layer ``number``."""
         with torch.no_grad():
-            alive = self.visual & (self.mask > 0.5)
+            alive, left = self.visual & (self.mask > 0.5), self.prompt_part & (self.mask > 0.5)
+            kwargs = self._last_kwargs
             context = ScoreContext(
                 boundary=number,
                 visual=alive,
-                valid=self.prompt & (self.mask > 0.5),
-                last=self.last,
-                rank=self.rank,
-                sample_keys=self.sample_keys,
-                rows=lambda query: attention_rows(
-                    self.adapter,
-                    number - 1,
-                    queries=self._captured["queries"],
-                    keys=self._captured["keys"],
-                    position_embeddings=position_embeddings,
-                    valid=self.prompt & (self.mask > 0.5),
-                    query_index=query,
+                valid=left,
+                last=self.tokens.last(),
+                index=self.tokens.index,
+                rank=self.tokens.rank,
+                prompt=self.prompt,
+                shape=self.adapter.shape(),
+                attention=cache(
+                    lambda: LayerAttention(
+                        self.adapter,
+                        number - 1,
+                        queries=self._captured["queries"],
+                        keys=self._captured["keys"],
+                        position_embeddings=kwargs["position_embeddings"],
+                        valid=left,
+                        mask=kwargs.get("attention_mask"),
+                    )
                 ),
+                begun=self._begun,
             )
             scores = self.method.score(context).masked_fill(~alive, -torch.inf)
             order = scores.argsort(dim=-1, descending=True, stable=True)

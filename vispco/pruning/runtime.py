@@ -1,10 +1,10 @@
 """Pruning on unmodified transformers models: a context manager of hooks that leaves no trace.
 
-At a boundary the hidden states, position embeddings, position ids and mask that enter a decoder layer are
-gathered to the tokens that stay. Later layers then run on fewer tokens and their caches hold fewer entries;
-original position ids are kept. In decoding each layer's mask is gathered to the entries of that layer's
-cache. The decoder's output is scattered back to the prompt's length, so that logits keep their indices; rows
-of dropped tokens are zero.
+At a boundary the hidden states that enter a decoder layer are gathered to the tokens that stay, and so is what
+each layer receives per token: position embeddings, position ids and mask. Later layers then run on fewer
+tokens and their caches hold fewer entries; original positions are kept. In decoding each layer's mask follows
+the entries of that layer's cache. The decoder's output is scattered back to the prompt's length, so that logits
+keep their indices; rows of dropped tokens are zero.
 """
 
 from __future__ import annotations
@@ -13,81 +13,19 @@ import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vispco.errors import MeasurementError, ModelError, ScheduleError
+from vispco.errors import ModelError, ScheduleError
 from vispco.models.base import ModelAdapter, adapter_for
-from vispco.pruning.attention import attention_rows
-from vispco.pruning.masks import as_backend_mask, causal_mask, gather_mask
-from vispco.pruning.methods.base import Method, ScoreContext, make_method
+from vispco.pruning.decoding import Cached, DecodeStep
+from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.prefill import Call, Prefill
 from vispco.pruning.schedules import Policy, parse_schedule
-
-
-@dataclass
-class Tokens:
-    """The tokens left at some layer, ``n`` of the ``T`` in the prompt; every tensor is [B, n].
-
-    ``index``: place in the prompt; ``valid``: False where a row is filled up to the longest row;
-    ``visual``: came from pixels; ``rank``: place among the sample's visual tokens.
-    """
-
-    index: Tensor
-    valid: Tensor
-    visual: Tensor
-    rank: Tensor
-
-    def last(self) -> Tensor:
-        """[B], place of the last valid token among the n."""
-        places = torch.arange(self.valid.shape[1], device=self.valid.device)
-        return (self.valid * places).amax(dim=1)
-
-    def take(self, keep: Tensor, fill_left: bool) -> tuple[Tokens, Tensor]:
-        """The tokens where ``keep`` [B, n], in order, and their places among the n (filled to equal length)."""
-        length = max(int(keep.sum(dim=1).amax()), 1)
-        if fill_left:
-            places = keep.int().argsort(dim=1, stable=True)[:, -length:]
-        else:
-            places = (~keep).int().argsort(dim=1, stable=True)[:, :length]
-        valid = keep.gather(1, places)
-        return (
-            Tokens(
-                self.index.gather(1, places),
-                valid,
-                self.visual.gather(1, places) & valid,
-                self.rank.gather(1, places),
-            ),
-            places,
-        )
-
-
-@dataclass
-class Cached:
-    """What is known of a prefilled cache: prompt length, and per layer the tokens that it holds."""
-
-    prompt_length: int
-    layers: list[Tokens]
-    seen: int = 0
-
-
-@dataclass
-class Prefill:
-    """State of one prefill while it passes through the layers."""
-
-    tokens: Tokens
-    counts: Tensor
-    prompt_length: int
-    fill_left: bool
-    sample_keys: list[int]
-    attention: str
-    layers: list[Tokens] = field(default_factory=list)
-    pruned: bool = False
-    captured: dict[str, Tensor] = field(default_factory=dict)
-    kwargs: dict[str, Any] = field(default_factory=dict)
+from vispco.pruning.tokens import Prompt, Tokens
 
 
 class PruningSession:
@@ -96,17 +34,17 @@ class PruningSession:
     ``counts`` int [B, L]: visual tokens that entered each layer. ``kept(layer)`` gives the prompt positions.
     """
 
-    def __init__(self, adapter: ModelAdapter, method: Method, policy: Policy) -> None:
+    def __init__(self, adapter: ModelAdapter, method: Method, policy: Policy, *, gather_always: bool = False) -> None:
         self.adapter = adapter
         self.method = method
         self.policy = policy
         self.counts: Tensor | None = None
         self.sample_keys: Sequence[int] | None = None
+        self.gather_always = gather_always
         self._last_layers: list[Tokens] = []
-        self._entry: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._inputs: dict[str, Any] = {}
         self._prefill: Prefill | None = None
-        self._decode: Cached | None = None
-        self._decode_mask: Tensor | None = None
+        self._decode: DecodeStep | None = None
         self._caches: weakref.WeakKeyDictionary[Any, Cached] = weakref.WeakKeyDictionary()
         self._handles: list[Any] = []
 
@@ -135,7 +73,7 @@ class PruningSession:
             add(self.adapter.decoder().register_forward_hook(self._on_output))
             for number, layer in enumerate(layers):
                 add(layer.register_forward_pre_hook(_LayerHook(self, number), with_kwargs=True))
-                if self.method.needs_attention and number + 1 < len(layers):
+                if "attention" in self.method.needs and number + 1 < len(layers):
                     queries, keys = self.adapter.projections(number)
                     add(queries.register_forward_hook(_Capture(self, number, "queries")))
                     add(keys.register_forward_hook(_Capture(self, number, "keys")))
@@ -147,214 +85,114 @@ class PruningSession:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._prefill = self._decode = self._decode_mask = None
+        self._prefill = self._decode = None
+        self._inputs = {}
 
     def _on_entry(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        self._entry = (input_ids, kwargs.get("inputs_embeds"))
+        self._inputs = {**({"input_ids": args[0]} if args else {}), **kwargs}
 
-    def _on_decoder(
-        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._prefill = self._decode = self._decode_mask = None
+    def _on_decoder(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        self._prefill = self._decode = None
         embeds: Tensor = kwargs["inputs_embeds"]
         cache = kwargs.get("past_key_values")
         known = self._caches.get(cache) if cache is not None else None
         past = cache.get_seq_length() if cache is not None else 0
-        if known is not None and past > 0:
-            return self._begin_decode(known, args, kwargs)
-        visual = self.adapter.visual_mask(*self._entry)
-        if past > 0:
-            if bool(visual.any()):
-                raise ModelError(
-                    "visual tokens arrive behind a cache that was filled outside this prune block; "
-                    "prefill the whole prompt in one call inside the block"
-                )
+        if past == 0:
+            self._begin_prefill(embeds, self._visual_mask(), kwargs, cache)
             return None
-        self._begin_prefill(embeds, visual, kwargs.get("attention_mask"))
-        return None
+        if (known is None or embeds.shape[1] > 1) and bool(self._visual_mask().any()):
+            raise ModelError(
+                "visual tokens arrive behind a filled cache; prefill the whole prompt in one call, "
+                "inside the prune block"
+            )
+        if known is None or not known.cut:
+            return None
+        self._decode = DecodeStep(self.adapter, known, cache, embeds.shape[1], self._given_mask(), embeds)
+        return args, self._decode.for_decoder(kwargs, own_positions=self._inputs.get("position_ids") is None)
 
-    def _begin_prefill(self, embeds: Tensor, visual: Tensor, mask: Tensor | None) -> None:
-        batch, length = embeds.shape[:2]
+    def _visual_mask(self) -> Tensor:
+        return self.adapter.visual_mask(self._inputs.get("input_ids"), self._inputs.get("inputs_embeds"))
+
+    def _given_mask(self) -> Tensor | None:
+        mask = self._inputs.get("attention_mask")
+        return None if isinstance(mask, dict) else mask
+
+    def _begin_prefill(self, embeds: Tensor, visual: Tensor, kwargs: dict[str, Any], cache: Any) -> None:
+        mask, attention = self._given_mask(), self.adapter.attention()
         valid = mask.bool() if mask is not None and mask.ndim == 2 else torch.ones_like(visual)
-        visual = visual & valid
-        layers = len(self.adapter.layers())
-        n_visual = visual.sum(dim=1)
-        counts = np.asarray(self.policy.counts(n_visual.cpu().numpy(), layers, None))
-        counts = np.minimum(counts, n_visual.cpu().numpy()[:, None])
-        if counts.shape != (batch, layers) or (np.diff(counts, axis=1) > 0).any() or (counts < 0).any():
+        visual, layers = (visual & valid).to(embeds.device), len(self.adapter.layers())
+        inputs, keys = self._inputs, self.sample_keys
+        prompt = Prompt(
+            embeddings=embeds,
+            visual=visual,
+            valid=valid.to(embeds.device),
+            read_coordinates=lambda: self.adapter.coordinates(inputs, visual),
+            read_keys=lambda: list(keys) if keys is not None else _content_keys(inputs.get("input_ids"), valid),
+        )
+        n_visual = visual.sum(dim=1).cpu().numpy()
+        counts = np.asarray(self.policy.counts(n_visual, layers, prompt))
+        if counts.shape != (len(visual), layers) or (np.diff(counts, axis=1) > 0).any() or (counts < 0).any():
             raise ScheduleError(
-                f"the policy gave counts of shape {counts.shape} for {batch} samples and {layers} layers; "
+                f"the policy gave counts of shape {counts.shape} for {len(visual)} samples and {layers} layers; "
                 "it must give one count per sample and layer, never rising over layers and never negative"
             )
-        self.counts = torch.from_numpy(counts)
-        if self.method.needs_attention and (counts[:, 0] < n_visual.cpu().numpy()).any() and counts[:, 0].any():
+        counts = np.minimum(counts, n_visual[:, None])
+        if "attention" in self.method.needs and (counts[:, 0] < n_visual).any() and counts[:, 0].any():
             raise ScheduleError(
                 f"method {self.method.name!r} ranks tokens by the attention of the layer before, and there is none "
                 "before layer 0; let all visual tokens enter layer 0"
             )
-        index = torch.arange(length, device=embeds.device).expand(batch, -1)
-        tokens = Tokens(index, valid, visual, visual.long().cumsum(dim=1).sub(1).clamp(min=0))
-        keys = self.sample_keys
+        dropping = bool((counts < n_visual[:, None]).any()) or self.gather_always
+        if dropping:
+            self._refuse(cache, attention, embeds.shape[1])
+        self.counts = torch.from_numpy(counts)
         self._prefill = Prefill(
-            tokens=tokens,
-            counts=self.counts.to(embeds.device),
-            prompt_length=length,
-            fill_left=not bool(valid[:, 0].all()),
-            sample_keys=list(keys) if keys is not None else _content_keys(self._entry[0], valid),
-            attention=self.adapter.attention(),
+            self.adapter, self.method, prompt, self.counts.to(embeds.device), attention, self.gather_always
         )
+        self._last_layers = self._prefill.layers
 
-    def _begin_decode(
-        self, known: Cached, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._decode = known
-        embeds: Tensor = kwargs["inputs_embeds"]
-        past = known.prompt_length + known.seen
-        steps = embeds.shape[1]
-        known.seen += steps
-        if len(known.layers[0].index[0]) == known.prompt_length:
-            return None
-        # Layer 0's cache is short, so the model would take a wrong length from it: say the right one.
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.ndim == 2:
-            valid = mask.bool() if mask is not None else embeds.new_ones(len(embeds), past + steps, dtype=torch.bool)
-            mask = as_backend_mask(causal_mask(valid, steps), self.adapter.attention(), embeds.dtype)
-        changed = {**kwargs, "attention_mask": mask}
-        if changed.get("position_ids") is None:
-            changed["position_ids"] = torch.arange(past, past + steps, device=embeds.device)[None]
-        return args, changed
+    def _refuse(self, cache: Any, attention: str, length: int) -> None:
+        """What cannot be cut is said before anything runs."""
+        if attention not in ("sdpa", "eager") and "flash" not in attention:
+            raise ModelError(
+                f"attention backend {attention!r} is not supported under pruning; load the model with "
+                "attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
+            )
+        if cache is not None and getattr(cache, "is_compileable", False):
+            raise ModelError(
+                f"{type(cache).__name__} has a fixed size and cannot hold a pruned prompt; "
+                "use the default dynamic cache (no cache_implementation)"
+            )
+        windows = [w for w in map(self.adapter.sliding_window, range(len(self.adapter.layers()))) if w is not None]
+        if "flash" in attention and windows and length > min(windows):
+            raise ModelError(
+                f"flash kernels count a sliding window in cache entries, so a pruned prompt of {length} tokens would "
+                f"see past its window of {min(windows)}; load the model with attn_implementation='sdpa'"
+            )
 
-    def on_layer(
-        self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def on_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if self._prefill is not None:
-            return self._prefill_layer(self._prefill, number, args, kwargs)
+            cache = kwargs.get("past_key_values")
+            if number == 0 and cache is not None:
+                self._caches[cache] = Cached(self._prefill.prompt.valid.shape[1], self._prefill.layers)
+            return self._prefill.on_layer(number, args, kwargs)
         if self._decode is not None:
-            return self._decode_layer(self._decode, number, args, kwargs)
+            return args, {**kwargs, "attention_mask": self._decode.for_layer(number)}
         return None
 
-    def _prefill_layer(
-        self, state: Prefill, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        tokens = state.tokens
-        if number == 0:
-            state.kwargs = kwargs
-            cache = kwargs.get("past_key_values")
-            if cache is not None:
-                self._caches[cache] = Cached(state.prompt_length, state.layers)
-        changed = False
-        if bool((state.counts[:, number] < tokens.visual.sum(dim=1)).any()):
-            keep = self._choose(state, number)
-            state.tokens, places = tokens.take(keep, state.fill_left)
-            self._shorten(state, places)
-            changed = True
-        state.captured.clear()
-        state.layers.append(state.tokens)
-        self._last_layers = state.layers
-        if not state.pruned:
-            return None
-        merged = {**kwargs, **{key: state.kwargs[key] for key in _PER_TOKEN if key in kwargs}}
-        if changed:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            hidden = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
-            if args:
-                args = (hidden, *args[1:])
-            else:
-                merged["hidden_states"] = hidden
-        return args, merged
-
-    def _choose(self, state: Prefill, number: int) -> Tensor:
-        """bool [B, n]: tokens that enter layer ``number``."""
-        tokens, keep = state.tokens, state.counts[:, number]
-        text = tokens.valid & ~tokens.visual
-        if not bool(keep.any()):
-            return text
-        context = ScoreContext(
-            boundary=number,
-            visual=tokens.visual,
-            valid=tokens.valid,
-            last=tokens.last(),
-            rank=tokens.rank,
-            sample_keys=state.sample_keys,
-            rows=lambda query: self._attention_rows(state, number - 1, query),
-        )
-        return text | self.method.select(context, keep)
-
-    def _attention_rows(self, state: Prefill, layer: int, query: Tensor) -> Tensor:
-        rows = attention_rows(
-            self.adapter,
-            layer,
-            queries=state.captured["queries"],
-            keys=state.captured["keys"],
-            position_embeddings=state.kwargs["position_embeddings"],
-            valid=state.tokens.valid,
-            query_index=query,
-        )
-        if not bool(torch.isfinite(rows).all()):
-            raise MeasurementError(f"attention of layer {layer} is not finite; check the model's weights and dtype")
-        return rows
-
-    def _shorten(self, state: Prefill, places: Tensor) -> None:
-        """Cut everything that later layers receive per token to ``places`` [B, n]."""
-        state.pruned = True
-        tokens, kwargs = state.tokens, dict(state.kwargs)
-        batch = places.shape[0]
-        kwargs["position_embeddings"] = tuple(
-            part.expand(batch, -1, -1).gather(1, places[..., None].expand(-1, -1, part.shape[-1]))
-            for part in kwargs["position_embeddings"]
-        )
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"].expand(batch, -1).gather(1, places)
-        mask = kwargs.get("attention_mask")
-        filler = ~tokens.valid
-        if mask is not None and mask.ndim == 2:
-            kwargs["attention_mask"] = tokens.valid.to(mask.dtype)
-        elif mask is not None:
-            kwargs["attention_mask"] = gather_mask(mask, places, places, filler)
-        elif bool(filler.any()):
-            allowed = causal_mask(tokens.valid, places.shape[1])
-            allowed = allowed | torch.eye(places.shape[1], dtype=torch.bool, device=allowed.device)
-            kwargs["attention_mask"] = as_backend_mask(allowed, state.attention, kwargs["position_embeddings"][0].dtype)
-        state.kwargs = kwargs
-
-    def _decode_layer(
-        self, known: Cached, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        tokens = known.layers[number]
-        mask = kwargs.get("attention_mask")
-        if tokens.index.shape[1] == known.prompt_length:
-            return None
-        new = torch.arange(known.seen, device=tokens.index.device) + known.prompt_length
-        filler = torch.cat([~tokens.valid, tokens.valid.new_zeros(len(tokens.valid), known.seen)], dim=1)
-        if mask is None:
-            if not bool(filler.any()):
-                return None
-            hidden = args[0] if args else kwargs["hidden_states"]
-            allowed = causal_mask(~filler, hidden.shape[1])
-            mask = as_backend_mask(allowed, self.adapter.attention(), hidden.dtype)
-        elif mask.ndim == 2:
-            mask = (~filler).to(mask.dtype)
-        else:
-            columns = torch.cat([tokens.index, new.expand(len(tokens.index), -1)], dim=1)
-            mask = gather_mask(mask, None, columns, filler)
-        return args, {**kwargs, "attention_mask": mask}
+    def on_projection(self, layer: int, what: str, output: Tensor) -> None:
+        if self._prefill is not None and self._prefill.captures(layer):
+            self._prefill.on_projection(layer, what, output)
 
     def _on_output(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        state, self._prefill = self._prefill, None
-        if state is None or not state.pruned:
+        state, self._prefill, self._decode = self._prefill, None, None
+        self._inputs = {}
+        if state is None or not state.cut:
             return output
-        hidden: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
-        tokens = state.tokens
-        full = hidden.new_zeros(hidden.shape[0], state.prompt_length, hidden.shape[-1])
-        full.scatter_add_(1, tokens.index[..., None].expand_as(hidden), hidden * tokens.valid[..., None])
         if hasattr(output, "last_hidden_state"):
-            output.last_hidden_state = full
+            output.last_hidden_state = state.full_length(output.last_hidden_state)
             return output
-        return (full, *output[1:])
-
-
-_PER_TOKEN = ("position_embeddings", "position_ids", "attention_mask")
+        return (state.full_length(output[0]), *output[1:])
 
 
 class _LayerHook:
@@ -369,7 +207,7 @@ class _LayerHook:
 
 
 class _Capture:
-    """Holds a projection's output until the next boundary has been decided, if there is one."""
+    """Hook behind one projection."""
 
     def __init__(self, session: PruningSession, layer: int, what: str) -> None:
         self.session = session
@@ -377,9 +215,7 @@ class _Capture:
         self.what = what
 
     def __call__(self, module: Any, args: Any, output: Tensor) -> None:
-        state = self.session._prefill
-        if state is not None and bool((state.counts[:, self.layer + 1] < state.counts[:, self.layer]).any()):
-            state.captured[self.what] = output
+        self.session.on_projection(self.layer, self.what, output)
 
 
 def _content_keys(input_ids: Tensor | None, valid: Tensor) -> list[int]:
@@ -392,7 +228,12 @@ def _content_keys(input_ids: Tensor | None, valid: Tensor) -> list[int]:
 
 @contextmanager
 def prune(
-    model: Any, *, method: str | Method = "fastv", schedule: Policy | str | None = None, **parameters: Any
+    model: Any,
+    *,
+    method: str | Method = "fastv",
+    schedule: Policy | str | None = None,
+    gather_always: bool = False,
+    **parameters: Any,
 ) -> Iterator[PruningSession]:
     """Prune visual tokens of ``model`` inside the block; afterwards the model is as it was.
 
@@ -400,12 +241,14 @@ def prune(
         model: a loaded transformers vision-language model; forward passes and ``generate`` work as usual.
         method: a method's name, with ``parameters`` as its keyword arguments, or a method object.
         schedule: a schedule, any policy, or a schedule's text such as ``"step(layer=2, keep=0.5)"``.
+        gather_always: run the gather at every layer, also where nothing is dropped: for tests and benchmarks.
 
     Yields:
         The session, which tells what the last prefill kept.
 
     Raises:
-        ModelError: the model's family is unknown, or the model is inside another prune block.
+        ModelError: the model's family is unknown, or the model is inside another prune block; in a forward
+            pass, a cache or attention backend that cannot be cut.
         ScheduleError: the schedule does not fit the model or the method.
         ConfigError: unknown method or parameter.
     """
@@ -413,7 +256,7 @@ def prune(
         raise ScheduleError("prune needs schedule=, for example vispco.Step(layer=2, keep=0.5)")
     policy = parse_schedule(schedule) if isinstance(schedule, str) else schedule
     chosen = make_method(method, parameters) if isinstance(method, str) else method
-    session = PruningSession(adapter_for(model), chosen, policy)
+    session = PruningSession(adapter_for(model), chosen, policy, gather_always=gather_always)
     if hasattr(policy, "keep_ratio"):
         policy.keep_ratio(len(session.adapter.layers()))
     session.install()

@@ -56,12 +56,13 @@ class Calibration:
             shape = self.problem.shape
             for batch in part.batches:
                 plain = int(layer_flops(shape, tokens[batch.rows]).sum()) * shape.layers
-                scoring = int(method.scoring_flops(shape, tokens[batch.rows]).sum()) * (shape.layers - 1)
+                visual, text = part.n_visual[batch.rows], part.n_text[batch.rows]
+                scoring = int(method.scoring_flops(shape, visual, text).sum()) * (shape.layers - 1)
+                scoring += int(method.begin_flops(shape, visual, text).sum())
                 answer, weight = self._greedy_answer(batch, task.max_new_tokens)
                 log_probabilities = self._logits(batch, answer).log_softmax(dim=-1)
                 self.charged += plain
-                lengths = part.n_visual[batch.rows], part.n_text[batch.rows]
-                self.batches.append(MiniBatch(batch, answer, log_probabilities, weight, *lengths, plain, scoring))
+                self.batches.append(MiniBatch(batch, answer, log_probabilities, weight, visual, text, plain, scoring))
 
     @torch.no_grad()
     def _greedy_answer(self, batch: Batch, max_new_tokens: int) -> tuple[Tensor, Tensor]:

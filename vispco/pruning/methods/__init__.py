@@ -1,6 +1,17 @@
 """Pruning methods, one file each; importing this package registers the built-in ones."""
 
-from vispco.pruning.methods import fastv, random, stride
+from vispco.pruning.methods import fastv, fitprune, pool, random, sparsevlm, stride
 from vispco.pruning.methods.base import METHODS, Method, ScoreContext, make_method
 
-__all__ = ["METHODS", "Method", "ScoreContext", "fastv", "make_method", "random", "stride"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "ScoreContext",
+    "fastv",
+    "fitprune",
+    "make_method",
+    "pool",
+    "random",
+    "sparsevlm",
+    "stride",
+]

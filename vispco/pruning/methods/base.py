@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vispco.models.base import ModelShape
+    from vispco.pruning.attention import LayerAttention
+    from vispco.pruning.tokens import Prompt
 
 METHODS = Registry("method")
+BLOCK_VALUES = 1 << 22
 
 
 @dataclass
@@ -26,25 +29,49 @@ class ScoreContext:
     """What a method may look at when tokens are about to enter layer ``boundary``.
 
     Tokens are those that entered the layer before, ``n`` of them, in prompt order. ``visual`` and ``valid``
-    are bool [B, n]; ``last`` [B] is the index of the last prompt token among the n; ``rank`` [B, n] is the
-    index of a visual token among the sample's original visual tokens (meaningless elsewhere);
-    ``sample_keys`` [B] identify samples for seeded methods, whatever batch they are in.
+    are bool [B, n]; ``last`` [B] is the index of the last prompt token among the n; ``index`` [B, n] is the
+    place in the prompt; ``rank`` [B, n] is the index of a visual token among the sample's original visual
+    tokens (meaningless elsewhere); ``prompt`` is the whole prompt; ``shape`` are the decoder's sizes; ``begun`` is
+    what :meth:`Method.begin` gave.
     """
 
     boundary: int
     visual: Tensor
     valid: Tensor
     last: Tensor
+    index: Tensor
     rank: Tensor
-    sample_keys: list[int]
-    rows: Callable[[Tensor], Tensor]
+    prompt: Prompt
+    shape: ModelShape
+    attention: Callable[[], LayerAttention]
+    begun: Any = None
+
+    @property
+    def sample_keys(self) -> list[int]:
+        """[B], identify samples for seeded methods, whatever batch they are in."""
+        return self.prompt.sample_keys
 
     def attention_rows(self, query_index: Tensor) -> Tensor:
         """Attention of the layer before for chosen queries, float32 [B, h, R, n], from ``query_index`` [B, R].
 
-        Softmax over all valid keys up to the query, as in the model; only these rows are computed.
+        Softmax over all keys that the query sees, as in the model; only these rows are computed.
         """
-        return self.rows(query_index)
+        return self.attention().rows(query_index)
+
+    def position_kernel(self, query_index: Tensor) -> Tensor:
+        """:meth:`LayerAttention.position_kernel` of the layer before, float32 [B, R, n]."""
+        return self.attention().position_kernel(query_index)
+
+    def blocks(self, query_index: Tensor) -> Iterator[Tensor]:
+        """``query_index`` [B, R] in parts whose attention rows take bounded memory."""
+        batch, n = self.visual.shape
+        size = max(1, BLOCK_VALUES // max(1, batch * self.shape.heads * n))
+        for start in range(0, query_index.shape[1], size):
+            yield query_index[:, start : start + size]
+
+    def of_prompt(self, values: Tensor) -> Tensor:
+        """``values`` [B, T] of the whole prompt at the tokens that are left, [B, n]."""
+        return values.gather(1, self.index)
 
 
 class Method(ABC):
@@ -52,46 +79,67 @@ class Method(ABC):
 
     Subclasses are frozen dataclasses whose fields are the method's parameters.
 
-    ``needs_attention``: reads :meth:`ScoreContext.attention_rows`, so it cannot prune before layer 0.
+    ``needs``: ``"attention"`` if :meth:`score` reads attention, so that it cannot prune before layer 0.
     ``differentiable``: its scores can drive the relaxed model of the lagrangian search.
+    ``static_order``: a token's rank never changes, so what is kept does not depend on where tokens are dropped.
     """
 
     name: ClassVar[str]
-    needs_attention: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
     differentiable: ClassVar[bool] = False
+    static_order: ClassVar[bool] = False
+
+    def begin(self, prompt: Prompt) -> Any:
+        """Called once per prefill in which tokens are dropped; the result is ``context.begun``. Default: None."""
+        return None
 
     @abstractmethod
     def score(self, context: ScoreContext) -> Tensor:
         """float32 [B, n]; larger means keep; values at non-visual positions are ignored."""
 
-    def select(self, context: ScoreContext, keep: Tensor) -> Tensor:
-        """bool [B, n], True at the ``keep`` [B] visual tokens that stay. Default: the best scores.
+    def select(self, context: ScoreContext, scores: Tensor, keep: Tensor) -> Tensor:
+        """bool [B, n], True at the ``keep`` [B] visual tokens that stay. Default: the best ``scores`` [B, n].
 
         Equal scores go to the earlier token, so that results do not depend on the batch.
         """
-        import torch
+        return best(scores, context.visual, keep)
 
-        scores = self.score(context).masked_fill(~context.visual, -torch.inf)
-        order = scores.argsort(dim=-1, descending=True, stable=True)
-        place = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
-        return (place < keep[:, None]) & context.visual
+    def reduce(self, context: ScoreContext, scores: Tensor, keep: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Which tokens stay, bool [B, n], and the hidden states [B, n, H] of all n that enter the boundary.
 
-    def scoring_flops(self, shape: ModelShape, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """FLOPs of scoring one sample at one boundary, for ``tokens`` in the layer before (any shape)."""
-        return np.zeros_like(tokens)
+        Methods that merge tokens override this and change the states of those that stay; ``hidden`` itself must
+        not be changed. Default: :meth:`select`, states untouched.
+        """
+        return self.select(context, scores, keep), hidden
+
+    def scoring_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:
+        """FLOPs of scoring one sample at one boundary; ``visual`` and ``text`` tokens in the layer before."""
+        return np.zeros_like(visual + text)
+
+    def begin_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:
+        """FLOPs of :meth:`begin` for one sample with these tokens in the prompt."""
+        return np.zeros_like(visual + text)
 
     def parameters(self) -> dict[str, Any]:
         """The method's parameters as plain data, for hashes and exports."""
         return asdict(self) if is_dataclass(self) else {}
 
 
+def best(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """bool [B, n]: the ``count`` [B] largest ``scores`` [B, n] where ``among`` [B, n]; ties to the earlier."""
+    import torch
+
+    order = scores.masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    place = torch.empty_like(order)
+    place.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return (place < count[:, None]) & among
+
+
 def make_method(name: str, parameters: dict[str, Any] | None = None) -> Method:
     """Build a registered method.
 
     Raises:
-        ConfigError: unknown method or parameter.
+        ConfigError: unknown method or parameter, or a value that the method refuses.
     """
     import vispco.pruning.methods  # noqa: F401  (registers the built-in methods)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,11 @@ class FastV(Method):
     """
 
     name: ClassVar[str] = "fastv"
-    needs_attention: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     differentiable: ClassVar[bool] = True
 
     def score(self, context: ScoreContext) -> Tensor:
         return context.attention_rows(context.last[:, None])[:, :, 0].mean(dim=1)
 
-    def scoring_flops(self, shape: ModelShape, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        return 2 * shape.heads * shape.head_dim * tokens
+    def scoring_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:
+        return 2 * shape.heads * shape.head_dim * (visual + text)

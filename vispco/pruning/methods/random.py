@@ -18,14 +18,15 @@ class RandomTokens(Method):
 
     seed: int = 0
     name: ClassVar[str] = "random"
+    static_order: ClassVar[bool] = True
 
     def score(self, context: ScoreContext) -> Tensor:
         import torch
 
-        rank = context.rank
+        rank = context.rank.cpu()
         scores = torch.zeros(rank.shape)
         for row, key in enumerate(context.sample_keys):
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + key) % 2**63)
             size = int(rank[row].max()) + 1
-            scores[row] = torch.rand(size, generator=generator)[rank[row].cpu()]
-        return scores.to(rank.device)
+            scores[row] = torch.rand(size, generator=generator)[rank[row]]
+        return scores.to(context.rank.device)

@@ -24,7 +24,7 @@ class Stride(Method):
     def score(self, context: ScoreContext) -> Tensor:
         return -context.rank.float()
 
-    def select(self, context: ScoreContext, keep: Tensor) -> Tensor:
+    def select(self, context: ScoreContext, scores: Tensor, keep: Tensor) -> Tensor:
         import torch
 
         visual = context.visual

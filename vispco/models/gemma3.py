@@ -1,0 +1,50 @@
+"""Gemma 3: SigLIP tower pooled to 256 tokens, norms on queries and keys, sliding-window layers between full ones.
+
+Two kinds of layer get two rotary tables and two masks, and picture tokens see each other in both directions;
+the runtime cuts whatever mask and table a layer receives, so none of this needs a special case here. In
+decoding, the window is measured in places of the prompt, not in entries of the (shorter) cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vispco.models.base import ADAPTERS, ModelAdapter, fixed_grids
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@ADAPTERS.register("gemma3")
+class Gemma3Adapter(ModelAdapter):
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+
+    def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
+        attention: Any = self.layers()[layer].self_attn
+        return attention.q_norm, attention.k_norm
+
+    def to_heads(self, projected: Tensor, heads: int) -> Tensor:
+        """The norms' outputs are [B, heads, n, d] already."""
+        return projected
+
+    def attention_scale(self, layer: int) -> float:
+        return float(self.model.config.get_text_config().query_pre_attn_scalar ** -0.5)
+
+    def visual_token_ids(self) -> tuple[int, ...]:
+        return (self.model.config.image_token_id,)
+
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
+        return fixed_grids(runs, self.model.config.mm_tokens_per_image)
+
+    def encode_images(self, inputs: dict[str, Any]) -> Tensor:
+        features: Tensor = self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+        return features.flatten(0, 1)
+
+    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
+        if len(features):
+            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features[None])}
+        return rest

@@ -1,0 +1,198 @@
+"""One prefill on its way through the layers: at each boundary the tokens that stay are gathered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vispco.errors import MeasurementError
+from vispco.models.base import ModelAdapter
+from vispco.pruning.attention import LayerAttention
+from vispco.pruning.masks import as_backend_mask, causal_mask, gather_mask, with_diagonal
+from vispco.pruning.methods.base import Method, ScoreContext
+from vispco.pruning.tokens import Prompt, Tokens
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class Prefill:
+    """State of one prefill. Layers' keyword arguments arrive at full length and leave at the tokens' length.
+
+    ``counts`` int [B, L]: visual tokens that enter each layer. ``layers``: the tokens that entered each layer so
+    far. ``gather_always`` gathers at every boundary, also where nothing is dropped (tests, benchmarks).
+    """
+
+    adapter: ModelAdapter
+    method: Method
+    prompt: Prompt
+    counts: Tensor
+    attention: str
+    gather_always: bool = False
+    layers: list[Tokens] = field(default_factory=list)
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = Tokens.of(self.prompt.visual, self.prompt.valid)
+        self._drops = (self.counts.diff(dim=1, prepend=self.tokens.visual.sum(dim=1, keepdim=True)) < 0).any(dim=0)
+        drops: list[bool] = self._drops.tolist()
+        leaves: list[bool] = self.counts.any(dim=0).tolist()
+        self._dropping = drops
+        # Where all visual tokens go at once, nothing is ranked.
+        self._scoring = [drop and leave for drop, leave in zip(drops, leaves, strict=True)]
+        self._begun = self.method.begin(self.prompt) if any(self._scoring) else None
+        self._captured: dict[str, Tensor] = {}
+        self._scored: tuple[ScoreContext, Tensor] | None = None
+        self._shortened: dict[int, tuple[Any, Any]] = {}
+        self._layer_kwargs: dict[str, Any] = {}
+
+    # --- what the hooks call ---------------------------------------------------------------------
+
+    def captures(self, layer: int) -> bool:
+        """Whether the boundary behind ``layer`` ranks tokens by the attention of ``layer``."""
+        return "attention" in self.method.needs and layer + 1 < len(self._scoring) and self._scoring[layer + 1]
+
+    def on_projection(self, layer: int, what: str, output: Tensor) -> None:
+        """Rank at once when queries and keys are both there, so that neither is held through the MLP."""
+        self._captured[what] = output
+        if len(self._captured) == 2:
+            context = self._context(layer + 1)
+            self._scored = context, self._score(context)
+            self._captured = {}
+
+    def on_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        gathers = self._dropping[number] or (self.gather_always and number > 0)
+        if gathers:
+            hidden = self._drop(number, hidden)
+        self.layers.append(self.tokens)
+        if not self.cut:
+            self._layer_kwargs = kwargs
+            return None
+        kwargs = {**kwargs, **self._shorten(kwargs)}
+        self._layer_kwargs = kwargs
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def full_length(self, hidden: Tensor) -> Tensor:
+        """The decoder's output [B, n, H] back at the prompt's length [B, T, H]; rows of dropped tokens are zero."""
+        index, valid = self.tokens.index.to(hidden.device), self.tokens.valid.to(hidden.device)
+        full = hidden.new_zeros(hidden.shape[0], self.prompt.valid.shape[1], hidden.shape[-1])
+        return full.scatter_add_(1, index[..., None].expand_as(hidden), hidden * valid[..., None])
+
+    # --- choosing --------------------------------------------------------------------------------
+
+    def _drop(self, number: int, hidden: Tensor) -> Tensor:
+        """Choose the tokens that enter layer ``number``; returns their hidden states."""
+        tokens = self.tokens
+        keep = tokens.valid & ~tokens.visual
+        if self._scoring[number]:
+            context, scores = self._scored or self._ranked(number)
+            chosen, hidden = self.method.reduce(context, scores, self.counts[:, number], hidden)
+            keep = keep | chosen
+        elif not self._dropping[number]:
+            keep = tokens.valid
+        self._scored = None
+        self.tokens, places = tokens.take(keep)
+        self.cut = True
+        self._shortened.clear()
+        return hidden.gather(1, places.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _ranked(self, number: int) -> tuple[ScoreContext, Tensor]:
+        context = self._context(number)
+        return context, self._score(context)
+
+    def _context(self, boundary: int) -> ScoreContext:
+        tokens = self.tokens
+        return ScoreContext(
+            boundary=boundary,
+            visual=tokens.visual,
+            valid=tokens.valid,
+            last=tokens.last(),
+            index=tokens.index,
+            rank=tokens.rank,
+            prompt=self.prompt,
+            shape=self.adapter.shape(),
+            attention=cache(partial(self._attention_of, boundary - 1, self._captured)),
+            begun=self._begun,
+        )
+
+    def _attention_of(self, layer: int, captured: dict[str, Tensor]) -> LayerAttention:
+        device, mask = captured["keys"].device, self._layer_kwargs.get("attention_mask")
+        cos, sin = (part.to(device) for part in self._layer_kwargs["position_embeddings"])
+        return LayerAttention(
+            self.adapter,
+            layer,
+            queries=captured["queries"],
+            keys=captured["keys"],
+            position_embeddings=(cos, sin),
+            valid=self.tokens.valid.to(device),
+            mask=mask if mask is None else mask.to(device),
+        )
+
+    def _score(self, context: ScoreContext) -> Tensor:
+        scores = self.method.score(context).to(context.visual.device)
+        if not bool(torch.isfinite(scores.masked_fill(~context.visual, 0.0)).all()):
+            raise MeasurementError(
+                f"method {self.method.name!r} gave scores that are not finite before layer {context.boundary}; "
+                "check the model's weights and dtype"
+            )
+        # Queries and keys must not outlive the layer.
+        context.attention = _gone
+        return scores
+
+    # --- shortening ------------------------------------------------------------------------------
+
+    def _shorten(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a layer receives per token, cut to the tokens that are left. Layers of one kind share the result."""
+        short: dict[str, Any] = {}
+        if kwargs.get("position_embeddings") is not None:
+            short["position_embeddings"] = self._once(kwargs["position_embeddings"], self._rotary)
+        if kwargs.get("position_ids") is not None:
+            short["position_ids"] = self._once(kwargs["position_ids"], self._position_ids)
+        if "attention_mask" in kwargs:
+            mask = kwargs["attention_mask"]
+            short["attention_mask"] = self._once(mask, lambda m: self._mask(m, short["position_embeddings"][0]))
+        return short
+
+    def _once(self, source: Any, make: Any) -> Any:
+        key = id(source)
+        if key not in self._shortened:
+            self._shortened[key] = (source, make(source))  # the source is kept so that its id stays taken
+        return self._shortened[key][1]
+
+    def _rotary(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        index = self.tokens.index
+        return tuple(
+            part.expand(len(index), -1, -1).gather(1, index.to(part.device)[..., None].expand(-1, -1, part.shape[-1]))
+            for part in parts
+        )
+
+    def _position_ids(self, ids: Tensor) -> Tensor | None:
+        if "flash" in self.attention:
+            # Flash kernels take gaps in the ids for the seams of packed sequences.
+            return None
+        return ids.expand(len(self.tokens.index), -1).gather(1, self.tokens.index.to(ids.device))
+
+    def _mask(self, mask: Tensor | None, like: Tensor) -> Tensor | None:
+        tokens = self.tokens
+        if mask is not None and mask.ndim == 2:
+            return tokens.valid.to(mask.device, mask.dtype)
+        if mask is not None:
+            index = tokens.index.to(mask.device)
+            return gather_mask(mask, index, index, tokens.filler.to(mask.device))
+        if not bool(tokens.filler.any()):
+            return None
+        if "flash" in self.attention:
+            return tokens.valid.long()
+        allowed = with_diagonal(causal_mask(tokens.valid, tokens.valid.shape[1]))
+        return as_backend_mask(allowed, self.attention, like.dtype)
+
+
+def _gone() -> LayerAttention:
+    raise MeasurementError("attention of the layer before is only there while a method scores; read it in score()")

@@ -1,0 +1,14 @@
+"""Conformance suites: inherit one, name your plug-in, and pytest runs what the built-in ones must pass.
+
+from vispco.testing import MethodConformance
+
+class TestMine(MethodConformance):
+    method = Mine()
+"""
+
+from vispco.testing.adapters import AdapterConformance
+
+# from vispco.testing.families import FamilyConformance
+# from vispco.testing.methods import MethodConformance
+
+__all__ = ["AdapterConformance", "FamilyConformance", "MethodConformance"]

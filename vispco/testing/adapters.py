@@ -1,0 +1,139 @@
+"""What every model family must pass."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from vispco.models.base import adapter_for
+from vispco.pruning.attention import LayerAttention
+from vispco.pruning.methods.base import make_method
+from vispco.pruning.schedules import Ratios, Schedule, Step
+from vispco.testing import checks
+from vispco.testing.tiny import LAYERS, TinyFamily
+
+METHODS = ("fastv", "fitprune", "sparsevlm", "random")
+SCHEDULES: tuple[Schedule, ...] = (Step(1, 0.5), Ratios([1, 0.75, 0.3, 0.3]), Step(2, 0.0))
+ROWS = {"one": checks.ONE, "ragged": checks.RAGGED}
+
+
+class AdapterConformance:
+    """Set ``tiny``, a small random model of the family (see :mod:`vispco.testing.tiny`)."""
+
+    tiny: ClassVar[TinyFamily]
+
+    @pytest.fixture(params=["sdpa", "eager"])
+    def model(self, request: Any) -> Any:
+        model = self.tiny.model()
+        model.set_attn_implementation(request.param)
+        yield model
+        model.set_attn_implementation("sdpa")
+
+    def test_visual_tokens_are_found(self) -> None:
+        batch = self.tiny.batch(checks.RAGGED)
+        adapter, model = adapter_for(self.tiny.model()), self.tiny.model()
+        found = adapter.visual_mask(batch["input_ids"], None)
+        images = torch.tensor([row[1] for row in checks.RAGGED])
+        assert found.sum(dim=1).tolist() == (images * self.tiny.picture_tokens).tolist()
+        embedded = model.get_input_embeddings()(batch["input_ids"])
+        assert torch.equal(adapter.visual_mask(None, embedded), found)
+
+    def test_coordinates_name_every_token_once(self) -> None:
+        batch = self.tiny.batch(checks.RAGGED)
+        adapter = adapter_for(self.tiny.model())
+        visual = adapter.visual_mask(batch["input_ids"], None)
+        places = adapter.coordinates(batch, visual)
+        for row, (_, images, _) in enumerate(checks.RAGGED):
+            found = [tuple(place) for place in places[row, visual[row]].tolist()]
+            assert found == sorted(set(found))
+            assert {place[0] for place in found} == set(range(images))
+
+    def test_features_stand_in_for_pixels(self) -> None:
+        batch, model = self.tiny.batch(checks.RAGGED), self.tiny.model()
+        adapter = adapter_for(model)
+        with torch.no_grad():
+            features = adapter.encode_images(batch)
+            given = adapter.with_features(batch, features)
+            assert not any(key.startswith("pixel_values") for key in given)
+            assert torch.equal(model(**given).logits, model(**batch).logits)
+        assert len(features) == int(adapter.visual_mask(batch["input_ids"], None).sum())
+
+    def test_attention_rows_are_the_models_own(self) -> None:
+        """Every row of every layer, computed beside the model, against the weights that eager attention returns."""
+        model = self.tiny.model()
+        model.set_attn_implementation("eager")
+        batch, adapter, seen = self.tiny.batch(checks.RAGGED), adapter_for(model), {}
+        handles = []
+        for number, layer in enumerate(adapter.layers()):
+
+            def keep(module: Any, args: Any, kwargs: Any, number: int = number) -> None:
+                seen[number, "kwargs"] = kwargs
+
+            handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
+            for what, module in zip(("queries", "keys"), adapter.projections(number), strict=True):
+
+                def capture(module: Any, args: Any, output: Any, key: Any = (number, what)) -> None:
+                    seen[key] = output
+
+                handles.append(module.register_forward_hook(capture))
+        try:
+            with torch.no_grad():
+                attentions = model(**batch, output_attentions=True).attentions
+        finally:
+            for handle in handles:
+                handle.remove()
+            model.set_attn_implementation("sdpa")
+        valid = batch["attention_mask"].bool()
+        every = torch.arange(valid.shape[1]).expand(len(valid), -1)
+        for number in range(LAYERS):
+            rows = LayerAttention(
+                adapter,
+                number,
+                queries=seen[number, "queries"],
+                keys=seen[number, "keys"],
+                position_embeddings=seen[number, "kwargs"]["position_embeddings"],
+                valid=valid,
+                mask=seen[number, "kwargs"]["attention_mask"],
+            ).rows(every)
+            difference = (rows - attentions[number]).abs().amax(dim=(1, 3))[valid].max()
+            assert float(difference) <= 1e-5, f"layer {number}: {float(difference):.3g}"
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_keep_one_is_the_plain_model(self, model: Any, method: str, side: str) -> None:
+        checks.check_keep_one(model, self.tiny.batch(checks.RAGGED, side), make_method(method))
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+    @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_dropping_equals_masking(self, model: Any, method: str, schedule: Schedule, rows: Any, side: str) -> None:
+        checks.check_dropping(model, self.tiny.batch(rows, side), make_method(method), schedule)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_batch_and_padding_do_not_matter(self, method: str, schedule: Schedule, side: str) -> None:
+        checks.check_rows_alone(self.tiny, self.tiny.batch(checks.RAGGED, side), make_method(method), schedule)
+
+    @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+    @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_cached_generation_equals_recomputation(
+        self, model: Any, method: str, schedule: Schedule, rows: Any
+    ) -> None:
+        checks.check_generation(self.tiny, self.tiny.batch(rows), make_method(method), schedule)
+
+    def test_generation_after_pruning_before_the_first_layer(self, model: Any) -> None:
+        for schedule in (Ratios([0.5, 0.5, 0.25, 0]), Step(0, 0.0)):
+            checks.check_generation(self.tiny, self.tiny.batch(checks.RAGGED), make_method("random"), schedule)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_flops_equal_the_counter(self, method: str) -> None:
+        for schedule in (*SCHEDULES, Ratios([1, 1, 0.6, 0.1])):
+            checks.check_flops(self.tiny, [(3, 1, 5), (2, 2, 3), (6, 0, 2)], make_method(method), schedule)
+
+    def test_leaves_no_trace(self) -> None:
+        checks.check_no_trace(self.tiny.model(), self.tiny.batch(checks.RAGGED), make_method("fastv"), Step(1, 0.3))

@@ -1,0 +1,242 @@
+"""The invariants of the pruning runtime as functions that raise AssertionError."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vispco.models.base import adapter_for
+from vispco.pruning.methods.base import Method
+from vispco.pruning.runtime import PruningSession, prune
+from vispco.pruning.schedules import Policy
+from vispco.testing.tiny import LAYERS, TinyFamily
+
+TOLERANCE = 1e-4
+Batch = dict[str, Tensor]
+Kept = list[list[list[int]]]
+
+# (text before, pictures, text after) per row
+ONE = [(3, 1, 5)]
+RAGGED = [(3, 1, 5), (1, 1, 9), (2, 2, 3), (6, 0, 2)]
+
+
+def counts_of(policy: Policy, visual: Tensor) -> Tensor:
+    """int [B, L]: what the policy asks for ``visual`` bool [B, T]."""
+    return torch.as_tensor(policy.counts(visual.sum(dim=1).numpy(), LAYERS, None))
+
+
+@contextmanager
+def hidden_from(model: Any, batch: Batch, kept: Kept) -> Iterator[None]:
+    """From each layer on, visual tokens outside ``kept[layer][row]`` are hidden from all others.
+
+    The model stays whole: only the mask that each layer receives is changed. Independent of the runtime.
+    """
+    visual = adapter_for(model).visual_mask(batch["input_ids"], None)
+    valid = batch["attention_mask"].bool()
+    length = valid.shape[1]
+    diagonal = torch.eye(length, dtype=torch.bool)
+
+    def hook(seen: Tensor) -> Callable[..., Any]:
+        def pre(module: Any, args: Any, kwargs: Any) -> Any:
+            given = kwargs.get("attention_mask")
+            if given is None:
+                allowed = torch.ones(length, length).tril().bool() & valid[:, None, None, :]
+            else:
+                allowed = given if given.dtype == torch.bool else given > -1e30
+            allowed = (allowed & seen[:, None, None, :]) | diagonal
+            additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+            return args, {**kwargs, "attention_mask": additive}
+
+        return pre
+
+    handles = []
+    for number, layer in enumerate(adapter_for(model).layers()):
+        seen = valid & ~visual
+        for row in range(len(seen)):
+            seen[row, kept[number][row]] = True
+        handles.append(layer.register_forward_pre_hook(hook(seen), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def text_places(model: Any, batch: Batch) -> Tensor:
+    """bool [B, T]: tokens that are never dropped."""
+    return batch["attention_mask"].bool() & ~adapter_for(model).visual_mask(batch["input_ids"], None)
+
+
+def check_keep_one(model: Any, batch: Batch, method: Method) -> None:
+    """Keep 1 is the plain model, also when every layer's input really goes through the gather."""
+    from vispco.pruning.schedules import keep_all
+
+    valid = batch["attention_mask"].bool()
+    with torch.no_grad():
+        plain = model(**batch).logits
+        for always in (False, True):
+            with prune(model, method=method, schedule=keep_all(), gather_always=always):
+                pruned = model(**batch).logits
+            difference = float((plain - pruned)[valid].abs().max())
+            assert difference <= TOLERANCE, f"keep 1 changes logits by {difference:.3g} (gather_always={always})"
+
+
+def check_kept(model: Any, batch: Batch, policy: Policy, session: PruningSession) -> Kept:
+    """Counts as scheduled; ascending, unique, visual places only; text untouched; sets nested over layers."""
+    visual = adapter_for(model).visual_mask(batch["input_ids"], None) & batch["attention_mask"].bool()
+    text = text_places(model, batch).sum(dim=1)
+    kept = [session.kept(layer) for layer in range(LAYERS)]
+    expected = counts_of(policy, visual)
+    assert [[len(places) for places in layer] for layer in kept] == expected.T.tolist()
+    assert session.counts is not None
+    assert session.counts.tolist() == expected.tolist()
+    for number, layer in enumerate(kept):
+        assert session.tokens_entering(number) == (expected[:, number] + text).tolist()
+        for row, places in enumerate(layer):
+            assert places == sorted(set(places))
+            assert bool(visual[row, places].all())
+    for earlier, later in itertools.pairwise(kept):
+        assert all(set(b) <= set(a) for a, b in zip(earlier, later, strict=True))
+    return kept
+
+
+def check_dropping(model: Any, batch: Batch, method: Method, policy: Policy, *, equals_masking: bool = True) -> None:
+    """What is dropped is as scheduled, and physical dropping equals hiding."""
+    with torch.no_grad(), prune(model, method=method, schedule=policy) as session:
+        logits = model(**batch, use_cache=False).logits
+    kept = check_kept(model, batch, policy, session)
+    assert logits.shape[:2] == batch["input_ids"].shape
+    where = text_places(model, batch)
+    assert bool(torch.isfinite(logits[where]).all())
+    if equals_masking:
+        with torch.no_grad(), hidden_from(model, batch, kept):
+            reference = model(**batch, use_cache=False).logits
+        difference = float((logits - reference)[where].abs().max())
+        assert difference <= TOLERANCE, f"dropping differs from hiding by {difference:.3g}"
+
+
+def check_rows_alone(tiny: TinyFamily, batch: Batch, method: Method, policy: Policy) -> None:
+    """A sample gives the same logits alone and in a padded batch."""
+    model = tiny.model()
+    with torch.no_grad(), prune(model, method=method, schedule=policy):
+        together = model(**batch).logits
+        for row in range(len(together)):
+            alone = tiny.row(batch, row)
+            logits = model(**alone).logits[0]
+            where = batch["attention_mask"][row].bool()
+            text = text_places(model, alone)[0]
+            difference = float((logits[text] - together[row, where][text]).abs().max())
+            assert difference <= TOLERANCE, f"row {row} differs from itself alone by {difference:.3g}"
+
+
+def check_generation(
+    tiny: TinyFamily, batch: Batch, method: Method, policy: Policy, steps: int = 5, *, equals_masking: bool = True
+) -> None:
+    """Cached decoding equals recomputation with the prompt's kept set; caches are as long as scheduled."""
+    model = tiny.model()
+    prompt = batch["input_ids"].shape[1]
+    with torch.no_grad(), prune(model, method=method, schedule=policy) as session:
+        out = model.generate(
+            **batch,
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            suppress_tokens=[4, 5],
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    kept = check_kept(model, batch, policy, session)
+    check_cache_lengths(model, batch, policy, out.past_key_values, steps - 1)
+    if not equals_masking:
+        assert all(bool(torch.isfinite(logits).all()) for logits in out.logits)
+        return
+    for step, logits in enumerate(out.logits):
+        longer = tiny.extend(batch, out.sequences[:, prompt : prompt + step])
+        with torch.no_grad(), hidden_from(model, longer, kept):
+            reference = model(**longer, use_cache=False).logits[:, -1]
+        difference = float((logits - reference).abs().max())
+        assert difference <= TOLERANCE, f"decoding step {step} differs from recomputation by {difference:.3g}"
+
+
+def check_cache_lengths(model: Any, batch: Batch, policy: Policy, cache: Any, new: int) -> None:
+    """A layer that was not cut holds the padded prompt, a cut one its longest row, a sliding one a window of it."""
+    adapter = adapter_for(model)
+    visual = adapter.visual_mask(batch["input_ids"], None)
+    counts, full = counts_of(policy, visual), batch["input_ids"].shape[1]
+    entering = counts + text_places(model, batch).sum(dim=1, keepdim=True)
+    was_cut = (counts < visual.sum(dim=1, keepdim=True)).any(dim=0)
+    for number, layer in enumerate(cache.layers):
+        length = (int(entering[:, number].max()) if bool(was_cut[number]) else full) + new
+        window = adapter.sliding_window(number)
+        expected = length if window is None else min(length, window - 1)
+        assert layer.keys.shape[-2] == expected, f"layer {number} holds {layer.keys.shape[-2]}, not {expected}"
+
+
+def installed_hooks(model: Any) -> set[tuple[str, int]]:
+    """Every hook on every module. transformers puts its own on at the first forward and leaves them."""
+    return {
+        (name, id(hook))
+        for name, module in model.named_modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for hook in hooks.values()
+    }
+
+
+def check_no_trace(model: Any, batch: Batch, method: Method, policy: Policy) -> None:
+    """Nothing stays on the model, whether the block ends or fails; a failed forward leaves the block usable."""
+    with torch.no_grad():
+        before = model(**batch).logits
+        attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+        hooks = installed_hooks(model)
+        for fail in (False, True):
+            try:
+                with prune(model, method=method, schedule=policy):
+                    assert installed_hooks(model) > hooks
+                    first = model(**batch).logits
+                    if fail:
+                        raise KeyError("inside")
+                    broken = {**batch, "input_ids": batch["input_ids"] * 0 + 10}
+                    with suppress(ValueError, RuntimeError, IndexError, StopIteration):
+                        model(**broken)
+                    assert torch.equal(first, model(**batch).logits)
+            except KeyError:
+                assert fail
+            assert installed_hooks(model) == hooks
+            assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+            assert torch.equal(before, model(**batch).logits)
+
+
+def counted_flops(model: Any, batch: Batch) -> int:
+    """FLOPs of the decoder as torch counts them."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    decoder = adapter_for(model).decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(**batch)
+    modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    return next(flops for name, flops in modules.items() if name.endswith(path))
+
+
+def check_flops(tiny: TinyFamily, rows: Sequence[tuple[int, int, int]], method: Method, policy: Policy) -> None:
+    """The cost model equals torch's counter, scoring included, for each row run alone."""
+    import numpy as np
+
+    from vispco.costs import prefill_flops
+
+    model = tiny.model()
+    for number, row in enumerate(rows):
+        batch = tiny.batch([row], seed=number)
+        visual = adapter_for(model).visual_mask(batch["input_ids"], None).sum(dim=1).numpy()
+        text = np.array([batch["input_ids"].shape[1]]) - visual
+        counts = np.asarray(policy.counts(visual, LAYERS, None))
+        with prune(model, method=method, schedule=policy):
+            counted = counted_flops(model, batch)
+        expected = int(prefill_flops(adapter_for(model).shape(), counts, visual, text, method)[0])
+        assert counted == expected, f"{method.name}: counted {counted} FLOPs, the cost model says {expected}"
