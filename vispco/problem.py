@@ -10,19 +10,12 @@ from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.errors import ConfigError
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.schedules import Schedule, Step
+from vispco.published import PUBLISHED
 from vispco.registry import suggest
 from vispco.tasks.base import SPLITS, Task, make_task
 
 if TYPE_CHECKING:
     from vispco.models.base import ModelAdapter, ModelShape
-
-# Published configurations by name: (method, schedule). FastV: arXiv 2403.06764, K=2, R=50 %.
-PUBLISHED: dict[str, tuple[str, Schedule]] = {
-    "fastv:k2-r50": ("fastv", Step(layer=2, keep=0.5)),
-    "fastv:k2-r75": ("fastv", Step(layer=2, keep=0.25)),
-    "fastv:k3-r50": ("fastv", Step(layer=3, keep=0.5)),
-}
 
 
 class Problem:

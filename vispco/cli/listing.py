@@ -23,8 +23,9 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         with open_store(storage, create=False) as store:
             return [experiment_row(store, name) for name in store.experiment_names()]
     if what == "models":
-        import vispco.models.llava
-        from vispco.models.base import ADAPTERS
+        from vispco.models.base import ADAPTERS, register_builtin
+
+        register_builtin()
 
         rows = [{"model": "demo", "about": "small LLaVA that is part of this package"}]
         return [*rows, *({"model": f"family {n}", "about": _module_line(ADAPTERS[n])} for n in ADAPTERS)]
@@ -33,11 +34,11 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
 
         return [{"method": name, "about": _module_line(METHODS[name])} for name in METHODS]
     if what == "schedules":
-        from vispco.problem import PUBLISHED
         from vispco.pruning.families import FAMILIES
+        from vispco.published import PUBLISHED
 
         families = [{"schedule": f"family {name}", "about": _first_line(FAMILIES[name])} for name in FAMILIES]
-        return [*families, *({"schedule": n, "about": f"{m}, {s.text()}"} for n, (m, s) in PUBLISHED.items())]
+        return [*families, *({"schedule": name, "about": known.about()} for name, known in PUBLISHED.items())]
     if what == "tasks":
         import vispco.tasks.mosaic_vqa  # noqa: F401
         from vispco.tasks.base import TASKS

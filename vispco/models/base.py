@@ -185,16 +185,20 @@ def fixed_grids(runs: Sequence[int], tokens: int) -> list[tuple[int, int, int]]:
     return [grid for run in runs for _ in range(max(1, run // tokens))]
 
 
+def register_builtin() -> None:
+    """Import the adapters of this package; each registers itself."""
+    import vispco.models.gemma3
+    import vispco.models.llava
+    import vispco.models.qwen2_5_vl  # noqa: F401
+
+
 def adapter_for(model: Any) -> ModelAdapter:
     """The adapter of a loaded transformers model.
 
     Raises:
         ModelError: no adapter serves the model's family.
     """
-    import vispco.models.gemma3
-    import vispco.models.llava
-    import vispco.models.qwen2_5_vl  # noqa: F401  (these register)
-
+    register_builtin()
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     served: dict[str, type[ModelAdapter]] = {t: ADAPTERS[n] for n in ADAPTERS for t in ADAPTERS[n].model_types}
     if model_type not in served:

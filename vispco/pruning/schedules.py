@@ -9,7 +9,7 @@ import ast
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,6 +98,120 @@ class Step(Schedule):
 
 
 @dataclass(frozen=True)
+class MultiStep(Schedule):
+    """Several steps: the share ``keeps[j]`` enters ``layers[j]`` and the layers behind it, up to the next step."""
+
+    layers: tuple[int, ...]
+    keeps: tuple[float, ...]
+
+    def __init__(self, layers: Sequence[int], keeps: Sequence[float]) -> None:
+        object.__setattr__(self, "layers", tuple(layers))
+        object.__setattr__(self, "keeps", tuple(keeps))
+        if not self.layers or len(self.layers) != len(self.keeps):
+            raise ScheduleError(
+                f"multistep has {len(self.layers)} layers and {len(self.keeps)} keeps; it needs one keep per layer, "
+                "at least one: multistep(layers=(2, 5), keeps=(0.5, 0.25))"
+            )
+        for layer, keep in zip(self.layers, self.keeps, strict=True):
+            Step(layer, keep)
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ScheduleError(f"multistep layers are {self.layers}; each must come behind the one before")
+        Ratios(self.keeps)
+
+    def keep_ratio(self, layers: int) -> tuple[float, ...]:
+        if self.layers[-1] >= layers:
+            raise ScheduleError(
+                f"{self.text()} prunes at layer {self.layers[-1]}, but the model has layers 0 to {layers - 1}"
+            )
+        ratios = [1.0] * layers
+        for layer, keep in zip(self.layers, self.keeps, strict=True):
+            ratios[layer:] = [float(keep)] * (layers - layer)
+        return tuple(ratios)
+
+    def text(self) -> str:
+        return f"multistep(layers={self.layers!r}, keeps={self.keeps!r})"
+
+
+class Curve(Schedule):
+    """A schedule that falls along a formula; all visual tokens enter layer 0, whatever the formula says there.
+
+    After the kernels of arXiv 2604.15188, which never prunes layer 0 either.
+    """
+
+    keep: float
+
+    @abstractmethod
+    def at(self, layer: int) -> float:
+        """Keep ratio of the tokens that enter ``layer``."""
+
+    def keep_ratio(self, layers: int) -> tuple[float, ...]:
+        return (1.0, *(min(1.0, max(0.0, self.at(layer))) for layer in range(1, layers)))
+
+    def text(self) -> str:
+        values = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__.lower()}({values})"
+
+    def _check(self, **positive: float) -> None:
+        _check_ratio(self.keep, f"{type(self).__name__.lower()} keep")
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ScheduleError(f"{type(self).__name__.lower()} {field.name} is {value!r}; it must be a number")
+        for name, value in positive.items():
+            if value <= 0:
+                raise ScheduleError(f"{type(self).__name__.lower()} {name} is {value!r}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class Linear(Curve):
+    """Falls from 1 at layer ``start`` in a straight line to ``keep`` at layer ``start + width``."""
+
+    start: float
+    width: float
+    keep: float
+
+    def __post_init__(self) -> None:
+        self._check(width=self.width)
+
+    def at(self, layer: int) -> float:
+        return 1 - (1 - self.keep) * min(1.0, max(0.0, (layer - self.start) / self.width))
+
+
+@dataclass(frozen=True)
+class Exponential(Curve):
+    """Falls from 1 at layer ``start`` towards ``keep`` by a factor of ``exp(-rate)`` per layer."""
+
+    start: float
+    rate: float
+    keep: float
+
+    def __post_init__(self) -> None:
+        self._check(rate=self.rate)
+
+    def at(self, layer: int) -> float:
+        return self.keep + (1 - self.keep) * math.exp(-self.rate * max(0.0, layer - self.start))
+
+
+@dataclass(frozen=True)
+class Sigmoid(Curve):
+    """Falls from 1 to ``keep`` around layer ``centre``: ``1 - (1 - keep) sigmoid(slope (l - centre))``.
+
+    With slope 10 this is the official code's kernel, nearly a step.
+    """
+
+    centre: float
+    slope: float
+    keep: float
+
+    def __post_init__(self) -> None:
+        self._check(slope=self.slope)
+
+    def at(self, layer: int) -> float:
+        x = self.slope * (layer - self.centre)
+        return 1 - (1 - self.keep) * (1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)))
+
+
+@dataclass(frozen=True)
 class Ratios(Schedule):
     """Keep ratios given layer by layer."""
 
@@ -106,10 +220,10 @@ class Ratios(Schedule):
     def __init__(self, ratios: Sequence[float]) -> None:
         object.__setattr__(self, "ratios", tuple(float(r) for r in ratios))
         for layer, ratio in enumerate(self.ratios):
-            _check_ratio(ratio, f"keep ratio of layer {layer}")
+            _check_ratio(ratio, f"keep ratio {layer}")
             if layer and ratio > self.ratios[layer - 1]:
                 raise ScheduleError(
-                    f"keep ratio rises from {self.ratios[layer - 1]} to {ratio} at layer {layer}; a dropped token "
+                    f"keep ratio rises from {self.ratios[layer - 1]} to {ratio} (number {layer}); a dropped token "
                     "cannot come back, so ratios must not increase over layers"
                 )
 
@@ -127,8 +241,18 @@ def keep_all() -> Schedule:
     return Step(layer=0, keep=1.0)
 
 
+SCHEDULES: dict[str, type[Schedule]] = {
+    "step": Step,
+    "multistep": MultiStep,
+    "linear": Linear,
+    "exponential": Exponential,
+    "sigmoid": Sigmoid,
+}
+EXAMPLES = "step(layer=2, keep=0.5), multistep(layers=(2, 5), keeps=(0.5, 0.25)), or ratios(1, 1, 0.5, ...)"
+
+
 def parse_schedule(text: str) -> Schedule:
-    """Read a schedule's text form: ``step(layer=2, keep=0.5)`` or ``ratios(1, 1, 0.5, 0.5)``.
+    """Read a schedule's text form, for example ``step(layer=2, keep=0.5)`` or ``ratios(1, 1, 0.5, 0.5)``.
 
     Raises:
         ScheduleError: the text is not a known schedule.
@@ -141,21 +265,24 @@ def parse_schedule(text: str) -> Schedule:
         values = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
-        raise ScheduleError(
-            f"cannot read schedule {text!r}; write step(layer=2, keep=0.5), "
-            "or ratios(1, 1, 0.5, ...) with a ratio per layer"
-        ) from None
+        raise ScheduleError(f"cannot read schedule {text!r}; write {EXAMPLES} with a ratio per layer") from None
     if name == "ratios":
         if named:
             raise ScheduleError(f"ratios(...) takes one ratio per layer and no names, got {', '.join(named)}")
         return Ratios(values)
-    if name == "step":
-        fields = ("layer", "keep")
-        unknown = [key for key in named if key not in fields]
-        if unknown:
-            raise ScheduleError(f"step has no parameter {unknown[0]!r}; {suggest(unknown[0], list(fields))}")
-        arguments = {**dict(zip(fields, values, strict=False)), **named}
-        if set(arguments) != set(fields) or len(values) > 2:
-            raise ScheduleError(f"cannot read schedule {text!r}; step needs layer and keep: step(layer=2, keep=0.5)")
-        return Step(**arguments)
-    raise ScheduleError(f"unknown schedule {name!r} in {text!r}; {suggest(name, ['step', 'ratios'])}")
+    if name not in SCHEDULES:
+        raise ScheduleError(f"unknown schedule {name!r} in {text!r}; {suggest(name, [*SCHEDULES, 'ratios'])}")
+    cls: Any = SCHEDULES[name]
+    known = [field.name for field in fields(cls)]
+    unknown = [key for key in named if key not in known]
+    if unknown:
+        raise ScheduleError(f"{name} has no parameter {unknown[0]!r}; {suggest(unknown[0], known)}")
+    arguments = {**dict(zip(known, values, strict=False)), **named}
+    if set(arguments) != set(known) or len(values) + len(named) != len(known):
+        raise ScheduleError(f"cannot read schedule {text!r}; {name} needs {', '.join(known)}")
+    for key, value in arguments.items():
+        if isinstance(value, (tuple, list)) != (cls is MultiStep):
+            wanted = "a tuple, such as (2, 5)" if cls is MultiStep else "a number"
+            raise ScheduleError(f"{name} {key} is {value!r} in {text!r}; it must be {wanted}")
+    found: Schedule = cls(**arguments)
+    return found

@@ -12,10 +12,11 @@ from vispco.config import SearchConfig, Study, check_options, content_hash, pars
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation
-from vispco.problem import PUBLISHED, Problem
+from vispco.problem import Problem
 from vispco.provenance import provenance
-from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import parse_schedule
+from vispco.published import PUBLISHED
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
@@ -195,8 +196,9 @@ class Run:
             self.store.link(name, "reference", "unpruned", self.evaluator.unpruned(split))
             self.store.link(name, "reference", "no_image", self.evaluator.no_image(split))
             for default in self.study.defaults:
-                method, schedule = PUBLISHED[default]
-                evaluation = self.evaluator.evaluate([schedule], split, make_method(method))[0]
+                known = PUBLISHED[default]
+                schedule = known.for_layers(self.problem.shape.layers)
+                evaluation = self.evaluator.evaluate([schedule], split, known.make_method())[0]
                 self.store.link(name, "default", default, evaluation)
         return {"layers": self.problem.shape.layers}
 
@@ -212,6 +214,7 @@ class Run:
                 "seed": item.seed,
                 "kind": item.config.kind,
                 "method": method.name,
+                "method_parameters": method.parameters(),
                 "method_key": _method_key(method),
                 "family": item.config.family or self.study.family,
                 "points": points,

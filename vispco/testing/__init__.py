@@ -7,8 +7,7 @@ class TestMine(MethodConformance):
 """
 
 from vispco.testing.adapters import AdapterConformance
-
-# from vispco.testing.families import FamilyConformance
-# from vispco.testing.methods import MethodConformance
+from vispco.testing.families import FamilyConformance
+from vispco.testing.methods import MethodConformance
 
 __all__ = ["AdapterConformance", "FamilyConformance", "MethodConformance"]

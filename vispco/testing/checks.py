@@ -221,7 +221,7 @@ def counted_flops(model: Any, batch: Batch) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(**batch)
     modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    return next(flops for name, flops in modules.items() if name.endswith(path))
+    return int(next(flops for name, flops in modules.items() if name.endswith(path)))
 
 
 def check_flops(tiny: TinyFamily, rows: Sequence[tuple[int, int, int]], method: Method, policy: Policy) -> None:

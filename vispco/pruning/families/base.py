@@ -1,0 +1,112 @@
+"""Schedule families: a few parameters -> a schedule. Each has a discrete and a differentiable form.
+
+The discrete form is what samplers draw (Optuna distributions) and what is measured; the differentiable form
+is what the lagrangian search optimises. They agree where the differentiable one is sharp (a test).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vispco.errors import ConfigError
+from vispco.pruning.schedules import Schedule
+from vispco.registry import Registry
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from torch import Tensor
+
+FAMILIES = Registry("family of schedules")
+Fits = Callable[[Schedule], bool]
+
+
+class ScheduleFamily(ABC):
+    """Bounds, discrete form and differentiable form of one family, for a decoder of ``layers`` layers."""
+
+    name: ClassVar[str]
+
+    def __init__(self, layers: int) -> None:
+        if layers < 2:
+            raise ConfigError(f"a decoder of {layers} layers leaves no layer to prune at; it needs at least 2")
+        self.layers = layers
+
+    @abstractmethod
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna samplers draw from."""
+
+    @abstractmethod
+    def schedule(self, parameters: dict[str, Any]) -> Schedule:
+        """The schedule of drawn ``parameters``; numbers are rounded to four digits, finer than any token count."""
+
+    @abstractmethod
+    def parameters(self, schedule: Schedule) -> dict[str, Any]:
+        """Parameters whose :meth:`schedule` has the same keep ratios, for schedules of this family."""
+
+    @abstractmethod
+    def cheapest(self) -> Schedule:
+        """The schedule with the least compute; it defines the floor."""
+
+    def dense_grid(self) -> Iterator[Schedule]:
+        """The family's dense grid, without repeated schedules.
+
+        Raises:
+            ConfigError: the family has too many parameters for a grid.
+        """
+        raise ConfigError(f"family {self.name!r} has too many parameters for a grid; use random, tpe or lagrangian")
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """Free parameters [P] to start a gradient search from."""
+
+    @abstractmethod
+    def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
+        """Keep ratios [L], differentiable in the free parameters [P]; large ``sharpness`` is nearly discrete."""
+
+    @abstractmethod
+    def discrete(self, free: Tensor) -> Schedule:
+        """The schedule that :meth:`relaxed` approaches as it sharpens."""
+
+    @abstractmethod
+    def snap(self, schedule: Schedule, fits: Fits) -> Schedule:
+        """The schedule of the same shape with the most tokens that still ``fits``; the cheapest if none does."""
+
+    def invert(self, schedule: Schedule, free: Tensor) -> Tensor:
+        """Free parameters whose :meth:`discrete` form is near ``schedule``; ``free`` is where the search stood."""
+        return free
+
+    def neighbours(self, schedule: Schedule) -> list[Schedule]:
+        """Schedules of nearby shape, for a discrete check at the end of a gradient search. Default: none."""
+        return []
+
+
+def logit(p: float) -> float:
+    """Inverse of the sigmoid, kept within about +-7 so that a gradient can still move it."""
+    p = min(max(p, 1e-3), 1 - 1e-3)
+    return math.log(p / (1 - p))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def largest(make: Callable[[float], Schedule], fits: Fits, low: float, high: float) -> Schedule | None:
+    """``make(x)`` of the largest x in [low, high] that fits, by bisection; None if not even ``low`` does.
+
+    The cost of ``make(x)`` must not fall with x.
+    """
+    if fits(make(high)):
+        return make(high)
+    if not fits(make(low)):
+        return None
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(make(middle)) else (low, middle)
+    return make(low)
+
+
+def down(ratio: float) -> float:
+    """Four digits, never more than ``ratio``."""
+    return math.floor(ratio * 1e4 + 1e-9) / 1e4
