@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vispco
-from conftest import SMALL
+from conftest import SMALL, make_batch
 from vispco.cli.main import app, main
+from vispco.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -69,7 +71,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
-        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "dashboard", "validate", "doctor")
+        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "tokens"),
+        *("dashboard", "validate", "doctor"),
     }
     for name in names:
         code, out, _ = cli(name, "--help")
@@ -150,6 +153,128 @@ def test_export_and_use(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None
     written = json.loads(file.read_text())
     assert written["flops_ratio"] <= 0.6
     assert vispco.load_schedule(file).text() == written["schedule"]
+    assert (written["family"], written["method"], written["budget"]) == ("step", "fastv", 0.6)
+    assert {"torch", "transformers", "vispco"} <= set(written["versions"])
+    assert 0 <= written["accuracy"] <= 1
+    code, out, _ = cli("eval", ran[1] / "study.yaml", "--schedule", file, "--split", "search", "--json")
+    measured = json.loads(out)
+    assert (measured["accuracy"], measured["flops_ratio"]) == (written["accuracy"], written["flops_ratio"])
+
+
+def test_prune_reads_an_exported_file_with_its_method(tiny_llava: Any, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    exported = {
+        "format": "vispco-schedule",
+        "version": 2,
+        "method": "sparsevlm",
+        "method_parameters": {"release": "1.5"},
+        "schedule": "multistep(layers=(1, 3), keeps=(0.5, 0.25))",
+    }
+    file.write_text(json.dumps(exported))
+    batch = make_batch([(3, 1, 5)])
+    with vispco.prune(tiny_llava, schedule=file) as session:
+        tiny_llava(**batch)
+    assert session.method == vispco.make_method("sparsevlm", {"release": "1.5"})
+    assert session.counts is not None
+    assert session.counts.tolist() == [[16, 8, 8, 4]]
+    with vispco.prune(tiny_llava, schedule=str(file), method="fastv") as session:
+        assert session.method.name == "fastv"
+    with vispco.prune(tiny_llava, schedule=str(file), heads=2, release="2.0") as session:
+        assert session.method.parameters() == {"release": "2.0", "heads": 2, "recycle": False}
+    with vispco.prune(tiny_llava, schedule="sparsevlm:192") as session:
+        assert session.method.name == "sparsevlm"
+    file.write_text(json.dumps({**exported, "version": 1, "method": "fastv", "method_parameters": {}}))
+    assert vispco.load_schedule(file).text() == exported["schedule"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "format version 3, this vispco reads up to 2"),
+        ({"version": "2"}, "format version '2'"),
+        ({"format": "other"}, "is no exported schedule"),
+        ({"method": 7}, "does not name its method"),
+        ({"method": "fastw"}, "did you mean 'fastv'"),
+        ({"schedule": "step(layer=9, keep=0.5)"}, "layers 0 to 3"),
+        ({"schedule": None}, "cannot read schedule"),
+    ],
+)
+def test_bad_schedule_files_get_one_line(tiny_llava: Any, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    good = {"format": "vispco-schedule", "version": 2, "method": "fastv", "schedule": "step(layer=1, keep=0.5)"}
+    (tmp_path / "s.json").write_text(json.dumps({**good, **change}))
+    with pytest.raises(UserError) as error, vispco.prune(tiny_llava, schedule=tmp_path / "s.json"):
+        pass
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_schedule_files_that_are_not_there_or_not_json(tiny_llava: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"), vispco.prune(tiny_llava, schedule="nowhere.json"):
+        pass
+    (tmp_path / "s.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"), vispco.prune(tiny_llava, schedule=tmp_path / "s.json"):
+        pass
+    with pytest.raises(UserError, match="did you mean 'sparsevlm:192'"):
+        with vispco.prune(tiny_llava, schedule="sparsevlm:191"):
+            pass
+
+
+def test_tokens_writes_a_picture(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    study, schedule = ran[1] / "study.yaml", "multistep(layers=(2, 5), keeps=(0.25, 0.0))"
+    code, out, _ = cli("tokens", study, "--schedule", schedule, "-o", tmp_path / "t.png")
+    assert code == 0
+    assert Image.open(out.strip()).width == 12 + 3 * (224 + 12)
+    own = tmp_path / "own.png"
+    Image.new("RGB", (80, 40), "red").save(own)
+    arguments = ["tokens", study, "--schedule", "fastv:k2-r50", "--image", own, "--question", "what color is it?"]
+    assert cli(*arguments, "-o", tmp_path / "own-tokens.png")[0] == 0
+
+
+def test_tokens_greys_out_what_is_dropped() -> None:
+    import numpy as np
+    from PIL import Image
+    from vispco.dashboards.tokens import draw_survivors
+
+    from vispco.survivors import Survivors
+
+    kept = np.array([[True, False], [False, True]])
+    picture = Image.new("RGB", (100, 100), "red")
+    sheet = draw_survivors(Survivors([picture], {0: [np.ones((2, 2), dtype=bool)], 3: [kept]}, ""))
+    top, cell = 12 + 22, 112
+    for panel, masks in enumerate(([[1, 1], [1, 1]], kept)):
+        for row in range(2):
+            for column in range(2):
+                at = (12 + panel * 236 + column * cell + cell // 2, top + row * cell + cell // 2)
+                assert (sheet.getpixel(at) == (255, 0, 0)) == bool(masks[row][column]), (panel, row, column)
+
+
+def test_survivors_are_what_the_session_kept(problem: Any) -> None:
+    from vispco.survivors import survivors
+
+    sample = problem.tasks[0].samples("held_out")[0]
+    schedule = vispco.MultiStep((2, 5), (0.25, 0.0))
+    found = survivors(problem, sample, vispco.make_method("stride"), schedule)
+    assert {layer: int(kept[0].sum()) for layer, kept in found.kept.items()} == {0: 64, 2: 16, 5: 0}
+    assert [tuple(cell) for cell in np.argwhere(found.kept[2][0])][:2] == [(0, 2), (0, 6)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--schedule", "step(layer=99, keep=0.5)"], "layers 0 to 7"),
+        (["--schedule", "step(layer=2, keep=0.5)", "--sample", "99"], "no held-out sample 99"),
+        (["--schedule", "step(layer=2, keep=0.5)", "-o", "t.nothing"], "cannot write 't.nothing'"),
+        (["--schedule", "step(layer=2, keep=0.5)", "--image", "nowhere.png"], "cannot read picture 'nowhere.png'"),
+        (["--schedule", "step(layer=2, keep=0.5)", "--method", "fastw"], "did you mean 'fastv'"),
+    ],
+)
+def test_tokens_mistakes(cli: Cli, ran: tuple[str, Path], arguments: list[str], message: str) -> None:
+    code, _, err = cli("tokens", ran[1] / "study.yaml", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_report_is_one_page_that_needs_nothing_else(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:

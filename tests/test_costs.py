@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
 from conftest import make_batch
@@ -19,14 +16,7 @@ from vispco.costs import flops_ratio, kv_cache_bytes, layer_flops, prefill_flops
 from vispco.models.base import ModelShape, adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_count, ratio_counts
-
-
-def counted_flops(model: Any, batch: dict[str, Any]) -> int:
-    """FLOPs of the decoder as torch counts them."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(**batch)
-    modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    return next(flops for name, flops in modules.items() if name.endswith("language_model"))
+from vispco.testing.checks import counted_flops
 
 
 def random_schedule(rng: random.Random, layers: int) -> Ratios:
@@ -34,7 +24,7 @@ def random_schedule(rng: random.Random, layers: int) -> Ratios:
     return Ratios([1.0, *steps])
 
 
-@pytest.mark.parametrize("method", ["fastv", "random", "stride"])
+@pytest.mark.parametrize("method", ["fastv", "fitprune", "sparsevlm", "random", "stride", "pool"])
 def test_flops_equal_the_counter(tiny_llava: Any, method: str) -> None:
     tiny_llava.set_attn_implementation("sdpa")
     shape = adapter_for(tiny_llava).shape()
@@ -44,7 +34,7 @@ def test_flops_equal_the_counter(tiny_llava: Any, method: str) -> None:
         before, after, images = rng.randint(1, 6), rng.randint(1, 9), rng.randint(1, 2)
         batch = make_batch([(before, images, after)])
         schedule = random_schedule(rng, shape.layers)
-        n_visual, n_text = np.array([16 * images]), np.array([before + after])
+        n_visual, n_text = np.array([16 * images]), np.array([before + images - 1 + after])
         counts = schedule.counts(n_visual, shape.layers)
         with vispco.prune(tiny_llava, method=chosen, schedule=schedule):
             measured = counted_flops(tiny_llava, batch)

@@ -15,8 +15,7 @@ from vispco.models.base import adapter_for
 from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.methods.pool import split
 from vispco.pruning.methods.sparsevlm import clusters_of, density_peaks, recycled_counts
-from vispco.pruning.schedules import Step
-from vispco.published import (
+from vispco.pruning.published import (
     FITPRUNE_DELETED,
     LLAVA_TOKENS,
     PUBLISHED,
@@ -24,6 +23,7 @@ from vispco.published import (
     fitprune_counts,
     sparsevlm_counts,
 )
+from vispco.pruning.schedules import Step
 from vispco.testing import MethodConformance
 from vispco.testing.tiny import TINY
 

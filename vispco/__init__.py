@@ -11,24 +11,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.records import Evaluation
-    from vispco.export import load_schedule
     from vispco.models.loading import load_model
     from vispco.objective import objective
     from vispco.problem import Problem
+    from vispco.pruning.methods.base import make_method
     from vispco.pruning.runtime import prune
-    from vispco.pruning.schedules import Ratios, Schedule, Step, parse_schedule
+    from vispco.pruning.schedule_file import load_schedule
+    from vispco.pruning.schedules import (
+        Exponential,
+        Linear,
+        MultiStep,
+        Ratios,
+        Schedule,
+        Sigmoid,
+        Step,
+        parse_schedule,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Evaluation": "vispco.evaluation.records",
     "Evaluator": "vispco.evaluation.evaluator",
+    "Exponential": "vispco.pruning.schedules",
+    "Linear": "vispco.pruning.schedules",
+    "MultiStep": "vispco.pruning.schedules",
     "Problem": "vispco.problem",
     "Ratios": "vispco.pruning.schedules",
     "Schedule": "vispco.pruning.schedules",
+    "Sigmoid": "vispco.pruning.schedules",
     "Step": "vispco.pruning.schedules",
     "load_model": "vispco.models.loading",
-    "load_schedule": "vispco.export",
+    "load_schedule": "vispco.pruning.schedule_file",
+    "make_method": "vispco.pruning.methods.base",
     "objective": "vispco.objective",
     "parse_schedule": "vispco.pruning.schedules",
     "prune": "vispco.pruning.runtime",
@@ -37,12 +52,17 @@ _HOMES = {
 __all__ = [
     "Evaluation",
     "Evaluator",
+    "Exponential",
+    "Linear",
+    "MultiStep",
     "Problem",
     "Ratios",
     "Schedule",
+    "Sigmoid",
     "Step",
     "load_model",
     "load_schedule",
+    "make_method",
     "objective",
     "parse_schedule",
     "prune",

@@ -1,18 +1,13 @@
-"""Exported schedules: a small versioned JSON file that ``vispco.prune`` can use."""
+"""What ``vispco export`` writes: the best measured schedule for a budget, with all that is known of it."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.selection import FITS, choose
-from vispco.errors import ConfigError, ScheduleError
-from vispco.pruning.schedules import Schedule, parse_schedule
-
-FORMAT = "vispco-schedule"
-VERSION = 1
+from vispco.errors import ConfigError
+from vispco.pruning.schedule_file import FORMAT, VERSION
 
 
 def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
@@ -39,6 +34,7 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         "search": search.name,
         "trial": trial.number,
         "method": search.facts["method"],
+        "method_parameters": search.facts.get("method_parameters", {}),
         "family": search.facts["family"],
         "schedule": trial.user_attrs["schedule"],
         "keep_ratio": trial.user_attrs["keep_ratio"],
@@ -49,26 +45,3 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         "model": comparison.stored["identity"]["model"]["name"],
         "versions": comparison.stored["provenance"]["versions"],
     }
-
-
-def load_schedule(path: str | Path) -> Schedule:
-    """The schedule of a file written by ``vispco export``.
-
-    Raises:
-        ScheduleError: the file cannot be read, is no export, or was written by a newer version.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ScheduleError(f"cannot read schedule file {str(path)!r}: {error.strerror}") from None
-    except ValueError:
-        raise ScheduleError(
-            f"{path} is not JSON; write it with: vispco export EXPERIMENT --budget 0.5 -o {path}"
-        ) from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ScheduleError(f"{path} is no exported schedule; write one with: vispco export EXPERIMENT --budget 0.5")
-    if data.get("version", 0) > VERSION:
-        raise ScheduleError(
-            f"{path} has format version {data['version']}, this vispco reads up to {VERSION}; upgrade vispco"
-        )
-    return parse_schedule(str(data.get("schedule")))

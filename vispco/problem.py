@@ -10,7 +10,7 @@ from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.errors import ConfigError
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
-from vispco.published import PUBLISHED
+from vispco.pruning.published import PUBLISHED
 from vispco.registry import suggest
 from vispco.tasks.base import SPLITS, Task, make_task
 

@@ -35,7 +35,7 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         return [{"method": name, "about": _module_line(METHODS[name])} for name in METHODS]
     if what == "schedules":
         from vispco.pruning.families import FAMILIES
-        from vispco.published import PUBLISHED
+        from vispco.pruning.published import PUBLISHED
 
         families = [{"schedule": f"family {name}", "about": _first_line(FAMILIES[name])} for name in FAMILIES]
         return [*families, *({"schedule": name, "about": known.about()} for name, known in PUBLISHED.items())]

@@ -154,7 +154,8 @@ def report(
 @app.command("eval")
 def evaluate(
     study: StudyFile,
-    schedule: Annotated[str, typer.Option(help="For example 'step(layer=2, keep=0.5)'.")],
+    schedule: Annotated[str, typer.Option(help="A schedule's text, an exported file, or a published name.")],
+    method: Annotated[Optional[str], typer.Option(help="Method [default: the schedule's own, or the study's].")] = None,
     split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
     overrides: Set = None,
     as_json: Json = False,
@@ -167,7 +168,7 @@ def evaluate(
     splits = ["search", "held_out"]
     if split not in splits:
         raise ConfigError(f"unknown split {split!r}; {suggest(split, splits)}")
-    found = evaluate_once(Problem.from_yaml(study, overrides), schedule, split)
+    found = evaluate_once(Problem.from_yaml(study, overrides), schedule, split, method)
     row = {
         "schedule": found.schedule,
         "method": found.method,
@@ -191,7 +192,7 @@ def export(
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="File [default: print it].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write the best schedule for a budget as a file for vispco.load_schedule."""
+    """Write the best schedule for a budget as a file for vispco.prune."""
     import json
 
     from vispco.analysis.comparison import Comparison
@@ -208,6 +209,25 @@ def export(
     except OSError as error:
         raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
     print(output.resolve())
+
+
+@app.command()
+def tokens(
+    study: StudyFile,
+    schedule: Annotated[str, typer.Option(help="A schedule's text, an exported file, or a published name.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Picture to write.")] = Path("tokens.png"),
+    sample: Annotated[int, typer.Option(help="Number of the held-out sample.")] = 0,
+    image: Annotated[Optional[list[Path]], typer.Option(help="Your own picture instead of a sample.")] = None,
+    question: Annotated[str, typer.Option(help="What to ask of your own picture.")] = "Describe the picture.",
+    method: Annotated[Optional[str], typer.Option(help="Method [default: the schedule's own, or the study's].")] = None,
+    overrides: Set = None,
+) -> None:
+    """Write a picture of the patches that survive at each pruning layer."""
+    from vispco.cli.tokens import write_tokens
+    from vispco.problem import Problem
+
+    problem = Problem.from_yaml(study, overrides)
+    print(write_tokens(problem, schedule, output, sample=sample, images=image, question=question, method=method))
 
 
 @app.command()

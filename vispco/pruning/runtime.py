@@ -13,18 +13,20 @@ import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vispco.errors import ModelError, ScheduleError
+from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.models.base import ModelAdapter, adapter_for
 from vispco.pruning.decoding import Cached, DecodeStep
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.prefill import Call, Prefill
-from vispco.pruning.schedules import Policy, parse_schedule
+from vispco.pruning.published import named_schedule
+from vispco.pruning.schedules import Policy
 from vispco.pruning.tokens import Prompt, Tokens
 
 
@@ -230,8 +232,8 @@ def _content_keys(input_ids: Tensor | None, valid: Tensor) -> list[int]:
 def prune(
     model: Any,
     *,
-    method: str | Method = "fastv",
-    schedule: Policy | str | None = None,
+    method: str | Method | None = None,
+    schedule: Policy | str | Path | None = None,
     gather_always: bool = False,
     **parameters: Any,
 ) -> Iterator[PruningSession]:
@@ -239,8 +241,10 @@ def prune(
 
     Args:
         model: a loaded transformers vision-language model; forward passes and ``generate`` work as usual.
-        method: a method's name, with ``parameters`` as its keyword arguments, or a method object.
-        schedule: a schedule, any policy, or a schedule's text such as ``"step(layer=2, keep=0.5)"``.
+        method: a method's name, with ``parameters`` as its keyword arguments, or a method object. Default: what
+            belongs to the schedule, or ``fastv``.
+        schedule: a schedule, any policy, a schedule's text such as ``"step(layer=2, keep=0.5)"``, a published
+            name such as ``"sparsevlm:192"``, or the path of a file written by ``vispco export`` (``.json``).
         gather_always: run the gather at every layer, also where nothing is dropped: for tests and benchmarks.
 
     Yields:
@@ -249,14 +253,25 @@ def prune(
     Raises:
         ModelError: the model's family is unknown, or the model is inside another prune block; in a forward
             pass, a cache or attention backend that cannot be cut.
-        ScheduleError: the schedule does not fit the model or the method.
+        ScheduleError: the schedule does not fit the model or the method, or its file cannot be read.
         ConfigError: unknown method or parameter.
     """
     if schedule is None:
         raise ScheduleError("prune needs schedule=, for example vispco.Step(layer=2, keep=0.5)")
-    policy = parse_schedule(schedule) if isinstance(schedule, str) else schedule
-    chosen = make_method(method, parameters) if isinstance(method, str) else method
-    session = PruningSession(adapter_for(model), chosen, policy, gather_always=gather_always)
+    adapter = adapter_for(model)
+    policy: Policy
+    if isinstance(schedule, (str, Path)):
+        policy, named = named_schedule(str(schedule), len(adapter.layers()))
+    else:
+        policy, named = schedule, None
+    given = named if method is None and not parameters else method
+    if isinstance(given, Method):
+        if parameters:
+            raise ConfigError(f"prune got a method object and parameters {list(parameters)}; give them to the method")
+        chosen = given
+    else:
+        chosen = make_method(given or (named.name if named else "fastv"), parameters)
+    session = PruningSession(adapter, chosen, policy, gather_always=gather_always)
     if hasattr(policy, "keep_ratio"):
         policy.keep_ratio(len(session.adapter.layers()))
     session.install()

@@ -14,9 +14,9 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation
 from vispco.problem import Problem
 from vispco.provenance import provenance
-from vispco.pruning.methods.base import Method
+from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.published import PUBLISHED, named_schedule
 from vispco.pruning.schedules import parse_schedule
-from vispco.published import PUBLISHED
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
@@ -273,9 +273,11 @@ class Run:
                 advance(number, len(todo), schedule)
 
 
-def evaluate_once(problem: Problem, schedule_text: str, split: str) -> Evaluation:
-    """Measure one schedule without a store."""
-    return Evaluator(problem).evaluate([parse_schedule(schedule_text)], split)[0]
+def evaluate_once(problem: Problem, schedule: str, split: str, method: str | None = None) -> Evaluation:
+    """Measure one schedule without a store; ``schedule`` as in :func:`named_schedule`."""
+    policy, named = named_schedule(schedule, problem.shape.layers)
+    chosen = make_method(method) if method else named or problem.default_method
+    return Evaluator(problem).evaluate([policy], split, chosen)[0]
 
 
 def _method_key(method: Method) -> str:

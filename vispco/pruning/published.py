@@ -15,8 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vispco.errors import ScheduleError
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.schedules import MultiStep, Ratios, Schedule, Step
+from vispco.pruning.schedule_file import read_schedule_file
+from vispco.pruning.schedules import MultiStep, Ratios, Schedule, Step, parse_schedule
+from vispco.registry import suggest
 
 LLAVA_LAYERS, LLAVA_TOKENS = 32, 576
 
@@ -113,3 +116,22 @@ PUBLISHED: dict[str, Published] = {
         for name, kept in SPARSEVLM_KEPT["1.5"].items()
     },
 }
+
+
+def named_schedule(text: str, layers: int) -> tuple[Schedule, Method | None]:
+    """A schedule, and the method that belongs to it, from what a user types.
+
+    ``text`` is a published name (``sparsevlm:192``), the path of a file written by ``vispco export``
+    (``best.json``), or a schedule's text, which belongs to no method.
+
+    Raises:
+        ScheduleError: none of these.
+    """
+    if text in PUBLISHED:
+        return PUBLISHED[text].for_layers(layers), PUBLISHED[text].make_method()
+    if text.endswith(".json"):
+        found = read_schedule_file(text)
+        return found.schedule, found.make_method()
+    if ":" in text and "(" not in text:
+        raise ScheduleError(f"no published configuration {text!r}; {suggest(text, list(PUBLISHED))}")
+    return parse_schedule(text), None

@@ -1,0 +1,76 @@
+"""Which patches of a sample's pictures enter each layer at which tokens are dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispco.errors import ModelError
+from vispco.evaluation.prepared import render_prompt
+from vispco.pruning.runtime import prune
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vispco.problem import Problem
+    from vispco.pruning.methods.base import Method
+    from vispco.pruning.schedules import Schedule
+    from vispco.tasks.base import Sample
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """``pictures`` as the model saw them; ``kept[layer][picture]``: bool [rows, columns], patches that enter it.
+
+    Layers are 0 and those that fewer tokens enter than the layer before.
+    """
+
+    pictures: list[Image]
+    kept: dict[int, list[NDArray[np.bool_]]]
+    answer: str
+
+
+def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedule) -> Survivors:
+    """Run one sample and read what was kept.
+
+    Raises:
+        ModelError: the sample has no picture.
+    """
+    import torch
+
+    if not sample.images:
+        raise ModelError(f"sample {sample.id!r} has no picture, so there are no tokens to show; choose another one")
+    model, processor, adapter = problem.model, problem.processor, problem.adapter
+    inputs = processor(images=list(sample.images), text=render_prompt(processor, sample), return_tensors="pt")
+    inputs = dict(inputs.to(model.device))
+    visual = adapter.visual_mask(inputs["input_ids"], None)
+    with torch.inference_mode(), prune(model, method=method, schedule=schedule) as session:
+        answer = model.generate(**inputs, max_new_tokens=problem.tasks[0].max_new_tokens, do_sample=False)
+    places = adapter.coordinates(inputs, visual)[0].cpu().numpy()
+    layers = problem.shape.layers
+    shown = [layer for layer in range(layers) if layer == 0 or session.kept(layer) != session.kept(layer - 1)]
+    sizes = [places[visual[0].cpu().numpy()][:, 0] == number for number in range(len(sample.images))]
+    grids = [places[visual[0].cpu().numpy()][size][:, 2:].max(axis=0) + 1 for size in sizes]
+    kept: dict[int, list[NDArray[np.bool_]]] = {}
+    for layer in shown:
+        kept[layer] = [np.zeros(grid, dtype=bool) for grid in grids]
+        for picture, _, row, column in places[session.kept(layer)[0]]:
+            kept[layer][picture][row, column] = True
+    text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return Survivors(_as_seen(processor, inputs, sample), kept, text)
+
+
+def _as_seen(processor: Any, inputs: dict[str, Any], sample: Sample) -> list[Image]:
+    """The pictures after the processor's crop, where it gives whole pictures; else the originals."""
+    from PIL import Image
+
+    pixels = inputs["pixel_values"]
+    if pixels.ndim != 4:
+        return list(sample.images)
+    config = processor.image_processor
+    mean, std = np.array(config.image_mean), np.array(config.image_std)
+    arrays = pixels.permute(0, 2, 3, 1).float().cpu().numpy() * std + mean
+    return [Image.fromarray((array.clip(0, 1) * 255).round().astype(np.uint8)) for array in arrays]
