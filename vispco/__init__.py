@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.records import Evaluation
+    from vispco.models.base import adapter_for
     from vispco.models.loading import load_model
     from vispco.objective import objective
     from vispco.problem import Problem
@@ -41,6 +42,7 @@ _HOMES = {
     "Schedule": "vispco.pruning.schedules",
     "Sigmoid": "vispco.pruning.schedules",
     "Step": "vispco.pruning.schedules",
+    "adapter_for": "vispco.models.base",
     "load_model": "vispco.models.loading",
     "load_schedule": "vispco.pruning.schedule_file",
     "make_method": "vispco.pruning.methods.base",
@@ -60,6 +62,7 @@ __all__ = [
     "Schedule",
     "Sigmoid",
     "Step",
+    "adapter_for",
     "load_model",
     "load_schedule",
     "make_method",

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vispco.pruning.tokens import Prompt
 
 METHODS = Registry("method")
-BLOCK_VALUES = 1 << 22
 
 
 @dataclass
@@ -63,9 +62,8 @@ class ScoreContext:
         return self.attention().position_kernel(query_index)
 
     def blocks(self, query_index: Tensor) -> Iterator[Tensor]:
-        """``query_index`` [B, R] in parts whose attention rows take bounded memory."""
-        batch, n = self.visual.shape
-        size = max(1, BLOCK_VALUES // max(1, batch * self.shape.heads * n))
+        """``query_index`` [B, R] in parts whose attention rows take less memory than one layer's MLP."""
+        size = max(1, self.shape.mlp // (2 * self.shape.heads))
         for start in range(0, query_index.shape[1], size):
             yield query_index[:, start : start + size]
 

@@ -1,0 +1,100 @@
+"""Peak memory of a prefill with 4,096 visual tokens, counted tensor by tensor as torch makes and drops them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import vispco
+from vispco.pruning.methods import METHODS
+from vispco.pruning.schedules import MultiStep, Step
+from vispco.testing.tiny import IMAGE, TEXT
+
+PICTURES = 4
+TOKENS = 4 * 1024
+
+
+class LiveBytes(TorchDispatchMode):
+    """``peak``: most bytes alive at once in storages made inside the block; ``largest``: values of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.peak = self.largest = 0
+        self._refs: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            self.largest = max(self.largest, storage.nbytes() // tensor.element_size())
+            if key in given or key in self.alive:
+                continue
+            self.alive[key] = storage.nbytes()
+            self._refs[key] = weakref.ref(storage, lambda _, key=key: self.alive.pop(key, None))
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A LLaVA of the usual proportions: MLP 2.7 times the width, 1,024 tokens per picture."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=128, patch_size=4
+    )
+    text = LlamaConfig(**{**TEXT, "hidden_size": 64, "intermediate_size": 176, "num_key_value_heads": 4})
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="module")
+def batch(model: Any) -> dict[str, torch.Tensor]:
+    ids = torch.cat([torch.full((20,), 9), torch.full((TOKENS,), IMAGE), torch.full((44,), 11)])[None]
+    with torch.no_grad():
+        features = model.get_image_features(pixel_values=torch.randn(PICTURES, 3, 128, 128)).pooler_output
+        embeds = model.get_input_embeddings()(ids)
+        embeds[ids == IMAGE] = torch.cat(list(features)).view(-1, 64)
+    # Features in place of pixels: the decoder is what is measured.
+    return {"input_ids": ids, "embeds": embeds}
+
+
+def measure(model: Any, batch: dict[str, torch.Tensor]) -> LiveBytes:
+    adapter = vispco.adapter_for(model)
+    visual = adapter.visual_mask(batch["input_ids"], None)
+    inputs = adapter.with_features({"input_ids": batch["input_ids"]}, batch["embeds"][visual])
+    with torch.no_grad(), LiveBytes() as live:
+        model(**inputs, use_cache=True, logits_to_keep=1)
+    return live
+
+
+@pytest.mark.parametrize("schedule", [Step(2, 0.5), MultiStep((1, 2, 3), (0.6, 0.3, 0.1))], ids=["step", "three steps"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, method: str, schedule: Any) -> None:
+    plain = measure(model, batch)
+    with vispco.prune(model, method=method, schedule=schedule) as session:
+        pruned = measure(model, batch)
+    assert session.counts is not None
+    assert int(session.counts[0, 0]) == TOKENS
+    assert pruned.peak <= plain.peak, f"{pruned.peak / plain.peak:.3f} of the plain peak"
+    assert pruned.largest < TOKENS**2 / 4, "a full attention matrix was formed"
+    assert plain.peak > 3 * TOKENS * 176 * 4, "the counter sees too little"
+
+
+def test_the_counter_sees_a_full_matrix(model: Any, batch: Any) -> None:
+    model.set_attn_implementation("eager")
+    try:
+        assert measure(model, batch).largest >= 4 * TOKENS**2
+    finally:
+        model.set_attn_implementation("sdpa")
