@@ -318,7 +318,7 @@ STUDY_MISTAKES = {
         "no parameter 'sead'; did you mean 'seed'",
     ),
     "method without gradients": ("budgets: 3", "budgets: 3\nmethod: random", "'random' is not differentiable"),
-    "unknown family": ("budgets: 3", "budgets: 3\nfamily: stepp", "unknown family of schedules 'stepp'"),
+    "unknown family": ("budgets: 3", "budgets: 3\nfamily: stepp", "unknown schedule family 'stepp'"),
     "unknown task": ("mosaic-vqa", "mosaik-vqa", "unknown task 'mosaik-vqa'; did you mean 'mosaic-vqa'"),
     "unknown split": ("held_out: 12", "heldout: 12", "unknown split 'heldout'; did you mean 'held_out'"),
     "missing split": (", held_out: 12", "", "no size for split 'held_out'"),

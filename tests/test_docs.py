@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vispco.config import SearchConfig, Study, load_study, parse_study
+from vispco.models.base import ADAPTERS, ModelAdapter, register_builtin
 from vispco.problem import Problem
+from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import METHODS
+from vispco.pruning.schedules import parse_schedule
 from vispco.search import SEARCHES
 from vispco.search.runner import validate
+from vispco.tasks.base import TASKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,10 +41,62 @@ def test_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_readme_names_what_there_is() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in [*METHODS, *SEARCHES]:
+    for name in [*METHODS, *SEARCHES, *FAMILIES]:
         assert f"`{name}`" in readme
-    for linked in re.findall(r"\]\((?!http)([^)#]+)", readme):
-        assert (ROOT / linked).exists(), linked
+    register_builtin()
+    page = (ROOT / "docs/methods.md").read_text()
+    for name in [*METHODS, *FAMILIES, *ADAPTERS]:
+        assert f"| `{name}` |" in page, name
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_links_lead_somewhere(page: str) -> None:
+    for linked in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / linked).exists(), linked
+
+
+def test_methods_page_runs_and_its_schedules_can_be_read() -> None:
+    (code,) = blocks("docs/methods.md", "python")
+    exec(compile(code, "docs/methods.md", "exec"), {})
+    rows = re.findall(r"^\| `\w+` \| `(\w+\(.*?\))` \|", (ROOT / "docs/methods.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) == len(FAMILIES)
+    for text in rows:
+        assert parse_schedule(text.replace(", ...", "")).text()
+
+
+def test_the_method_of_the_guide_passes_its_suite(tmp_path: Path) -> None:
+    """In a process of its own, so that the name is not registered here."""
+    method, test = blocks("docs/extending.md", "python")
+    assert len(method.strip().splitlines()) <= 16
+    (tmp_path / "test_longest.py").write_text(method + test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_longest.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 50
+
+
+def test_the_guide_names_what_an_adapter_must_say() -> None:
+    page = (ROOT / "docs/extending.md").read_text()
+    for name in ModelAdapter.__abstractmethods__:
+        assert f"| `{name}` |" in page
+    for kind in (METHODS, ADAPTERS, FAMILIES, SEARCHES, TASKS):
+        assert kind.group in page
+
+
+def test_results_page_has_its_tables() -> None:
+    """The tables are written by docs/make_tables.py; here only that none is empty and every method is there."""
+    page = (ROOT / "docs/results.md").read_text()
+    tables = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", page, flags=re.DOTALL))
+    assert set(tables) == {"methods", "defaults", "families"}
+    for name in METHODS:
+        assert f"| `{name}` |" in tables["methods"]
+    for name in FAMILIES:
+        assert f"| `{name}` |" in tables["families"]
 
 
 def test_study_document_shows_a_valid_study() -> None:

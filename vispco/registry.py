@@ -21,12 +21,12 @@ def suggest(name: str, known: list[str]) -> str:
 class Registry(Mapping[str, Any]):
     """Maps lower-case names to classes.
 
-    Third-party packages register by an entry point in the group ``vispco.<kind>s`` (for example
+    Third-party packages register by an entry point in the group ``vispco.<group>`` (for example
     ``vispco.methods``), whose import runs the decorator; entry points are read at the first miss.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, f"vispco.{group}"
         self._classes: dict[str, Any] = {}
         self._plugins_loaded = False
 
@@ -43,7 +43,7 @@ class Registry(Mapping[str, Any]):
     def _load_plugins(self) -> None:
         if not self._plugins_loaded:
             self._plugins_loaded = True
-            for entry in entry_points(group=f"vispco.{self.kind}s"):
+            for entry in entry_points(group=self.group):
                 entry.load()
 
     def __getitem__(self, name: str) -> Any:

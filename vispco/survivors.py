@@ -44,7 +44,7 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
     if not sample.images:
         raise ModelError(f"sample {sample.id!r} has no picture, so there are no tokens to show; choose another one")
     model, processor, adapter = problem.model, problem.processor, problem.adapter
-    inputs = processor(images=list(sample.images), text=render_prompt(processor, sample), return_tensors="pt")
+    inputs = processor(images=[list(sample.images)], text=[render_prompt(processor, sample)], return_tensors="pt")
     inputs = dict(inputs.to(model.device))
     visual = adapter.visual_mask(inputs["input_ids"], None)
     with torch.inference_mode(), prune(model, method=method, schedule=schedule) as session:

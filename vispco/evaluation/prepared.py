@@ -84,10 +84,10 @@ def prepare(
     size = batch_size or problem.study.batch_size
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        images = [image for row in rows for image in samples[row].images]
+        images = [list(samples[row].images) for row in rows]
         try:
             inputs = processor(
-                images=images or None,
+                images=images if any(images) else None,
                 text=[prompts[row] for row in rows],
                 return_tensors="pt",
                 padding=True,
@@ -101,7 +101,7 @@ def prepare(
         n_visual[rows] = visual.sum(dim=1).cpu().numpy()
         n_text[rows] = (values["attention_mask"].bool() & ~visual).sum(dim=1).cpu().numpy()
         with torch.inference_mode():
-            features = adapter.encode_images(values) if images else torch.zeros(0)
+            features = adapter.encode_images(values) if any(images) else torch.zeros(0)
         batches.append(
             Batch(
                 rows=np.array(rows),

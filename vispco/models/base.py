@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-ADAPTERS = Registry("family")
+ADAPTERS = Registry("model family", "models")
 GUIDE = "docs/extending.md"
 
 

@@ -38,6 +38,9 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
         processor = AutoProcessor.from_pretrained(source)
+    except ImportError as error:
+        missing = " ".join(str(error).split())
+        raise ModelError(f"model {name!r} needs a package that is not installed: {missing[:160]}") from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {name!r}: {reason}; give a hub id, a local folder, or 'demo'") from error

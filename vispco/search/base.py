@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vispco.storage.store import Store
 
-SEARCHES = Registry("search")
+SEARCHES = Registry("search", "searches")
 
 Advance = Callable[[int, "int | None", str], None]
 

@@ -16,7 +16,7 @@ from vispco.registry import Registry, suggest
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TASKS = Registry("task")
+TASKS = Registry("task", "tasks")
 SPLITS = ("calibration", "search", "held_out")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from torch import Tensor
 
-FAMILIES = Registry("family of schedules")
+FAMILIES = Registry("schedule family", "families")
 Fits = Callable[[Schedule], bool]
 
 
