@@ -16,11 +16,15 @@ import optuna
 import pytest
 
 from conftest import SMALL
+from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
-from vispco.pruning.families import StepFamily
-from vispco.search.runner import Run, plan
+from vispco.pruning.families import FAMILIES, StepFamily
+from vispco.pruning.methods import make_method
+from vispco.pruning.schedules import parse_schedule
+from vispco.search.runner import Run, plan, validate
 from vispco.storage.store import Store
 
 COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
@@ -213,3 +217,51 @@ def test_tpe_after_a_resume_in_mid_batch(problem: Problem, tmp_path: Path) -> No
     for stop in (3, 9, 11):
         run(f"sqlite:///{tmp_path}/parts.db", stop)
     assert run(f"sqlite:///{tmp_path}/parts.db", 14) == whole
+
+
+SHAPES = """
+experiment: shapes
+model: demo
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 16, search: 12, held_out: 12}}
+method: METHOD
+budgets: 3
+batch_size: 8
+defaults: ["fastv:k2-r50", "fitprune:60", "sparsevlm:64"]
+searches:
+"""
+
+
+@pytest.mark.parametrize("method", ["fastv", "fitprune", "sparsevlm"])
+def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Path, method: str) -> None:
+    """Budgets hold and trials lie inside their family's bounds, whatever the method."""
+    text, families = SHAPES.replace("METHOD", method), list(FAMILIES) if method == "fastv" else ["multistep", "linear"]
+    for family in families:
+        options = "dual_steps: 2, primal_steps: 1, batch: 8, check: 8"
+        text += f"  learned-{family}: {{kind: lagrangian, family: {family}, {options}}}\n"
+        text += f"  tpe-{family}: {{kind: tpe, family: {family}, trials: 3}}\n"
+    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(made, store).run()
+    assert Run(made, store).run() == 0
+    for family in families:
+        trials = complete(store, f"shapes/learned-{family}")
+        assert len({t.user_attrs["budget"] for t in trials}) == 5
+        cheapest = Evaluator(made).flops_ratio(FAMILIES[family](8).cheapest(), "search", make_method(method))
+        for trial in trials:
+            assert trial.values[1] <= max(trial.user_attrs["budget"], cheapest) + 1e-9, (family, trial.user_attrs)
+            assert set(trial.params) == set(FAMILIES[family](8).distributions())
+            assert parse_schedule(trial.user_attrs["schedule"]).text() == trial.user_attrs["schedule"]
+        assert len(complete(store, f"shapes/tpe-{family}")) == 3
+    found = Comparison(store, "shapes").to_dict()
+    assert [d["name"] for d in found["defaults"]] == ["fastv:k2-r50", "fitprune:60", "sparsevlm:64"]
+    for search in found["searches"]:
+        low, high = search["hypervolume_ci"]
+        assert 0 <= low <= high <= 1
+        assert 0 <= search["hypervolume_held_out"] <= 1
+
+
+def test_a_family_without_a_grid_says_so() -> None:
+    text = SHAPES.replace("METHOD", "fastv") + "  dense: {kind: grid, family: layerwise}\n"
+    with pytest.raises(ConfigError, match=r"searches.dense: family 'layerwise' has too many parameters for a grid"):
+        validate(Problem(parse_study(text), text))

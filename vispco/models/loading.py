@@ -16,8 +16,10 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
 
     Args:
         name: hub id, local folder, or ``demo`` for the small VLM that is part of this package.
+        device: a torch device, or ``auto`` to spread the model over what there is (needs accelerate).
         dtype: a torch dtype's name; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
-        kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ...).
+        kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ``quantization_config``,
+            ...). A model that was placed or quantised by them stays where it is.
 
     Raises:
         ModelError: the model cannot be found or read, or its family has no adapter.
@@ -29,8 +31,11 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     from vispco.models.base import adapter_for
 
     source = str(DEMO) if name == "demo" else name
+    if device == "auto":
+        kwargs.setdefault("device_map", "auto")
     if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
+        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        dtype = "float32" if on_cpu else "bfloat16"
     if not hasattr(torch, dtype):
         raise ModelError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
     shown = logging.is_progress_bar_enabled()
@@ -48,17 +53,27 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
         if shown:
             logging.enable_progress_bar()
     adapter_for(model)
-    return model.to(device).eval(), processor
+    placed = kwargs.get("device_map") is not None or getattr(model, "is_quantized", False)
+    return (model if placed else model.to(device)).eval(), processor
 
 
 def weights_hash(model: Any, limit: int = 1 << 26) -> str:
-    """Identity of a model's weights: all bytes of models up to 64 MiB, an even sample of each tensor above."""
+    """Identity of a model's weights: all bytes of models up to 64 MiB, an even sample of each tensor above.
+
+    Raises:
+        ModelError: weights are offloaded.
+    """
     import torch
 
     state = model.state_dict()
     large = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > limit
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"weights of {name} are offloaded, so results cannot be told apart by them; "
+                "load the whole model (device: cpu or cuda) to measure it"
+            )
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().flatten()
         if large:

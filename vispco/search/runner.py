@@ -14,6 +14,7 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation
 from vispco.problem import Problem
 from vispco.provenance import provenance
+from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED, named_schedule
 from vispco.pruning.schedules import parse_schedule
@@ -23,6 +24,7 @@ from vispco.search.base import Advance, Search, SearchContext
 from vispco.storage.store import Store
 
 ACCOUNTING = "exact"
+PROBE_LAYERS = 8  # any depth will do to ask a family whether it has a grid
 
 
 class Progress(Protocol):
@@ -104,12 +106,15 @@ def validate(problem: Problem) -> None:
     Raises:
         ConfigError, ScheduleError: the first thing that is wrong.
     """
-    from vispco.pruning.families import FAMILIES
-
     for planned in plan(problem.study):
         method = problem.method(planned.config)
         family = planned.config.family or problem.study.family
-        FAMILIES[family]
+        made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
+        if planned.config.kind == "grid":
+            try:
+                next(iter(made.dense_grid()))
+            except ConfigError as error:
+                raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "lagrangian" and not method.differentiable:
             raise ConfigError(
                 f"searches.{planned.entry}: method {method.name!r} is not differentiable, so kind 'lagrangian' cannot "
