@@ -36,7 +36,7 @@ def methods(found: dict[str, Any]) -> str:
         [
             f"`{search['name']}`",
             number(search["budget_score"], search["budget_score_ci"]),
-            number(search["hypervolume_held_out"], search["hypervolume_ci"]),
+            number(*search["held_out_hypervolume"]),
             str(len(search["front"])),
         ]
         for search in sorted(found["searches"], key=lambda s: -s["budget_score"])
@@ -77,7 +77,7 @@ def families(found: dict[str, Any]) -> str:
                 str(len(runs)),
                 number(mean(scores)),
                 spread,
-                number(mean(r["hypervolume_held_out"] for r in runs)),
+                number(mean(r["held_out_hypervolume"][0] for r in runs)),
                 number(runs[0]["budget_score"], runs[0]["budget_score_ci"]),
             ]
         )
@@ -91,7 +91,10 @@ def main() -> None:
     for name in ("methods", "families"):
         problem = Problem.from_yaml(ROOT / "studies" / "demo" / f"{name}.yaml")
         Run(problem, store).run()
-        found[name] = Comparison(store, problem.study.experiment).to_dict()
+        comparison = Comparison(store, problem.study.experiment)
+        found[name] = comparison.to_dict()
+        for search, records in zip(found[name]["searches"], comparison.searches, strict=True):
+            search["held_out_hypervolume"] = comparison.held_out_hypervolume(records)
     parts = {
         "methods": methods(found["methods"]),
         "defaults": defaults(found["methods"]),

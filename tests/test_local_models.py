@@ -166,10 +166,9 @@ def test_text_only_samples_beside_pictures(problem: Any) -> None:
 
 
 def test_what_cannot_be_loaded_gets_one_line(tmp_path: Path) -> None:
-    for name, message in (("nobody/nothing", "cannot load model"), (str(tmp_path), "cannot load model")):
-        with pytest.raises(ModelError, match=message) as error:
-            vispco.load_model(name)
-        assert "\n" not in str(error.value)
+    with pytest.raises(ModelError, match="cannot load model") as error:
+        vispco.load_model(str(tmp_path))
+    assert "\n" not in str(error.value)
     with pytest.raises(ModelError, match="unknown dtype 'float12'"):
         vispco.load_model("demo", dtype="float12")
 

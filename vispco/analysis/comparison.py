@@ -67,6 +67,29 @@ class Comparison:
         """The trial that the search would have chosen for each budget."""
         return [choose(search.trials, budget) for budget in self.budgets]
 
+    def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
+        """Hypervolume of the front's schedules at their held-out accuracy, and its interval.
+
+        The reference point is the held-out accuracy without a picture, and flops_ratio 1. The interval is a
+        bootstrap over groups, conditional on the schedules. (None, None) while one is not measured there.
+        """
+        trials = front(search.trials)
+        measured = [self.held_out(search, trial) for trial in trials]
+        held_out = [evaluation for evaluation in measured if evaluation is not None]
+        no_image = self.reference("no_image", "held_out")
+        if not held_out or len(held_out) < len(trials) or no_image is None:
+            return None, None
+        costs = np.array([evaluation.flops_ratio for evaluation in held_out])
+        reference = (no_image.accuracy, 1.0)
+
+        def volume(accuracies: Any) -> float:
+            return hypervolume(np.column_stack([accuracies, costs]), reference=reference)
+
+        # The same seed draws the same groups for every schedule.
+        draws = np.column_stack([group_bootstrap(e.scores, self.groups, resamples=500) for e in held_out])
+        volumes = np.array([volume(accuracies) for accuracies in draws])
+        return volume([evaluation.accuracy for evaluation in held_out]), interval(volumes)
+
     def reference_point(self) -> tuple[float, float]:
         """(no-image accuracy on the search split, flops_ratio 1)."""
         no_image = self.reference("no_image", "search")
@@ -140,7 +163,6 @@ class Comparison:
         charged = sum(trial.user_attrs["charged_flops"] for trial in search.trials)
         grid_charged = sum(trial.user_attrs["charged_flops"] for trial in grid.trials) if grid else 0
         score, score_ci = self._budget_score(search)
-        held_volume, held_volume_ci = self._held_out_hypervolume(search)
         attributes = [trial.user_attrs for trial in search.trials]
         return {
             "name": search.name,
@@ -155,8 +177,6 @@ class Comparison:
             "budget_score": score,
             "budget_score_ci": score_ci,
             "hypervolume": volume,
-            "hypervolume_held_out": held_volume,
-            "hypervolume_ci": held_volume_ci,
             "hypervolume_ratio_to_grid": volume / grid_volume if grid_volume else None,
             "cost_ratio_to_grid": charged / grid_charged if grid_charged else None,
             "igd_plus": igd_plus(points, reference_set=grid_points) if grid_points else None,
@@ -173,25 +193,6 @@ class Comparison:
         scores = mean_scores([evaluation.scores for evaluation in measured])
         score = float(np.mean([evaluation.accuracy for evaluation in measured]))
         return score, interval(group_bootstrap(scores, self.groups))
-
-    def _held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
-        """Hypervolume of the front's schedules at their held-out accuracy, from the held-out no-image accuracy."""
-        trials = front(search.trials)
-        measured = [self.held_out(search, trial) for trial in trials]
-        held_out = [evaluation for evaluation in measured if evaluation is not None]
-        no_image = self.reference("no_image", "held_out")
-        if not held_out or len(held_out) < len(trials) or no_image is None:
-            return None, None
-        costs = np.array([evaluation.flops_ratio for evaluation in held_out])
-        reference = (no_image.accuracy, 1.0)
-
-        def volume(accuracies: Any) -> float:
-            return hypervolume(np.column_stack([accuracies, costs]), reference=reference)
-
-        # The same seed draws the same groups for every schedule.
-        draws = np.column_stack([group_bootstrap(e.scores, self.groups, resamples=500) for e in held_out])
-        volumes = np.array([volume(accuracies) for accuracies in draws])
-        return volume([evaluation.accuracy for evaluation in held_out]), interval(volumes)
 
     def _point(self, search: Searched, trial: Any) -> dict[str, Any]:
         held_out = self.held_out(search, trial)

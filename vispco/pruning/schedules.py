@@ -42,7 +42,11 @@ def ratio_counts(keep_ratio: Sequence[float], n_visual: Sequence[int] | Counts) 
 
 
 class Policy(Protocol):
-    """What the runtime asks: visual tokens entering each layer, int [B, L], non-increasing over layers."""
+    """What the runtime asks: visual tokens entering each layer, int [B, L], non-increasing over layers.
+
+    ``context`` is the batch's :class:`vispco.pruning.tokens.Prompt` in a prefill, for policies that look at their
+    samples; it is None where only lengths are known.
+    """
 
     def counts(self, n_visual: Counts, layers: int, context: Any = None) -> Counts: ...
 
