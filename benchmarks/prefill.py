@@ -8,6 +8,7 @@ in turn within one run. Prints each claim and whether it holds; exits 1 if one d
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -63,7 +64,7 @@ def inputs_of(model: Any, device: str) -> dict[str, Any]:
 
 
 class Timer:
-    """Runs alternatives in turn, so that a slow moment of the machine hits all of them."""
+    """Runs alternatives in turn, in an order shuffled every round: a slow moment of the machine hits all of them."""
 
     def __init__(self, model: Any, inputs: dict[str, Any], device: str, rounds: int) -> None:
         self.model, self.inputs, self.device, self.rounds = model, inputs, device, rounds
@@ -80,9 +81,11 @@ class Timer:
 
     def seconds(self, alternatives: dict[str, Callable[[], AbstractContextManager[Any]]]) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {name: [] for name in alternatives}
+        order, rng = list(alternatives), random.Random(0)
         for number in range(self.rounds + 1):
-            for name, block in alternatives.items():
-                with block():
+            rng.shuffle(order)
+            for name in order:
+                with alternatives[name]():
                     spent = self.prefill()
                 if number:  # the first round warms up
                     times[name].append(spent)
@@ -107,8 +110,7 @@ class TimedFastV(FastV):
 
 
 def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
-    """Median over rounds of the ratio within a round."""
-    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+    return statistics.median(times[over]) / statistics.median(times[under])
 
 
 def check_answers(model: Any, inputs: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vispco.models.base import ModelAdapter
 from vispco.pruning.masks import allowed_rows
+from vispco.pruning.tokens import rows_at
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -47,6 +48,11 @@ class LayerAttention:
         """[B, g, n, d]."""
         return self._adapter.rotate(self._adapter.to_heads(self._keys, self._shape.kv_heads), self._rotary)
 
+    def _rotary_at(self, places: Tensor) -> Rotary:
+        """Cosine and sine at ``places`` [B, R]."""
+        cos, sin = self._rotary
+        return rows_at(cos, places), rows_at(sin, places)
+
     def rows(self, query_index: Tensor) -> Tensor:
         """Probabilities of the queries at ``query_index`` [B, R]: float32 [B, h, R, n].
 
@@ -57,7 +63,7 @@ class LayerAttention:
         at = query_index[..., None]
         q = self._adapter.to_heads(self._queries, shape.heads)
         q = q.gather(2, at[:, None].expand(-1, q.shape[1], -1, q.shape[-1]))
-        q = self._adapter.rotate(q, _rows_of(self._rotary, at))
+        q = self._adapter.rotate(q, self._rotary_at(query_index))
         q = q.reshape(batch, shape.kv_heads, -1, shape.head_dim)
         logits = torch.matmul(q, self._rotated_keys.transpose(2, 3))
         logits = logits.view(batch, shape.heads, at.shape[1], -1).float() * self._scale
@@ -73,15 +79,9 @@ class LayerAttention:
         Costs ``2 d n R`` FLOPs per sample.
         """
         cos, sin = (part.float() for part in self._rotary)
-        at = query_index.to(cos.device)[..., None]
         ones = torch.ones_like(cos)[:, None]
+        at = rows_at(cos, query_index), rows_at(sin, query_index)
         k = self._adapter.rotate(ones, (cos, sin))[:, 0]
-        q = self._adapter.rotate(ones[:, :, : at.shape[1]], _rows_of((cos, sin), at))[:, 0]
+        q = self._adapter.rotate(ones[:, :, : query_index.shape[1]], at)[:, 0]
         kernel = torch.matmul(q, k.transpose(1, 2)) / math.sqrt(cos.shape[-1])
         return kernel.to(query_index.device)
-
-
-def _rows_of(position_embeddings: Rotary, at: Tensor) -> Rotary:
-    """Cosine and sine at places ``at`` [B, R, 1]."""
-    cos, sin = position_embeddings
-    return cos.gather(1, at.expand(-1, -1, cos.shape[-1])), sin.gather(1, at.expand(-1, -1, sin.shape[-1]))

@@ -14,7 +14,7 @@ from vispco.models.base import ModelAdapter
 from vispco.pruning.attention import LayerAttention
 from vispco.pruning.masks import as_backend_mask, causal_mask, gather_mask, with_diagonal
 from vispco.pruning.methods.base import Method, ScoreContext
-from vispco.pruning.tokens import Prompt, Tokens
+from vispco.pruning.tokens import Prompt, Tokens, rows_at
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -101,7 +101,7 @@ class Prefill:
         self.tokens, places = tokens.take(keep)
         self.cut = True
         self._shortened.clear()
-        return hidden.gather(1, places.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
+        return rows_at(hidden, places)
 
     def _ranked(self, number: int) -> tuple[ScoreContext, Tensor]:
         context = self._context(number)
@@ -167,11 +167,7 @@ class Prefill:
         return self._shortened[key][1]
 
     def _rotary(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        index = self.tokens.index
-        return tuple(
-            part.expand(len(index), -1, -1).gather(1, index.to(part.device)[..., None].expand(-1, -1, part.shape[-1]))
-            for part in parts
-        )
+        return tuple(rows_at(part, self.tokens.index) for part in parts)
 
     def _position_ids(self, ids: Tensor) -> Tensor | None:
         if "flash" in self.attention:

@@ -85,3 +85,16 @@ class Tokens:
             self.rank.gather(1, places),
         )
         return left, places
+
+
+def rows_at(values: Tensor, places: Tensor) -> Tensor:
+    """``values`` [B or 1, n, H] at ``places`` [B, m] of each row: [B, m, H], on the values' device.
+
+    Copies whole rows, several times faster than ``Tensor.gather`` with an index per value.
+    """
+    places = places.to(values.device)
+    if len(values) == len(places):
+        start = torch.arange(len(places), device=values.device)[:, None] * values.shape[1]
+        places = places + start
+    flat = values.reshape(-1, values.shape[-1]).index_select(0, places.reshape(-1))
+    return flat.view(*places.shape, values.shape[-1])
