@@ -55,9 +55,12 @@ class Published:
 
     def about(self) -> str:
         """One line for listings."""
-        text = self.schedule.text()
-        depth = f", published for {self.layers} layers" if self.layers else ""
-        return f"{self.method}, {text if len(text) <= 60 else text[:57] + '...'}{depth}"
+        named = ", ".join([self.method, *(f"{key} {value}" for key, value in self.parameters.items())])
+        if self.layers is None:
+            return f"{named}: {self.schedule.text()}"
+        ratios = self.schedule.keep_ratio(self.layers)
+        mean = sum(ratios) / len(ratios)
+        return f"{named}: {min(ratios):.2f} at the end, {mean:.2f} on average over {self.layers} layers"
 
     def make_method(self) -> Method:
         return make_method(self.method, self.parameters)

@@ -165,7 +165,7 @@ class ExponentialFamily(CurveFamily):
 
 @FAMILIES.register("sigmoid")
 class SigmoidFamily(CurveFamily):
-    """``sigmoid(centre, slope, keep)``: falls from 1 to ``keep`` around ``centre``, as steeply as ``slope`` says.
+    """``sigmoid(centre, slope, keep)``: falls from 1 to ``keep`` around a centre.
 
     The official code's kernel with its slope of 10 made learnable.
     """

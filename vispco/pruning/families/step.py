@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @FAMILIES.register("step")
 class StepFamily(ScheduleFamily):
-    """``step(layer, keep)``, layer 1..L-1; free parameters (a, b): centre ``(L-1) sigmoid(a)``, keep ``sigmoid(b)``.
+    """``step(layer, keep)``: all tokens up to a layer, a share of them from there on.
 
-    Differentiable form: the kernel of the official code, ``1 - (1-r) sigmoid(sharpness (l - k))`` with centre k
-    (arXiv 2604.15188; slope 10 there, any slope here). The first layer after the centre is the one that prunes.
+    Layers are 1..L-1; free parameters (a, b): centre ``(L-1) sigmoid(a)``, keep ``sigmoid(b)``. Differentiable
+    form: the kernel of the official code, ``1 - (1-r) sigmoid(sharpness (l - k))`` with centre k (arXiv
+    2604.15188; slope 10 there, any slope here). The first layer after the centre is the one that prunes.
     """
 
     name = "step"
