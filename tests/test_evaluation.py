@@ -148,3 +148,40 @@ def test_objective_drives_a_users_own_study(problem: Problem) -> None:
         schedule = vispco.parse_schedule(trial.user_attrs["schedule"])
         found = Evaluator(problem).evaluate([schedule])[0]
         assert trial.values == [found.accuracy, found.flops_ratio]
+
+
+class ByLoudness:
+    """A policy with a schedule of its own for every sample, from the prompt's embeddings."""
+
+    def counts(self, n_visual: Any, layers: int, context: Any = None) -> Any:
+        loud = (context.embeddings.float().norm(dim=-1) * context.visual).sum(dim=1).numpy()
+        keep = np.where(np.floor(loud * 100) % 2 == 0, 0.75, 0.25)
+        kept = np.floor(n_visual * keep).astype(np.int64)
+        return np.stack([n_visual, n_visual, *[kept] * (layers - 2)], axis=1)
+
+    def __repr__(self) -> str:
+        return "by-loudness"
+
+
+def test_a_policy_per_sample_is_measured_as_it_runs(problem: Problem) -> None:
+    evaluator, policy = Evaluator(problem), ByLoudness()
+    found = evaluator.evaluate([policy], "search")[0]
+    counts, part = evaluator.counts(policy, "search")[0], evaluator.prepared("search")[0]
+    assert set(counts[:, 2].tolist()) == {16, 48}
+    assert found.schedule == "by-loudness"
+    assert found.flops_ratio == evaluator.flops_ratio(policy)
+    # The decoder receives what the policy was shown.
+    batch, seen = part.batches[0], []
+    hook = problem.adapter.decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.inference_mode():
+        problem.model(**problem.adapter.with_features(batch.inputs, batch.features), logits_to_keep=1)
+    hook.remove()
+    prompt = batch.prompt(problem.adapter)
+    assert torch.equal(seen[0][prompt.valid], prompt.embeddings[prompt.valid])
+    # Each sample scores as it does under its own constant schedule.
+    for kept, keep in ((16, 0.25), (48, 0.75)):
+        constant = evaluator.evaluate([Step(2, keep)], "search")[0]
+        rows = counts[:, 2] == kept
+        assert found.scores["mosaic-vqa"][rows].tolist() == constant.scores["mosaic-vqa"][rows].tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,7 +94,8 @@ class Evaluator:
         for part, part_counts in zip(self.prepared(split), counts, strict=True):
             right = np.zeros(len(part.samples))
             for batch in part.batches:
-                for row, answer in zip(batch.rows, self._answers(part, batch, policy, method), strict=True):
+                given = GivenCounts(part_counts[batch.rows], policy)
+                for row, answer in zip(batch.rows, self._answers(part, batch, given, method), strict=True):
                     right[row] = part.task.score(part.samples[row], answer)
             pruned, ratio = self._cost(part, part_counts, method)
             scores[part.task.name] = right
@@ -151,8 +152,19 @@ class Evaluator:
         return self._prepared[split]
 
     def counts(self, policy: Policy, split: str) -> list[Counts]:
-        """Realised counts of each task's samples, int [S, L]."""
-        return [np.asarray(policy.counts(p.n_visual, self.problem.shape.layers)) for p in self.prepared(split)]
+        """Realised counts of each task's samples, int [S, L]. Schedules need lengths only, other policies prompts."""
+        layers = self.problem.shape.layers
+        if isinstance(policy, Schedule):
+            return [np.asarray(policy.counts(part.n_visual, layers)) for part in self.prepared(split)]
+        found = []
+        for part in self.prepared(split):
+            counts = np.zeros((len(part.samples), layers), dtype=np.int64)
+            for batch in part.batches:
+                with torch.inference_mode():
+                    prompt = batch.prompt(self.problem.adapter)
+                counts[batch.rows] = policy.counts(part.n_visual[batch.rows], layers, prompt)
+            found.append(counts)
+        return found
 
     def flops_ratio(self, policy: Policy, split: str = "search", method: Method | None = None) -> float:
         """``flops_ratio`` without measuring: sample lengths are enough. Equals the evaluation's to the last bit."""
@@ -203,6 +215,20 @@ class Evaluator:
             "decoding": "greedy",
             "evaluator": EVALUATOR_VERSION,
         }
+
+
+@dataclass(frozen=True)
+class GivenCounts:
+    """Counts [B, L] that a policy has given for one batch, so that what is run is what was counted."""
+
+    given: Counts
+    policy: Policy
+
+    def counts(self, n_visual: Counts, layers: int, context: Any = None) -> Counts:
+        return self.given
+
+    def __repr__(self) -> str:
+        return _text(self.policy)
 
 
 def _text(policy: Policy) -> str:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from vispco.config import content_hash
 from vispco.errors import DataError
+from vispco.pruning.tokens import Prompt
 from vispco.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
+    from vispco.models.base import ModelAdapter
     from vispco.problem import Problem
 
 
@@ -29,6 +31,21 @@ class Batch:
     inputs: dict[str, Tensor]
     features: Tensor
     keys: list[int]
+
+    def prompt(self, adapter: ModelAdapter) -> Prompt:
+        """What the decoder will receive, without running it."""
+        ids, valid = self.inputs["input_ids"], self.inputs["attention_mask"].bool()
+        visual = adapter.visual_mask(ids, None)
+        embeddings = adapter.model.get_input_embeddings()(ids.masked_fill(visual, 0))
+        if len(self.features):
+            embeddings = embeddings.masked_scatter(visual[..., None], self.features.to(embeddings))
+        return Prompt(
+            embeddings=embeddings,
+            visual=visual & valid,
+            valid=valid,
+            read_coordinates=lambda: adapter.coordinates(self.inputs, visual),
+            read_keys=lambda: self.keys,
+        )
 
 
 @dataclass(frozen=True)
