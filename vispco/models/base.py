@@ -61,6 +61,11 @@ class ModelAdapter(ABC):
         layers: Sequence[nn.Module] = self.decoder().layers  # type: ignore[assignment]
         return layers
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [B, n, V] of what leaves the last layer, [B, n, H]."""
+        logits: Tensor = self.model.lm_head(self.decoder().norm(hidden))  # type: ignore[operator]
+        return logits
+
     def shape(self) -> ModelShape:
         """Sizes of the decoder."""
         config = self.model.config.get_text_config()
