@@ -91,8 +91,8 @@ class SharedPrefill(PruningSession):
     def _start(self, prompt: Prompt, counts: Tensor, attention: str) -> Prefill:
         n_visual = prompt.visual.sum(dim=1).cpu().numpy()
         before = np.concatenate([np.broadcast_to(n_visual[:, None], self._paths[..., :1].shape), self._paths], axis=2)
-        self._dropped = (np.diff(before, axis=2) < 0).any(axis=1)
-        self._scored = self._dropped & (self._paths > 0).any(axis=1)
+        self._dropped: NDArray[np.bool_] = np.any(np.diff(before, axis=2) < 0, axis=1)
+        self._scored: NDArray[np.bool_] = self._dropped & np.any(self._paths > 0, axis=1)
         self._on_device = torch.from_numpy(self._paths).to(prompt.embeddings.device)
         self._members = list(range(len(self._paths)))
         return Prefill(self.adapter, self.method, prompt, self._path(self._members), attention)

@@ -1,0 +1,219 @@
+"""Units of work: some policies on one batch of one task. What an executor hands out, and how one is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vispco.errors import MeasurementError
+from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare, render_prompt
+from vispco.pruning.methods.base import Method
+from vispco.pruning.runtime import prune
+from vispco.pruning.schedules import Counts
+from vispco.pruning.shared import SharedPrefill
+
+if TYPE_CHECKING:
+    from vispco.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Policies ``names`` [P] with ``counts`` int [P, B, L] on batch number ``batch`` of task number ``task``."""
+
+    split: str
+    task: int
+    batch: int
+    method: Method
+    names: tuple[str, ...]
+    counts: Counts
+
+
+@dataclass(frozen=True, eq=False)
+class UnitResult:
+    """``scores`` float32 [P, B]; rows of policies in ``errors`` (number -> why) are NaN.
+
+    ``recomputed_flops``: what a memory limit cost.
+    """
+
+    scores: NDArray[np.float32]
+    errors: Mapping[int, str]
+    recomputed_flops: int = 0
+
+
+class Executor(Protocol):
+    """Runs units somewhere; the process that asks stays the only one that writes."""
+
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, UnitResult]]:
+        """Numbered units in, their results out, in any order, each once. ``units`` is read as work gets done."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class UnitRunner:
+    """Runs units with a model of its own; splits are prepared when first needed.
+
+    ``memory_limit``: bytes of hidden states that the shared prefill may put aside; None: no limit.
+    """
+
+    def __init__(self, problem: Problem, memory_limit: int | None = None) -> None:
+        self.problem = problem
+        self.memory_limit = memory_limit
+        self._prepared: dict[str, list[PreparedSplit]] = {}
+        self._texts: dict[tuple[int, ...], str] = {}
+        self._scores: dict[tuple[str, str, int, str], float] = {}
+        self._most_rows: int | None = None
+
+    def prepared(self, split: str) -> list[PreparedSplit]:
+        """The tasks' samples of ``split``, ready to run."""
+        if split not in self._prepared:
+            self._prepared[split] = [prepare(self.problem, task, split) for task in self.problem.tasks]
+        return self._prepared[split]
+
+    def run(self, unit: Unit) -> UnitResult:
+        """Scores of the unit's policies; those that cannot be measured are named in the result's errors.
+
+        What runs out of memory is run again in halves, down to single samples.
+        """
+        part = self.prepared(unit.split)[unit.task]
+        return self._run(unit, part, part.batches[unit.batch], unit.counts)
+
+    def _run(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        if self._most_rows is not None and len(batch.rows) > self._most_rows:
+            return self._in_halves(unit, part, batch, counts)
+        try:
+            return self._together(unit, part, batch, counts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"out of memory with one sample: {_one_line(error)}"
+        # Outside the except block, so that the failed attempt's tensors are gone.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch.rows) == 1:
+            return UnitResult(np.full((len(counts), 1), np.nan, np.float32), dict.fromkeys(range(len(counts)), reason))
+        self._most_rows = len(batch.rows) // 2
+        return self._in_halves(unit, part, batch, counts)
+
+    def _in_halves(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        prompts = [render_prompt(self.problem.processor, sample) for sample in part.samples]
+        middle = (len(batch.rows) + 1) // 2
+        halves = []
+        for where in (slice(0, middle), slice(middle, None)):
+            rows = make_batch(self.problem, part.task, part.samples, prompts, batch.rows[where].tolist())
+            halves.append(self._run(unit, part, rows, counts[:, where]))
+        return UnitResult(
+            np.concatenate([half.scores for half in halves], axis=1),
+            {**halves[1].errors, **halves[0].errors},
+            sum(half.recomputed_flops for half in halves),
+        )
+
+    def _together(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        """All policies in one tree; if the tree breaks, each alone, so that only the broken ones fail."""
+        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
+        scores = np.full(counts.shape[:2], np.nan, dtype=np.float32)
+        if part.task.max_new_tokens > 1:
+            errors: dict[int, str] = {}
+            for number in range(len(counts)):
+                try:
+                    tokens = self._generate(inputs, batch, unit.method, counts[number], part.task.max_new_tokens)
+                    scores[number] = self._score(unit.split, part, batch, tokens)
+                except MeasurementError as error:
+                    errors[number] = _one_line(error)
+            return UnitResult(scores, errors)
+        try:
+            return self._tree(unit, part, batch, counts, inputs, scores)
+        except MeasurementError as error:
+            if len(counts) == 1:
+                return UnitResult(scores, {0: _one_line(error)})
+        alone = [self._together(unit, part, batch, counts[number][None]) for number in range(len(counts))]
+        return UnitResult(
+            np.concatenate([result.scores for result in alone]),
+            {number: result.errors[0] for number, result in enumerate(alone) if result.errors},
+        )
+
+    def _tree(
+        self,
+        unit: Unit,
+        part: PreparedSplit,
+        batch: Batch,
+        counts: Counts,
+        inputs: dict[str, Tensor],
+        scores: NDArray[np.float32],
+    ) -> UnitResult:
+        errors: dict[int, str] = {}
+        shared = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit)
+        for members, logits in shared.logits(inputs, batch.keys):
+            if not bool(torch.isfinite(logits).all()):
+                errors.update(dict.fromkeys(members, _not_finite(part)))
+                continue
+            scores[members] = self._score(unit.split, part, batch, logits.argmax(dim=-1, keepdim=True))
+        return UnitResult(scores, errors, shared.recomputed_flops)
+
+    @torch.inference_mode()
+    def _generate(
+        self, inputs: dict[str, Tensor], batch: Batch, method: Method, counts: Counts, max_new_tokens: int
+    ) -> Tensor:
+        model, prompt = self.problem.model, inputs["input_ids"].shape[1]
+        with prune(model, method=method, schedule=GivenCounts(counts)) as session:
+            session.sample_keys = batch.keys
+            tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, prompt:]
+        return tokens
+
+    def _score(self, split: str, part: PreparedSplit, batch: Batch, tokens: Tensor) -> NDArray[np.float32]:
+        """Scores [B] of the answers [B, m]; equal answers to one question are read and scored once."""
+        found = np.zeros(len(batch.rows), dtype=np.float32)
+        for place, (row, ids) in enumerate(zip(batch.rows.tolist(), map(tuple, tokens.tolist()), strict=True)):
+            if ids not in self._texts:
+                self._texts[ids] = self.problem.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+            key = (split, part.task.name, row, self._texts[ids])
+            if key not in self._scores:
+                self._scores[key] = part.task.score(part.samples[row], key[-1])
+            found[place] = self._scores[key]
+        return found
+
+
+class InProcess:
+    """Runs units in this process, one after another."""
+
+    def __init__(self, runner: UnitRunner) -> None:
+        self.runner = runner
+
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, UnitResult]]:
+        for number, unit in units:
+            yield number, self.runner.run(unit)
+
+    def close(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class GivenCounts:
+    """The policy of counts [B, L] that are known already."""
+
+    given: Counts
+
+    def counts(self, n_visual: Counts, layers: int, context: object = None) -> Counts:
+        return self.given
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on whatever device, or Python ran out of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text
+
+
+def _not_finite(part: PreparedSplit) -> str:
+    return f"logits are not finite on task {part.task.name!r}; check the model's weights and dtype"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
