@@ -46,6 +46,8 @@ class Branching:
 class SharedPrefill(PruningSession):
     """Last-token logits of one batch under ``counts`` int [P, B, L], one policy after another.
 
+    Counts are what :func:`vispco.pruning.runtime.checked_counts` gives.
+
     ``memory_limit``: bytes of hidden states that may be put aside; what does not fit is computed again when its
     turn comes (``recomputed_flops`` says how much that was). None: no limit.
     """
@@ -64,10 +66,11 @@ class SharedPrefill(PruningSession):
         self._root: tuple[Prefill, Tensor] | None = None
 
     @torch.inference_mode()
-    def logits(self, inputs: Mapping[str, Any], keys: Sequence[int]) -> Iterator[tuple[Members, Tensor]]:
+    def logits(self, inputs: Mapping[str, Any], keys: Sequence[int] | None = None) -> Iterator[tuple[Members, Tensor]]:
         """(policies, their logits [B, V] behind the last prompt token), until every policy has been named once.
 
-        ``inputs`` are padded on the left.
+        ``inputs`` are padded on the left; ``keys`` [B] tell samples apart for seeded methods, as
+        ``PruningSession.sample_keys``.
         """
         self.sample_keys = keys
         self.install()
@@ -112,8 +115,10 @@ class SharedPrefill(PruningSession):
     def _path(self, members: Members) -> Path:
         """The path of the first member; what any member ranks is ranked."""
         first = members[0]
-        ranked = self._scored[members].any(axis=0).tolist()
-        return Path(self._on_device[first], self._dropped[first].tolist(), self._scored[first].tolist(), ranked)
+        ranked: list[bool] = self._scored[members].any(axis=0).tolist()  # type: ignore[union-attr]
+        dropped: list[bool] = self._dropped[first].tolist()
+        scored: list[bool] = self._scored[first].tolist()
+        return Path(self._on_device[first], dropped, scored, ranked)
 
     def _branch(self, number: int, state: Prefill, hidden: Tensor) -> Prefill:
         """Follow the first member through the boundary before layer ``number``; put the others aside."""
@@ -177,7 +182,7 @@ class SharedPrefill(PruningSession):
         state = state.fork(self._path(members))
         for at in range(start, number):
             hidden = self._run_layer(at, state, hidden)
-            tokens = np.array(state.layers[-1].valid.sum(dim=1).cpu())
+            tokens = state.layers[-1].valid.sum(dim=1).cpu().numpy()
             self.recomputed_flops += int(layer_flops(self.adapter.shape(), tokens).sum())
         return state, hidden
 
