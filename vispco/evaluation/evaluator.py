@@ -116,7 +116,7 @@ class Evaluator:
         }
         job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()))
         finished = self._finish(job, watch)
-        spent: dict[str, int] = {}
+        fresh: dict[str, Evaluation] = {}
         failed: dict[str, Failed] = {}
         for policy, i in zip(policies, ids, strict=True):
             while i not in self._memory and i not in failed:
@@ -124,12 +124,12 @@ class Evaluator:
                 if isinstance(outcome, Failed):
                     failed[outcome.id] = outcome
                 else:
-                    self._memory[outcome.id] = replace(outcome, spent_flops=0)
-                    spent[outcome.id] = outcome.spent_flops
+                    self._memory[outcome.id] = replace(outcome, spent_flops=0, seconds=0.0)
+                    fresh[outcome.id] = outcome
             if i in failed:
                 yield replace(failed[i], schedule=_text(policy))
             else:
-                yield replace(self._memory[i], spent_flops=spent.pop(i, 0), schedule=_text(policy))
+                yield replace(fresh.pop(i, self._memory[i]), schedule=_text(policy))
 
     def _recall(self, ids: Sequence[str]) -> None:
         wanted = [i for i in dict.fromkeys(ids) if i not in self._memory]
@@ -148,6 +148,7 @@ class Evaluator:
         chunks = job.chunks()
         waiting = [list(chunk) for chunk in chunks]
         saved = time.monotonic()
+        self._landed = saved
         try:
             yield from self._complete(job, waiting, len(places))
             for done, (number, result) in enumerate(self.executor.run(job.units(places, chunks)), start=1):
@@ -171,7 +172,9 @@ class Evaluator:
         """Hand over chunks, in order, whose policies have all ended."""
         while waiting and all(not p.alive or len(p.done) == places for p in waiting[0]):
             ended = waiting.pop(0)
-            made = {p.id: self._evaluation(job, p) for p in ended if p.error is None}
+            seconds, self._landed = time.monotonic() - self._landed, time.monotonic()
+            share = seconds / max(1, sum(p.spent_flops for p in ended))
+            made = {p.id: self._evaluation(job, p, share * p.spent_flops) for p in ended if p.error is None}
             if self.store is not None and made:
                 self.store.put_evaluations(list(made.values()), {p.task.name: p.groups for p in job.parts})
             for pending in ended:
@@ -181,7 +184,7 @@ class Evaluator:
                 else:
                     yield Failed(pending.id, job.split, job.method.name, pending.name, pending.error)
 
-    def _evaluation(self, job: Job, pending: Pending) -> Evaluation:
+    def _evaluation(self, job: Job, pending: Pending, seconds: float) -> Evaluation:
         shape, scores, tasks = self.problem.shape, {}, {}
         flops, kept, kv_bytes = 0, [], []
         for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
@@ -209,6 +212,7 @@ class Evaluator:
             kv_bytes=float(np.concatenate(kv_bytes).mean()),
             tasks=tasks,
             scores=scores,
+            seconds=seconds,
         )
 
     # --- what measuring needs, and searches may ask -------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.costs import prefill_flops, shared_flops
+from vispco.costs import shared_flops, unpruned_flops
 from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.units import Unit, UnitResult
 from vispco.models.base import ModelShape
@@ -50,21 +50,20 @@ class Job:
         self._started = 0
 
     def chunks(self) -> list[list[Pending]]:
-        """Policies in their order, as many together as cost ``CHUNK`` unpruned prefills when they share.
+        """Policies with much in common side by side, as many together as cost ``CHUNK`` unpruned prefills.
 
-        What runs together follows from the policies alone, not from who runs it.
+        Ordered by the tokens that enter layer 0, then layer 1, and so on, fewest first. What runs together follows
+        from the policies alone, not from who runs it.
         """
         part = self.parts[0]
-        visual, text, _ = part.lengths
-        most = int(np.argmax(visual))
-        row = int(np.flatnonzero(part.lengths[2] == most)[0])
-        lengths = visual[most : most + 1], text[most : most + 1]
-        counts = [pending.counts[0][row : row + 1] for pending in self.pending]
-        whole = np.repeat(lengths[0][:, None], self.shape.layers, axis=1)
-        unpruned = int(prefill_flops(self.shape, whole, *lengths)[0])
+        row = int(np.argmax(part.n_visual))
+        lengths = part.n_visual[row : row + 1], part.n_text[row : row + 1]
+        ordered = sorted(self.pending, key=lambda pending: tuple(pending.counts[0][row].tolist()))
+        counts = [pending.counts[0][row : row + 1] for pending in ordered]
+        unpruned = int(unpruned_flops(self.shape, *lengths)[0])
         chunks: list[list[Pending]] = [[]]
         cost = 0
-        for pending, more in zip(self.pending, shared_flops(self.shape, counts, *lengths, self.method), strict=True):
+        for pending, more in zip(ordered, shared_flops(self.shape, counts, *lengths, self.method), strict=True):
             cost += int(more)
             if cost > CHUNK * unpruned and chunks[-1]:
                 chunks.append([])

@@ -17,7 +17,8 @@ class Evaluation:
     ``keep_ratio`` [L] is what was realised, mean over samples with a picture. ``flops`` is the sum over
     samples of their pruned prefills: what this evaluation costs when nothing is cached. ``scores`` holds the
     per-sample scores of each task, in the order of the split. ``spent_flops`` is what it did cost, after cache and
-    sharing: layers that several policies share are paid by the first of them; 0 if it came from a cache.
+    sharing: layers that several policies share are paid by the first of them; ``seconds`` is its share of the
+    time. Both are 0 if it came from a cache.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Evaluation:
     kv_bytes: float
     tasks: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, NDArray[np.float64]]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Stopped:
     flops: int
     spent_flops: int
     samples: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from vispco.costs import layer_flops
 from vispco.errors import MeasurementError
 from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search.augmented_lagrangian import AugmentedLagrangian
-from vispco.search.base import SEARCHES, Options, Search, SearchContext
+from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
 from vispco.search.calibration import Calibration
 
 TIE = 1e-12
@@ -108,17 +108,14 @@ class LagrangianSearch(Search):
                     calibration.charged = 0
                 shapes = [parse_schedule(first[b].user_attrs["schedule"]) for b in (above, below)]
                 chosen = self._rank(calibration, shapes, budget)[0]
-                self.measure(
-                    chosen,
-                    propose_flops=calibration.charged,
-                    started=started,
-                    attributes={
-                        **{key: first[above].user_attrs[key] for key in SHARED},
-                        "budget": budget,
-                        "violation": self._violation(chosen, budget),
-                        "interpolated": True,
-                    },
-                )
+                attributes = {
+                    **{key: first[above].user_attrs[key] for key in SHARED},
+                    "budget": budget,
+                    "violation": self._violation(chosen, budget),
+                    "interpolated": True,
+                }
+                seconds = time.monotonic() - started
+                self.measure([Proposal(chosen, None, calibration.charged, seconds, attributes)])
                 calibration.charged = 0
 
     def _solve(self, calibration: Calibration, number: int, budget: float, warm: Tensor | None) -> Tensor:
@@ -142,12 +139,9 @@ class LagrangianSearch(Search):
             "candidates": [candidate.text() for candidate in candidates],
             "free": free.tolist(),
         }
-        self.measure(
-            candidates[0],
-            propose_flops=calibration.charged,
-            started=started,
-            attributes={**attributes, "violation": self._violation(candidates[0], budget)},
-        )
+        first = {**attributes, "violation": self._violation(candidates[0], budget)}
+        seconds = time.monotonic() - started
+        self.measure([Proposal(candidates[0], None, calibration.charged, seconds, first)])
         calibration.charged = 0
         for candidate in candidates[1:]:
             self._measure_runner_up(candidate, attributes)
@@ -156,7 +150,7 @@ class LagrangianSearch(Search):
     def _measure_runner_up(self, schedule: Schedule, attributes: Mapping[str, Any]) -> None:
         violation = self._violation(schedule, attributes["budget"])
         kept = {key: attributes[key] for key in SHARED}
-        self.measure(schedule, attributes={**kept, "violation": violation})
+        self.measure([Proposal(schedule, attributes={**kept, "violation": violation})])
 
     def _violation(self, schedule: Schedule, budget: float) -> float:
         return (self.context.evaluator.flops_ratio(schedule, "search", self.context.method) - budget) / budget

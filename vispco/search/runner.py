@@ -11,13 +11,14 @@ from vispco.analysis.selection import points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.records import Evaluation
+from vispco.evaluation.records import Evaluation, Failed
+from vispco.evaluation.units import Executor
 from vispco.problem import Problem
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED, named_schedule
-from vispco.pruning.schedules import parse_schedule
+from vispco.pruning.schedules import Ratios, keep_all, parse_schedule
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
@@ -125,11 +126,13 @@ def validate(problem: Problem) -> None:
 class Run:
     """One driver's work on one experiment."""
 
-    def __init__(self, problem: Problem, store: Store, progress: Progress | None = None) -> None:
+    def __init__(
+        self, problem: Problem, store: Store, progress: Progress | None = None, executor: Executor | None = None
+    ) -> None:
         self.problem, self.store = problem, store
         self.study = problem.study
         self.progress: Progress = progress or Silent()
-        self.evaluator = Evaluator(problem, store)
+        self.evaluator = Evaluator(problem, store, executor)
 
     def run(self, only: Sequence[str] | None = None, *, fresh: bool = False) -> int:
         """Bring the experiment to its end; returns how many trials were added.
@@ -198,8 +201,10 @@ class Run:
         """Measure and link the plain model, the model without pictures, and published defaults."""
         name = self.study.experiment
         for split in ("search", "held_out"):
-            self.store.link(name, "reference", "unpruned", self.evaluator.unpruned(split))
-            self.store.link(name, "reference", "no_image", self.evaluator.no_image(split))
+            plain = [keep_all(), Ratios([0.0] * self.problem.shape.layers)]
+            unpruned, no_image = self.evaluator.evaluate(plain, split)
+            self.store.link(name, "reference", "unpruned", unpruned)
+            self.store.link(name, "reference", "no_image", no_image)
             for default in self.study.defaults:
                 known = PUBLISHED[default]
                 schedule = known.for_layers(self.problem.shape.layers)
@@ -243,6 +248,7 @@ class Run:
                 store=self.store,
                 allowance=self._allowance(item),
                 advance=advance,
+                say=lambda text: self.progress.say(f"{item.study}: {text}"),
             )
             cls(context, item.options).run()
 
@@ -266,16 +272,24 @@ class Run:
 
     def _confirm(self, planned: list[Planned], budgets: list[float]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""
-        todo: dict[tuple[str, str], Method] = {}
+        todo: dict[str, tuple[Method, dict[str, None]]] = {}
         for item in planned:
             method = self.problem.method(item.config)
-            for schedule in points_to_confirm(self.store.trial_log(item.study).complete(), budgets):
-                todo[_method_key(method), schedule] = method
+            _, schedules = todo.setdefault(_method_key(method), (method, {}))
+            schedules.update(dict.fromkeys(points_to_confirm(self.store.trial_log(item.study).complete(), budgets)))
+        total, done = sum(len(schedules) for _, schedules in todo.values()), 0
         with self.progress.track("held-out") as advance:
-            for number, ((key, schedule), method) in enumerate(todo.items(), start=1):
-                evaluation = self.evaluator.evaluate([parse_schedule(schedule)], "held_out", method)[0]
-                self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", evaluation)
-                advance(number, len(todo), schedule)
+            for key, (method, schedules) in todo.items():
+                policies = [parse_schedule(schedule) for schedule in schedules]
+                for schedule, outcome in zip(
+                    schedules, self.evaluator.outcomes(policies, "held_out", method), strict=True
+                ):
+                    if isinstance(outcome, Failed):
+                        self.progress.say(f"held-out: {schedule} with {key} could not be measured: {outcome.error}")
+                    else:
+                        self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", outcome)
+                    done += 1
+                    advance(done, total, schedule)
 
 
 def evaluate_once(problem: Problem, schedule: str, split: str, method: str | None = None) -> Evaluation:
