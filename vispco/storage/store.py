@@ -20,7 +20,8 @@ from vispco.evaluation.records import Evaluation
 from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, failure
 from vispco.storage.lock import driver_lock, holders
 from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
-from vispco.storage.opening import default_url, open_database
+from vispco.storage.opening import default_url as default_url
+from vispco.storage.opening import open_database
 from vispco.storage.opening import redact as redact
 from vispco.storage.tables import blocks, evaluations, experiments, groups, links, steps, workers
 from vispco.storage.trials import METRICS, TrialLog
