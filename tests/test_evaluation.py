@@ -69,7 +69,7 @@ def test_cached_by_content(problem: Problem, tmp_path: Path, monkeypatch: pytest
     first = Evaluator(problem, store).evaluate([Step(2, 0.5)])[0]
     assert first.spent_flops == first.flops > 0
     fresh = Evaluator(problem, store)
-    monkeypatch.setattr(fresh, "_measure", lambda *a: pytest.fail("measured again"))
+    monkeypatch.setattr(fresh.runner, "run", lambda unit: pytest.fail("measured again"))
     again, same_counts = fresh.evaluate([Step(2, 0.5), Step(2, 0.501)])
     assert again.spent_flops == same_counts.spent_flops == 0
     assert again.id == same_counts.id == first.id

@@ -120,22 +120,22 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
 
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vispco.analysis.comparison import Comparison
-    from vispco.search.grid import GridSearch
+    from vispco.storage.trials import TrialLog
 
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
     run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
-    measure = GridSearch.measure
+    add = TrialLog.add
 
-    def stop_after_five(self: GridSearch, schedule: Any) -> None:
+    def stop_after_five(self: TrialLog, *arguments: Any, **more: Any) -> None:
         if len(complete(store, "small/grid")) >= 5:
             raise KeyboardInterrupt
-        measure(self, schedule)
+        add(self, *arguments, **more)
 
-    monkeypatch.setattr(GridSearch, "measure", stop_after_five)
+    monkeypatch.setattr(TrialLog, "add", stop_after_five)
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    monkeypatch.setattr(GridSearch, "measure", measure)
+    monkeypatch.setattr(TrialLog, "add", add)
     assert run.run(["tpe"]) == 3
     found = Comparison(store, "small").to_dict()
     assert [(s["name"], s["trials"]) for s in found["searches"]] == [("grid", 5), ("tpe", 3)]

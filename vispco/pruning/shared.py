@@ -115,7 +115,7 @@ class SharedPrefill(PruningSession):
     def _path(self, members: Members) -> Path:
         """The path of the first member; what any member ranks is ranked."""
         first = members[0]
-        ranked: list[bool] = self._scored[members].any(axis=0).tolist()  # type: ignore[union-attr]
+        ranked: list[bool] = np.any(self._scored[members], axis=0).tolist()
         dropped: list[bool] = self._dropped[first].tolist()
         scored: list[bool] = self._scored[first].tolist()
         return Path(self._on_device[first], dropped, scored, ranked)

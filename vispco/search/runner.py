@@ -11,7 +11,7 @@ from vispco.analysis.selection import points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.records import Evaluation, Failed
+from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
 from vispco.problem import Problem
 from vispco.provenance import provenance
@@ -284,8 +284,8 @@ class Run:
                 for schedule, outcome in zip(
                     schedules, self.evaluator.outcomes(policies, "held_out", method), strict=True
                 ):
-                    if isinstance(outcome, Failed):
-                        self.progress.say(f"held-out: {schedule} with {key} could not be measured: {outcome.error}")
+                    if not isinstance(outcome, Evaluation):
+                        self.progress.say(f"held-out: {schedule} with {key} could not be measured: {_why(outcome)}")
                     else:
                         self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", outcome)
                     done += 1
@@ -297,6 +297,10 @@ def evaluate_once(problem: Problem, schedule: str, split: str, method: str | Non
     policy, named = named_schedule(schedule, problem.shape.layers)
     chosen = make_method(method) if method else named or problem.default_method
     return Evaluator(problem).evaluate([policy], split, chosen)[0]
+
+
+def _why(outcome: Outcome) -> str:
+    return outcome.error if isinstance(outcome, Failed) else "it was stopped"
 
 
 def _method_key(method: Method) -> str:

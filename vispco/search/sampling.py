@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import optuna
@@ -80,8 +81,7 @@ class SamplingSearch(Search):
                     break
                 charged += price
                 wanted.append(Proposal(schedule, parameters, attributes={"proposal": number}))
-            done = len(settled)
-            self.measure(wanted, lambda landed, done=done, wanted=wanted: self._advance(done + landed, wanted, landed))
+            self.measure(wanted, partial(self._advance, len(settled), wanted))
 
     def _charge(self, trial: optuna.trial.FrozenTrial) -> int:
         """What a proposal took of the allowance; one that failed as much as one that did not."""
@@ -91,12 +91,12 @@ class SamplingSearch(Search):
         schedule = parse_schedule(trial.user_attrs["schedule"])
         return self.context.evaluator.price(schedule, "search", self.context.method)
 
-    def _advance(self, done: int, wanted: list[Proposal], landed: int) -> None:
+    def _advance(self, before: int, wanted: list[Proposal], landed: int) -> None:
         context = self.context
         note = wanted[landed - 1].schedule.text()
         if context.allowance is not None:
             note += f", {context.log.charged_flops() / context.allowance:.0%} of the compute"
-        context.advance(done, self.options.trials, note)
+        context.advance(before + landed, self.options.trials, note)
 
 
 @SEARCHES.register("random")

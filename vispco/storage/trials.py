@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vispco.evaluation.records import Evaluation
+from vispco.evaluation.records import Evaluation, Stopped
 
 METRICS = ("accuracy", "flops_ratio")
 
@@ -38,7 +38,7 @@ class TrialLog:
 
     def add(
         self,
-        evaluation: Evaluation,
+        evaluation: Evaluation | Stopped,
         *,
         parameters: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
@@ -66,6 +66,35 @@ class TrialLog:
         )
         trial.datetime_complete = datetime.now()
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
+        self.study.add_trial(trial)
+
+    def settled(self, attempts: int) -> list[FrozenTrial]:
+        """Trials whose schedule needs no further work: COMPLETE, PRUNED, or failed ``attempts`` times; oldest first."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        return [t for t in trials if t.state != TrialState.FAIL or t.user_attrs.get("attempt", 0) >= attempts]
+
+    def attempts(self, schedule: str) -> int:
+        """How often ``schedule`` has failed."""
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return sum(trial.user_attrs.get("schedule") == schedule for trial in failed)
+
+    def add_failure(
+        self,
+        schedule: str,
+        *,
+        error: str,
+        attempt: int,
+        parameters: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store a schedule that could not be measured as a FAIL trial that says why."""
+        trial = create_trial(
+            state=TrialState.FAIL,
+            params=dict(parameters),
+            distributions=dict(distributions),
+            user_attrs={"schedule": schedule, "error": error, "attempt": attempt, **(attributes or {})},
+        )
         self.study.add_trial(trial)
 
     def fail_running(self) -> int:
