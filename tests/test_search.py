@@ -147,7 +147,7 @@ def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypat
 
 def outcome(trial: Any) -> tuple[Any, ...]:
     """What must be equal after a kill; what was spent and how long it took may differ."""
-    hidden = {"spent_flops"}
+    hidden = {"spent_flops", "token"}
     attributes = {key: value for key, value in trial.user_attrs.items() if key not in hidden}
     return trial.values, trial.params, attributes
 

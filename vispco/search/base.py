@@ -15,7 +15,7 @@ from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule
 from vispco.registry import Registry
-from vispco.storage.trials import TrialLog
+from vispco.storage.trials import ATTEMPTS, TrialLog
 
 if TYPE_CHECKING:
     from vispco.storage.store import Store
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 SEARCHES = Registry("search", "searches")
 
 Advance = Callable[[int, "int | None", str], None]
-ATTEMPTS = 3  # how often a schedule that fails is tried before it is left as failed
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Search(ABC):
                     "attributes": proposal.attributes,
                 }
                 if isinstance(outcome, Failed):
-                    attempt = context.log.attempts(outcome.schedule) + 1
+                    attempt = context.log.attempts().get(outcome.schedule, 0) + 1
                     context.log.add_failure(outcome.schedule, error=outcome.error, attempt=attempt, **settings)
                     if attempt < ATTEMPTS:
                         again.append(proposal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from vispco.search.base import ATTEMPTS, SEARCHES, Proposal, Search
+from vispco.search.base import SEARCHES, Proposal, Search
 
 
 @SEARCHES.register("grid")
@@ -15,7 +15,7 @@ class GridSearch(Search):
 
     def run(self) -> None:
         points = list(self.context.family.dense_grid())
-        settled = {trial.user_attrs["schedule"] for trial in self.context.log.settled(ATTEMPTS)}
+        settled = {trial.user_attrs["schedule"] for trial in self.context.log.settled()}
         missing = [schedule for schedule in points if schedule.text() not in settled]
         before = len(points) - len(missing)
         self.context.advance(before, len(points), "")

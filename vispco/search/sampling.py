@@ -12,7 +12,7 @@ import optuna
 from pydantic import Field, model_validator
 
 from vispco.pruning.schedules import parse_schedule
-from vispco.search.base import ATTEMPTS, SEARCHES, Options, Proposal, Search
+from vispco.search.base import SEARCHES, Options, Proposal, Search
 
 
 class SamplingOptions(Options):
@@ -54,7 +54,7 @@ class SamplingSearch(Search):
 
     def settled(self) -> dict[int, optuna.trial.FrozenTrial]:
         """Trials by the number of their proposal, without failures that are still to be tried again."""
-        trials = self.context.log.settled(ATTEMPTS)
+        trials = self.context.log.settled()
         return {trial.user_attrs.get("proposal", place): trial for place, trial in enumerate(trials)}
 
     def run(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, TimeoutError
 
 from vispco.errors import StorageError
 from vispco.storage.redaction import redact_text
@@ -22,6 +22,14 @@ _PASSING_SQLITE = ("database is locked", "database table is locked", "database s
 _FULL = ("database or disk is full", "no space left on device", "disk quota exceeded", "could not extend file")
 
 Result = TypeVar("Result")
+
+
+class Interrupted(Exception):
+    """A database error, as its cause, that must not be tried again where it happened."""
+
+
+DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError, Interrupted)
+_WRAPPERS = (DBAPIError, StorageInternalError, Interrupted)  # they quote statements and values
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -42,7 +50,7 @@ def is_full(error: BaseException) -> bool:
     return any(
         getattr(part, "sqlstate", None) == "53100" or any(words in str(part).lower() for words in _FULL)
         for part in _chain(error)
-        if not isinstance(part, (DBAPIError, StorageInternalError))  # they quote the statement and its values
+        if not isinstance(part, _WRAPPERS)
     )
 
 
@@ -50,29 +58,27 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same statement may well succeed later: no connection, a restart, another writer, a deadlock."""
     if is_full(error):
         return False
-    for part in _chain(error):
-        if isinstance(part, TimeoutError) or getattr(part, "connection_invalidated", False):
-            return True
-        state = getattr(part, "sqlstate", None)
-        if isinstance(part, (OperationalError, InterfaceError)):
-            cause = part.orig
-            if type(cause).__module__.startswith("sqlite3"):
-                return str(cause).startswith(_PASSING_SQLITE)
-            state = getattr(cause, "sqlstate", None)
-            if state is None:  # psycopg without a code: the connection could not be made, or broke
-                return True
-        if state is not None:
-            return str(state).startswith(_PASSING_STATES)
-    return False
+    return any(_may_pass(part) for part in _chain(error))
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, TimeoutError) or getattr(error, "connection_invalidated", False):
+        return True
+    module, state = type(error).__module__.partition(".")[0], getattr(error, "sqlstate", None)
+    if module == "sqlite3":
+        return str(error).startswith(_PASSING_SQLITE)
+    if state is not None:
+        return str(state).startswith(_PASSING_STATES)
+    # psycopg without a code: the connection could not be made, or broke
+    return module == "psycopg" and type(error).__name__ in ("OperationalError", "InterfaceError", "ConnectionTimeout")
 
 
 def reason(error: BaseException) -> str:
     """The database's own words in one line, without passwords, statements and values."""
     words = ""
     for part in _chain(error):
-        if not isinstance(part, StorageInternalError):
+        if not isinstance(part, _WRAPPERS):
             words = str(part)
-        if not isinstance(part, (DBAPIError, StorageInternalError)):
             break
     return redact_text(" ".join(words.split()))[:200] or type(error).__name__
 
@@ -87,9 +93,6 @@ def failure(shown: str, error: BaseException) -> StorageError:
     return StorageError(
         f"database {shown} failed: {reason(error)}; what was finished is safe, run again when it is back"
     )
-
-
-DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 
 
 class Patience:

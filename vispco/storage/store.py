@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Column, Connection, Table, bindparam, delete, select
 
 from vispco.config import content_hash
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
-from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, failure
-from vispco.storage.lock import driver_lock, holders
+from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, Patience, failure
+from vispco.storage.lock import Held, LockTimes, driver_lock, holders
 from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
 from vispco.storage.opening import default_url as default_url
 from vispco.storage.opening import open_database
 from vispco.storage.opening import redact as redact
+from vispco.storage.sessions import Sessions
 from vispco.storage.tables import blocks, evaluations, experiments, groups, links, steps, workers
 from vispco.storage.trials import METRICS, TrialLog
 from vispco.storage.upsert import insert_missing, upsert
 
 CHUNK = 500  # values in one IN (...)
 
+Result = TypeVar("Result")
 BlockRow = tuple[str, str, int, NDArray[Any]]
 
 
@@ -49,6 +51,9 @@ class Store:
         self.patience = patience
         self.optuna = open_database(self.url, create=create, patience=patience)
         self.engine = self.optuna.engine
+        self._persist = Patience(redact(self.url), patience)
+        self._held: dict[str, Held] = {}
+        self._sessions = Sessions(self.optuna, lambda: list(self._held.values()))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -56,16 +61,40 @@ class Store:
         with self.engine.connect().execution_options(vispco_read=True) as connection:
             yield connection
 
+    def _read(self, query: Callable[[Connection], Result]) -> Result:
+        """Result of ``query``, tried again while the database is away."""
+
+        def once() -> Result:
+            with self.reading() as connection:
+                return query(connection)
+
+        return self._persist(once)
+
+    def _write(self, change: Callable[[Connection], object]) -> None:
+        """Make ``change`` in one transaction that only commits while the locks that this store holds are ours.
+
+        It is made again when the answer was lost, so it must not add to itself.
+        """
+
+        def once() -> None:
+            with self.engine.begin() as connection:
+                for held in self._held.values():
+                    held.fence(connection)
+                change(connection)
+
+        self._persist(once)
+
     # --- experiments -----------------------------------------------------------------------------
 
     def experiment_names(self) -> list[str]:
-        with self.reading() as connection:
-            return list(connection.execute(select(experiments.c.name).order_by(experiments.c.created)).scalars())
+        query = select(experiments.c.name).order_by(experiments.c.created)
+        return self._read(lambda connection: list(connection.execute(query).scalars()))
 
     def experiment(self, name: str) -> dict[str, Any] | None:
         """Spec text and hash, identity, facts and provenance; None if there is no such experiment."""
-        with self.reading() as connection:
-            row = connection.execute(select(experiments).where(experiments.c.name == name)).first()
+        row = self._read(
+            lambda connection: connection.execute(select(experiments).where(experiments.c.name == name)).first()
+        )
         if row is None:
             return None
         found = dict(row._mapping)
@@ -97,41 +126,72 @@ class Store:
             "identity": json.dumps(identity),
             "provenance": json.dumps(provenance),
         }
-        with self.engine.begin() as connection:
+
+        def change(connection: Connection) -> None:
             changed = connection.execute(experiments.update().where(experiments.c.name == name).values(**values))
             if changed.rowcount == 0:
                 connection.execute(experiments.insert().values(name=name, facts="{}", created=_now(), **values))
 
+        self._write(change)
+
     def save_facts(self, name: str, facts: Mapping[str, Any]) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(experiments.update().where(experiments.c.name == name).values(facts=json.dumps(facts)))
+        query = experiments.update().where(experiments.c.name == name).values(facts=json.dumps(facts))
+        self._write(lambda connection: connection.execute(query))
 
     def delete_experiment(self, name: str) -> None:
         """Remove an experiment with its studies; measured evaluations stay, they are cached by content."""
-        for study in self.study_names(name):
-            optuna.delete_study(study_name=study, storage=self.optuna)
-        with self.engine.begin() as connection:
+
+        def delete_studies() -> None:
+            for study in self.study_names(name):
+                optuna.delete_study(study_name=study, storage=self.optuna)
+
+        def change(connection: Connection) -> None:
             connection.execute(delete(steps).where(steps.c.study.startswith(f"{name}/", autoescape=True)))
-            connection.execute(delete(links).where(links.c.experiment == name))
-            connection.execute(delete(workers).where(workers.c.experiment == name))
+            for table in (links, workers):
+                connection.execute(delete(table).where(table.c.experiment == name))
             connection.execute(delete(experiments).where(experiments.c.name == name))
 
-    def lock(self, experiment: str) -> AbstractContextManager[None]:
-        return driver_lock(self.engine, experiment)
+        self._persist(delete_studies)
+        self._write(change)
+
+    @contextmanager
+    def lock(
+        self, experiment: str, *, times: LockTimes | None = None, waiting: Callable[[str], None] | None = None
+    ) -> Iterator[Held]:
+        """Drive ``experiment`` inside the block; whatever this store writes there is fenced by the lock.
+
+        Args:
+            times: heartbeat and expiry.
+            waiting: told, now and then, whose silent lock on another machine is being watched before it is taken.
+
+        Raises:
+            LockedError: another driver holds it, or, in the middle of the block, took it.
+        """
+        with driver_lock(self.engine, experiment, times=times, patience=self._persist, waiting=waiting) as held:
+            self._held[experiment] = held
+            try:
+                yield held
+            finally:
+                del self._held[experiment]
 
     def holders(self) -> dict[str, str]:
-        return holders(self.engine)
+        """Experiments that are being run now -> by whom."""
+        return self._read(holders)
 
     # --- studies ---------------------------------------------------------------------------------
 
     def study_names(self, experiment: str) -> list[str]:
         """Names of the experiment's studies, in the order of their creation."""
-        summaries = self.optuna.get_all_studies()
+        summaries = self._persist(self.optuna.get_all_studies)
         ordered = sorted(summaries, key=lambda study: study._study_id)
         return [study.study_name for study in ordered if study.study_name.startswith(f"{experiment}/")]
 
     def trial_log(self, study_name: str) -> TrialLog:
         """Open a study, or create it with our directions and metric names."""
+        study = self._persist(lambda: self._study(study_name))
+        return TrialLog(study, self._persist, self._sessions.adding)
+
+    def _study(self, study_name: str) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()
         study: optuna.Study | None = None
         while study is None:
@@ -146,22 +206,17 @@ class Store:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if study.metric_names != list(METRICS):
                 study.set_metric_names(list(METRICS))
-        return TrialLog(study)
+        return study
 
     # --- evaluations -----------------------------------------------------------------------------
 
     def get_evaluation(self, evaluation_id: str) -> Evaluation | None:
-        with self.reading() as connection:
-            row = connection.execute(select(evaluations).where(evaluations.c.id == evaluation_id)).first()
-        return _evaluation(row) if row is not None else None
+        return self.get_evaluations([evaluation_id]).get(evaluation_id)
 
     def get_evaluations(self, ids: Iterable[str]) -> dict[str, Evaluation]:
-        found: dict[str, Evaluation] = {}
-        with self.reading() as connection:
-            for part in _chunks(ids):
-                for row in connection.execute(select(evaluations).where(evaluations.c.id.in_(part))):
-                    found[row.id] = _evaluation(row)
-        return found
+        wanted = sorted(set(ids))
+        rows = self._read(lambda connection: _select_in(connection, evaluations, evaluations.c.id, wanted))
+        return {row.id: _evaluation(row) for row in rows}
 
     def put_evaluation(self, evaluation: Evaluation, sample_groups: Mapping[str, Sequence[str]]) -> None:
         self.put_evaluations([evaluation], sample_groups)
@@ -183,13 +238,16 @@ class Store:
             rows.append(_row(evaluation, names, groups_of[names]["id"]))
         if not rows:
             return
-        with self.engine.begin() as connection:
+
+        def change(connection: Connection) -> None:
             insert_missing(connection, groups, list(groups_of.values()), ["id"])
             insert_missing(connection, evaluations, rows, ["id"])
             connection.execute(
                 delete(blocks).where(blocks.c.evaluation == bindparam("finished")),
                 [{"finished": row["id"]} for row in rows],
             )
+
+        self._write(change)
 
     # --- parts of evaluations ----------------------------------------------------------------------
 
@@ -211,17 +269,16 @@ class Store:
             for evaluation, task, block, scores in rows
         }
         if values:
-            with self.engine.begin() as connection:
-                upsert(connection, blocks, list(values.values()), ["evaluation", "task", "block"])
+            keys = ["evaluation", "task", "block"]
+            self._write(lambda connection: upsert(connection, blocks, list(values.values()), keys))
 
     def load_blocks(self, ids: Iterable[str]) -> dict[str, dict[tuple[str, int], NDArray[np.float64]]]:
         """evaluation id -> (task, block number) -> scores [S]; evaluations without blocks are left out."""
         found: dict[str, dict[tuple[str, int], NDArray[np.float64]]] = {}
-        with self.reading() as connection:
-            for part in _chunks(ids):
-                for row in connection.execute(select(blocks).where(blocks.c.evaluation.in_(part))):
-                    scores = np.frombuffer(row.scores, dtype="<f4").astype(np.float64)
-                    found.setdefault(row.evaluation, {})[row.task, row.block] = scores
+        wanted = sorted(set(ids))
+        for row in self._read(lambda connection: _select_in(connection, blocks, blocks.c.evaluation, wanted)):
+            scores = np.frombuffer(row.scores, dtype="<f4").astype(np.float64)
+            found.setdefault(row.evaluation, {})[row.task, row.block] = scores
         return found
 
     # --- workers -----------------------------------------------------------------------------------
@@ -229,16 +286,17 @@ class Store:
     def save_workers(self, experiment: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the experiment's rows: worker, host, pid, doing, since, done, seen."""
         values = [{**row, "experiment": experiment} for row in rows]
-        with self.engine.begin() as connection:
+
+        def change(connection: Connection) -> None:
             connection.execute(delete(workers).where(workers.c.experiment == experiment))
-            if values:
-                connection.execute(workers.insert(), values)
+            upsert(connection, workers, values, ["experiment", "worker"])
+
+        self._write(change)
 
     def workers(self, experiment: str) -> list[dict[str, Any]]:
         """Who works on what, in the order of their names."""
         query = select(workers).where(workers.c.experiment == experiment).order_by(workers.c.worker)
-        with self.reading() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+        return self._read(lambda connection: [dict(row._mapping) for row in connection.execute(query)])
 
     # --- groups ------------------------------------------------------------------------------------
 
@@ -249,8 +307,7 @@ class Store:
             .join(evaluations, evaluations.c.groups_id == groups.c.id)
             .where(evaluations.c.id == evaluation_id)
         )
-        with self.reading() as connection:
-            text = connection.execute(query).scalar()
+        text = self._read(lambda connection: connection.execute(query).scalar())
         found: dict[str, list[str]] = json.loads(text) if text else {}
         return found
 
@@ -273,35 +330,35 @@ class Store:
             for key, evaluation in rows
         }
         if values:
-            with self.engine.begin() as connection:
-                upsert(connection, links, list(values.values()), ["experiment", "role", "key", "split"])
+            keys = ["experiment", "role", "key", "split"]
+            self._write(lambda connection: upsert(connection, links, list(values.values()), keys))
 
     def linked(self, experiment: str, role: str) -> dict[tuple[str, str], str]:
         """(key, split) -> evaluation id."""
-        with self.reading() as connection:
-            rows = connection.execute(select(links).where(links.c.experiment == experiment, links.c.role == role)).all()
+        query = select(links).where(links.c.experiment == experiment, links.c.role == role)
+        rows = self._read(lambda connection: connection.execute(query).all())
         return {(row.key, row.split): row.evaluation for row in rows}
 
     def save_steps(self, study: str, trial_key: str, trajectory: Sequence[Mapping[str, Any]]) -> None:
         """Replace the trajectory of one trial, in one transaction."""
-        with self.engine.begin() as connection:
+        rows = [
+            {"study": study, "trial_key": trial_key, "step": number, "data": json.dumps(data)}
+            for number, data in enumerate(trajectory)
+        ]
+
+        def change(connection: Connection) -> None:
             connection.execute(delete(steps).where(steps.c.study == study, steps.c.trial_key == trial_key))
-            if trajectory:
-                connection.execute(
-                    steps.insert(),
-                    [
-                        {"study": study, "trial_key": trial_key, "step": number, "data": json.dumps(data)}
-                        for number, data in enumerate(trajectory)
-                    ],
-                )
+            if rows:
+                connection.execute(steps.insert(), rows)
+
+        self._write(change)
 
     def trajectory(self, study: str) -> dict[str, list[dict[str, Any]]]:
         """trial key -> its steps."""
         found: dict[str, list[dict[str, Any]]] = {}
         query = select(steps).where(steps.c.study == study).order_by(steps.c.trial_key, steps.c.step)
-        with self.reading() as connection:
-            for row in connection.execute(query):
-                found.setdefault(row.trial_key, []).append(json.loads(row.data))
+        for row in self._read(lambda connection: connection.execute(query).all()):
+            found.setdefault(row.trial_key, []).append(json.loads(row.data))
         return found
 
 
@@ -317,10 +374,12 @@ def open_store(url: str | None, *, create: bool = True, patience: float = PATIEN
         store.engine.dispose()
 
 
-def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    wanted = sorted(set(ids))
+def _select_in(connection: Connection, table: Table, column: Column[str], wanted: Sequence[str]) -> list[Any]:
+    """Rows whose ``column`` is one of ``wanted``."""
+    rows: list[Any] = []
     for start in range(0, len(wanted), CHUNK):
-        yield wanted[start : start + CHUNK]
+        rows += connection.execute(select(table).where(column.in_(wanted[start : start + CHUNK]))).all()
+    return rows
 
 
 def _row(evaluation: Evaluation, names: Sequence[str], groups_id: str) -> dict[str, Any]:
