@@ -117,13 +117,14 @@ def _children(parent: NDArray[np.int64], column: NDArray[np.int64]) -> tuple[NDA
     """
     names: dict[tuple[int, bytes], int] = {}
     first: list[int] = []
-    node = np.empty_like(parent)
-    for policy, (above, row) in enumerate(zip(parent.tolist(), column, strict=True)):
-        found = names.setdefault((above, row.tobytes()), len(first))
-        if found == len(first):
+    nodes = []
+    text, width = column.astype(np.int32).tobytes(), 4 * column.shape[1]
+    for policy, above in enumerate(parent.tolist()):
+        node = names.setdefault((above, text[policy * width : (policy + 1) * width]), len(first))
+        if node == len(first):
             first.append(policy)
-        node[policy] = found
-    return node, np.array(first)
+        nodes.append(node)
+    return np.array(nodes), np.array(first)
 
 
 def unpruned_flops(shape: ModelShape, n_visual: Counts, n_text: Counts) -> NDArray[np.int64]:
