@@ -25,6 +25,7 @@ from vispco.pruning.methods.fastv import FastV
 from vispco.pruning.schedules import Ratios, Step
 from vispco.storage.store import Store
 from vispco.tasks.base import Sample
+from vispco.tasks.mosaic_vqa import MosaicVQA
 
 
 def test_equals_a_plain_transformers_loop(problem: Problem) -> None:
@@ -348,3 +349,23 @@ def test_blocks_are_random_whole_groups(problem: Problem) -> None:
     # The order of groups does not follow their names.
     first = [int(samples[row].group_id[1:]) for row in blocks[0]]
     assert 250 < np.mean(first) < 450
+
+
+def test_answers_of_several_tokens_share_too(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together, one by one, and by the model's own generate, which is asked as soon as its settings are not plain."""
+    monkeypatch.setattr(MosaicVQA, "max_new_tokens", 3)
+    monkeypatch.setattr(MosaicVQA, "score", lambda self, sample, answer: (sum(answer.encode()) % 97) / 97)
+    together = Evaluator(problem).evaluate(MANY)
+    assert len({e.accuracy for e in together}) > 5
+    assert sum(e.spent_flops for e in together) < sum(e.flops for e in together)
+    one = Evaluator(problem)
+    assert all(same(found, one.evaluate([schedule])[0]) for found, schedule in zip(together, MANY, strict=True))
+    calls: list[int] = []
+    generate = type(problem.model).generate
+    monkeypatch.setattr(
+        type(problem.model), "generate", lambda self, **inputs: calls.append(1) or generate(self, **inputs)
+    )
+    monkeypatch.setattr(problem.model.generation_config, "no_repeat_ngram_size", 50)
+    generated = Evaluator(problem).evaluate(MANY[:5])
+    assert len(calls) == 5 * len(Evaluator(problem).prepared("search")[0].batches)
+    assert all(same(a, b) for a, b in zip(generated, together, strict=False))

@@ -93,7 +93,7 @@ def test_states_are_gone_when_their_turn_is_over() -> None:
     shared = SharedPrefill(adapter_for(model), make_method("fastv"), counts_for(checks.MANY, batch))
     running = shared.logits(batch)
     next(running)
-    held = [weakref.ref(b.hidden) for b in shared._stack if b.hidden is not None]
+    held = [weakref.ref(b.state.hidden) for b in shared._stack if b.state is not None]
     assert held
     running.close()
     assert checks.installed_hooks(model) == before

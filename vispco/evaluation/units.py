@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class UnitRunner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch.rows) == 1:
-            return UnitResult(np.full((len(counts), 1), np.nan, np.float32), dict.fromkeys(range(len(counts)), reason))
+            return _failed(counts, reason)
         self._most_rows = len(batch.rows) // 2
         return self._in_halves(unit, part, batch, counts)
 
@@ -116,55 +116,48 @@ class UnitRunner:
 
     def _together(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         """All policies in one tree; if the tree breaks, each alone, so that only the broken ones fail."""
-        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
-        scores = np.full(counts.shape[:2], np.nan, dtype=np.float32)
-        if part.task.max_new_tokens > 1:
-            errors: dict[int, str] = {}
-            for number in range(len(counts)):
-                try:
-                    tokens = self._generate(inputs, batch, unit.method, counts[number], part.task.max_new_tokens)
-                    scores[number] = self._score(unit.split, part, batch, tokens)
-                except MeasurementError as error:
-                    errors[number] = _one_line(error)
-            return UnitResult(scores, errors)
+        if part.task.max_new_tokens > 1 and not is_plain_greedy(self.problem.model.generation_config):
+            return self._generated(unit, part, batch, counts)
         try:
-            return self._tree(unit, part, batch, counts, inputs, scores)
+            return self._tree(unit, part, batch, counts)
         except MeasurementError as error:
             if len(counts) == 1:
-                return UnitResult(scores, {0: _one_line(error)})
+                return _failed(counts, _one_line(error))
         alone = [self._together(unit, part, batch, counts[number][None]) for number in range(len(counts))]
         return UnitResult(
             np.concatenate([result.scores for result in alone]),
             {number: result.errors[0] for number, result in enumerate(alone) if result.errors},
         )
 
-    def _tree(
-        self,
-        unit: Unit,
-        part: PreparedSplit,
-        batch: Batch,
-        counts: Counts,
-        inputs: dict[str, Tensor],
-        scores: NDArray[np.float32],
-    ) -> UnitResult:
-        errors: dict[int, str] = {}
-        shared = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit)
-        for members, logits in shared.logits(inputs, batch.keys):
+    def _tree(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
+        scores, errors = np.full(counts.shape[:2], np.nan, dtype=np.float32), {}
+        shared, longest = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit), part.task
+        stop, pad = stop_tokens(self.problem.model.generation_config)
+        for members, logits in shared.logits(inputs, batch.keys, cached=longest.max_new_tokens > 1):
             if not bool(torch.isfinite(logits).all()):
                 errors.update(dict.fromkeys(members, _not_finite(part)))
                 continue
-            scores[members] = self._score(unit.split, part, batch, logits.argmax(dim=-1, keepdim=True))
+            tokens = shared.greedy(logits, longest.max_new_tokens, stop, pad)
+            scores[members] = self._score(unit.split, part, batch, tokens)
         return UnitResult(scores, errors, shared.recomputed_flops)
 
     @torch.inference_mode()
-    def _generate(
-        self, inputs: dict[str, Tensor], batch: Batch, method: Method, counts: Counts, max_new_tokens: int
-    ) -> Tensor:
-        model, prompt = self.problem.model, inputs["input_ids"].shape[1]
-        with prune(model, method=method, schedule=GivenCounts(counts)) as session:
-            session.sample_keys = batch.keys
-            tokens: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, prompt:]
-        return tokens
+    def _generated(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        """Each policy alone, by the model's own ``generate``: its settings change tokens in ways of their own."""
+        model, errors = self.problem.model, {}
+        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
+        prompt, scores = inputs["input_ids"].shape[1], np.full(counts.shape[:2], np.nan, dtype=np.float32)
+        for number, given in enumerate(counts):
+            try:
+                with prune(model, method=unit.method, schedule=GivenCounts(given)) as session:
+                    session.sample_keys = batch.keys
+                    found = model.generate(**inputs, max_new_tokens=part.task.max_new_tokens, do_sample=False)
+            except MeasurementError as error:
+                errors[number] = _one_line(error)
+            else:
+                scores[number] = self._score(unit.split, part, batch, found[:, prompt:])
+        return UnitResult(scores, errors)
 
     def _score(self, split: str, part: PreparedSplit, batch: Batch, tokens: Tensor) -> NDArray[np.float32]:
         """Scores [B] of the answers [B, m]; equal answers to one question are read and scored once."""
@@ -203,12 +196,42 @@ class GivenCounts:
         return self.given
 
 
+def stop_tokens(config: Any) -> tuple[list[int], int]:
+    """(tokens that end an answer, token that fills up behind one) of a generation config."""
+    stop = config.eos_token_id
+    stops = [] if stop is None else list(stop) if isinstance(stop, (list, tuple)) else [stop]
+    return stops, config.pad_token_id if config.pad_token_id is not None else (stops or [0])[0]
+
+
+CHANGES_LOGITS = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+    **dict.fromkeys(("min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "watermarking_config")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "stop_strings", "prompt_lookup_num_tokens")),
+}
+
+
+def is_plain_greedy(config: Any) -> bool:
+    """Whether ``generate`` without sampling is the most probable token each time and nothing else."""
+    return all(getattr(config, name, None) in (None, plain) for name, plain in CHANGES_LOGITS.items())
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, on whatever device, or Python ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)
     return "can't allocate memory" in text or "out of memory" in text
+
+
+def _failed(counts: Counts, reason: str) -> UnitResult:
+    scores = np.full(counts.shape[:2], np.nan, dtype=np.float32)
+    return UnitResult(scores, dict.fromkeys(range(len(counts)), reason))
 
 
 def _not_finite(part: PreparedSplit) -> str:

@@ -117,6 +117,13 @@ class ModelAdapter(ABC):
     def dtype(self) -> torch.dtype:
         return next(self.decoder().parameters()).dtype
 
+    def decoding_inputs(self, attention_mask: Tensor, new: int) -> dict[str, Tensor]:
+        """What ``model(input_ids, attention_mask, past_key_values)`` needs besides for ``new`` tokens on its cache.
+
+        ``attention_mask``: [B, T], new tokens included. Default: nothing; the model counts on from its cache.
+        """
+        return {}
+
     # --- pictures --------------------------------------------------------------------------------
 
     @abstractmethod

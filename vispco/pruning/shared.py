@@ -8,6 +8,7 @@ first, through the same hooks. So every path does, on the same numbers, what it 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,28 +20,46 @@ from torch import Tensor
 
 from vispco.costs import layer_flops
 from vispco.models.base import ModelAdapter
+from vispco.pruning.decoding import Cached
 from vispco.pruning.methods.base import Method
 from vispco.pruning.prefill import Call, Path, Prefill
 from vispco.pruning.runtime import PruningSession
 from vispco.pruning.tokens import Prompt
 
 Members = list[int]
+OWN = ("hidden_states", "past_key_values")  # arguments of a layer that every path has for itself
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """Where a path stands before a layer: its tokens, their hidden states [B, n, H], and the cache so far."""
+
+    prefill: Prefill
+    hidden: Tensor
+    cache: Any = None
+
+    @property
+    def bytes(self) -> int:
+        held = [self.hidden]
+        for layer in self.cache.layers if self.cache is not None else ():
+            held += [part for part in (layer.keys, layer.values) if part is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def fork(self, path: Path) -> Walk:
+        return Walk(self.prefill.fork(path), self.hidden, fork_cache(self.cache))
 
 
 @dataclass
 class Branching:
-    """Paths still to be walked from before layer ``number`` on; ``state`` and ``hidden`` are None if given up."""
+    """Paths still to be walked from before layer ``number`` on; ``state`` is None if it was given up."""
 
     number: int
     children: list[Members]
-    state: Prefill | None
-    hidden: Tensor | None
+    state: Walk | None
 
     @property
     def bytes(self) -> int:
-        if self.hidden is None:
-            return 0
-        return self.hidden.numel() * self.hidden.element_size()
+        return 0 if self.state is None else self.state.bytes
 
 
 class SharedPrefill(PruningSession):
@@ -63,31 +82,68 @@ class SharedPrefill(PruningSession):
         self._members: Members = []
         self._recording = False
         self._layer_calls: list[dict[str, Any]] = []
-        self._root: tuple[Prefill, Tensor] | None = None
+        self._root: Walk | None = None
+        self._leaf: Walk | None = None
+        self._mask: Tensor | None = None
 
     @torch.inference_mode()
-    def logits(self, inputs: Mapping[str, Any], keys: Sequence[int] | None = None) -> Iterator[tuple[Members, Tensor]]:
+    def logits(
+        self, inputs: Mapping[str, Any], keys: Sequence[int] | None = None, *, cached: bool = False
+    ) -> Iterator[tuple[Members, Tensor]]:
         """(policies, their logits [B, V] behind the last prompt token), until every policy has been named once.
 
         ``inputs`` are padded on the left; ``keys`` [B] tell samples apart for seeded methods, as
-        ``PruningSession.sample_keys``.
+        ``PruningSession.sample_keys``. With ``cached``, :meth:`greedy` may be asked for more tokens of the policies
+        just named.
         """
         self.sample_keys = keys
+        self._mask = inputs.get("attention_mask")
         self.install()
         try:
             self._recording = True
-            logits = self.adapter.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            logits = self.adapter.model(**inputs, use_cache=cached, logits_to_keep=1).logits[:, -1]
             self._recording = False
             yield self._members, logits
             while self._stack:
-                hidden = self._walk(*self._next())
-                yield self._members, self.adapter.head(hidden[:, -1:])[:, -1]
+                self._leaf = self._walk(*self._next())
+                yield self._members, self.adapter.head(self._leaf.hidden[:, -1:])[:, -1]
         finally:
             self._recording = False
             self._stack.clear()
             self._layer_calls.clear()
-            self._root = None
+            self._root = self._leaf = self._mask = None
             self.remove()
+
+    @torch.inference_mode()
+    def greedy(self, logits: Tensor, max_new_tokens: int, stop: Sequence[int] = (), pad: int = 0) -> Tensor:
+        """The policies just named go on from their ``logits`` [B, V]: tokens [B, at most ``max_new_tokens``].
+
+        The most probable token each time; behind one of ``stop`` comes ``pad``.
+        """
+        tokens = [logits.argmax(dim=-1)]
+        leaf, mask = self._leaf, self._mask
+        if max_new_tokens == 1:
+            return tokens[0][:, None]
+        assert leaf is not None
+        assert leaf.cache is not None
+        prompt = leaf.prefill.prompt.valid
+        self._caches[leaf.cache] = Cached(prompt.shape[1], leaf.prefill.layers)
+        mask = prompt.long() if mask is None else mask
+        stops = torch.tensor(list(stop), device=logits.device, dtype=tokens[0].dtype)
+        ended = torch.isin(tokens[0], stops)
+        while len(tokens) < max_new_tokens and not bool(ended.all()):
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            out = self.adapter.model(
+                input_ids=tokens[-1][:, None],
+                attention_mask=mask,
+                past_key_values=leaf.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self.adapter.decoding_inputs(mask, 1),
+            )
+            tokens.append(out.logits[:, -1].argmax(dim=-1).masked_fill(ended, pad))
+            ended = ended | torch.isin(tokens[-1], stops)
+        return torch.stack(tokens, dim=1)
 
     # --- the first path, in the model's own forward ------------------------------------------------
 
@@ -104,10 +160,12 @@ class SharedPrefill(PruningSession):
         if not self._recording or self._prefill is None:
             return super().on_layer(number, args, kwargs)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        walk = Walk(self._prefill, hidden, kwargs.get("past_key_values"))
         if number == 0:
-            self._root = self._prefill.fork(self._path(self._members)), hidden
-        self._layer_calls.append({key: value for key, value in kwargs.items() if key != "hidden_states"})
-        self._prefill = self._branch(number, self._prefill, hidden)
+            self._root = walk.fork(self._path(self._members))
+        self._layer_calls.append({**kwargs, **{key: None for key in OWN if key in kwargs}})
+        self._leaf = walk = self._branch(number, walk)
+        self._prefill = walk.prefill
         return self._prefill.on_layer(number, args, kwargs)
 
     # --- the other paths ---------------------------------------------------------------------------
@@ -120,71 +178,82 @@ class SharedPrefill(PruningSession):
         scored: list[bool] = self._scored[first].tolist()
         return Path(self._on_device[first], dropped, scored, ranked)
 
-    def _branch(self, number: int, state: Prefill, hidden: Tensor) -> Prefill:
+    def _branch(self, number: int, walk: Walk) -> Walk:
         """Follow the first member through the boundary before layer ``number``; put the others aside."""
         children: dict[bytes, Members] = {}
         for member in self._members:
             children.setdefault(self._paths[member, :, number].tobytes(), []).append(member)
         if len(children) == 1:
-            return state
+            return walk
         if self._scored[self._members, number].any():
-            state.rank(number)
+            walk.prefill.rank(number)
         first, *rest = children.values()
-        self._stack.append(Branching(number, rest, state, hidden))
+        # The copy stands still while the path goes on; the path keeps its cache, which the model holds.
+        self._stack.append(Branching(number, rest, walk.fork(walk.prefill.path)))
         self._keep_within_memory()
         self._members = first
-        return state.fork(self._path(first))
+        return Walk(walk.prefill.fork(self._path(first)), walk.hidden, walk.cache)
 
-    def _next(self) -> tuple[int, Prefill, Tensor]:
+    def _next(self) -> tuple[int, Walk]:
         """The next child of the deepest branching: where it starts, and in which state."""
         branching = self._stack.pop()
-        members = [member for child in branching.children for member in child]
-        if branching.hidden is None or branching.state is None:
-            branching.state, branching.hidden = self._again(branching.number, members)
-        state, hidden = branching.state, branching.hidden
+        if branching.state is None:
+            branching.state = self._again(branching.number, [m for child in branching.children for m in child])
+        state = branching.state
         self._members = branching.children.pop(0)
         if branching.children:
             self._stack.append(branching)
             self._keep_within_memory()
-        return branching.number, state.fork(self._path(self._members)), hidden
+        return branching.number, state.fork(self._path(self._members))
 
-    def _walk(self, number: int, state: Prefill, hidden: Tensor) -> Tensor:
-        """Run the layers from ``number`` on; returns what leaves the last one."""
+    def _walk(self, number: int, walk: Walk) -> Walk:
+        """Run the layers from ``number`` on; the result stands behind the last one."""
         for at in range(number, len(self._layer_calls)):
             if at > number:
-                state = self._branch(at, state, hidden)
-            hidden = self._run_layer(at, state, hidden)
-        return hidden
+                walk = self._branch(at, walk)
+            walk = self._run_layer(at, walk)
+        return walk
 
-    def _run_layer(self, number: int, state: Prefill, hidden: Tensor) -> Tensor:
-        self._prefill = state
-        output = self.adapter.layers()[number](hidden, **self._layer_calls[number])
+    def _run_layer(self, number: int, walk: Walk) -> Walk:
+        self._prefill = walk.prefill
+        own = {"hidden_states": walk.hidden, "past_key_values": walk.cache}
+        call = {**self._layer_calls[number], **{key: own[key] for key in OWN if key in self._layer_calls[number]}}
+        arguments = () if "hidden_states" in call else (walk.hidden,)
+        output = self.adapter.layers()[number](*arguments, **call)
         self._prefill = None
-        return output if isinstance(output, Tensor) else output[0]
+        return Walk(walk.prefill, output if isinstance(output, Tensor) else output[0], walk.cache)
 
     # --- memory ------------------------------------------------------------------------------------
 
     def _keep_within_memory(self) -> None:
         """Give up states, first those that are the fewest layers behind another one."""
         while self._memory_limit is not None and sum(b.bytes for b in self._stack) > self._memory_limit:
-            kept = [b for b in self._stack if b.hidden is not None]
+            kept = [b for b in self._stack if b.state is not None]
             gaps = [b.number - before for b, before in zip(kept, [0, *(b.number for b in kept)], strict=False)]
-            given_up = kept[gaps.index(min(gaps))]
-            given_up.state = given_up.hidden = None
+            kept[gaps.index(min(gaps))].state = None
 
-    def _again(self, number: int, members: Members) -> tuple[Prefill, Tensor]:
+    def _again(self, number: int, members: Members) -> Walk:
         """State before the boundary of layer ``number`` once more, from the nearest one that was kept."""
-        kept = [b for b in self._stack if b.hidden is not None]
-        assert self._root is not None
-        start, (state, hidden) = 0, self._root
-        if kept and kept[-1].state is not None and kept[-1].hidden is not None:
-            start, state, hidden = kept[-1].number, kept[-1].state, kept[-1].hidden
-        state = state.fork(self._path(members))
+        start, walk = 0, self._root
+        for branching in self._stack:
+            if branching.state is not None:
+                start, walk = branching.number, branching.state
+        assert walk is not None
+        walk = walk.fork(self._path(members))
         for at in range(start, number):
-            hidden = self._run_layer(at, state, hidden)
-            tokens = state.layers[-1].valid.sum(dim=1).cpu().numpy()
+            walk = self._run_layer(at, walk)
+            tokens = walk.prefill.layers[-1].valid.sum(dim=1).cpu().numpy()
             self.recomputed_flops += int(layer_flops(self.adapter.shape(), tokens).sum())
-        return state, hidden
+        return walk
+
+
+def fork_cache(cache: Any) -> Any:
+    """A copy that can grow by itself; what is in it is shared, since dynamic caches never write into it."""
+    if cache is None:
+        return None
+    forked = copy.copy(cache)
+    forked.layers = [copy.copy(layer) for layer in cache.layers]
+    return forked
 
 
 class _First:

@@ -89,8 +89,8 @@ class Calibration:
             return out.logits.float()  # type: ignore[no-any-return]
         fed = answer[:, :-1]
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(fed)], dim=1)
-        # No position ids: the model counts on from where its own prefill ended.
-        rest = model(input_ids=fed, attention_mask=mask, past_key_values=out.past_key_values).logits
+        more_inputs = self.adapter.decoding_inputs(mask, fed.shape[1])
+        rest = model(input_ids=fed, attention_mask=mask, past_key_values=out.past_key_values, **more_inputs).logits
         return torch.cat([out.logits, rest], dim=1).float()
 
     def _relaxed_logits(self, mini: MiniBatch, ratios: Tensor, temperature: float) -> Tensor:

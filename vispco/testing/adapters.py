@@ -151,5 +151,12 @@ class AdapterConformance:
         policies = [*SCHEDULES, *checks.MANY]
         checks.check_sharing(model, self.tiny.batch(checks.RAGGED), make_method(method), policies, limit)
 
+    @pytest.mark.parametrize("limit", [None, 0])
+    @pytest.mark.parametrize("method", ["fastv", "random"])
+    def test_answers_together_are_those_of_generate(self, model: Any, method: str, limit: int | None) -> None:
+        policies = [*checks.MANY[:6], Step(1, 0.0), *([Step(0, 0.5), Step(0, 0.0)] if method == "random" else [])]
+        batch = self.tiny.batch([(3, 1, 5), (1, 1, 9), (2, 2, 3)])
+        checks.check_sharing_answers(model, batch, make_method(method), policies, limit)
+
     def test_leaves_no_trace(self) -> None:
         checks.check_no_trace(self.tiny.model(), self.tiny.batch(checks.RAGGED), make_method("fastv"), Step(1, 0.3))

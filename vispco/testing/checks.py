@@ -208,6 +208,24 @@ def check_sharing(model: Any, batch: Batch, method: Method, policies: Sequence[P
         assert torch.equal(found[number], alone), f"{policy}: {float((found[number] - alone).abs().max())}"
 
 
+def check_sharing_answers(
+    model: Any, batch: Batch, method: Method, policies: Sequence[Policy], limit: int | None, tokens: int = 5
+) -> None:
+    """Answers of several tokens: run together, policies give what ``generate`` gives each alone."""
+    adapter, prompt = adapter_for(model), batch["input_ids"].shape[1]
+    visual = adapter.visual_mask(batch["input_ids"], None)
+    counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
+    stop, pad, found = model.generation_config.eos_token_id, model.generation_config.pad_token_id, {}
+    shared = SharedPrefill(adapter, method, counts, limit)
+    for members, logits in shared.logits(batch, cached=True):
+        answer = shared.greedy(logits, tokens, [stop], pad)
+        found.update(dict.fromkeys(members, answer))
+    for number, policy in enumerate(policies):
+        with torch.inference_mode(), prune(model, method=method, schedule=policy):
+            alone = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, prompt:]
+        assert found[number].tolist() == alone.tolist(), f"{policy}"
+
+
 def installed_hooks(model: Any) -> set[tuple[str, int]]:
     """Every hook on every module. transformers puts its own on at the first forward and leaves them."""
     return {
