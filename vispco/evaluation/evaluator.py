@@ -20,7 +20,7 @@ from vispco.evaluation.job import Job, Pending
 from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.records import Evaluation as Evaluation
 from vispco.evaluation.records import Failed, Outcome
-from vispco.evaluation.units import Executor, InProcess, UnitRunner
+from vispco.evaluation.units import Executor, InProcess, UnitRunner, changed_logits
 from vispco.models.loading import weights_hash
 from vispco.pruning.methods.base import Method
 from vispco.pruning.runtime import checked_counts
@@ -290,7 +290,7 @@ class Evaluator:
             "tasks": [task.fingerprint() for task in self.problem.tasks],
             "split": {"name": split, "samples": [part.digest for part in self.prepared(split)]},
             "batch_size": self.problem.study.batch_size,
-            "decoding": "greedy",
+            "decoding": changed_logits(self.problem.model.generation_config) or "greedy",
             "evaluator": EVALUATOR_VERSION,
         }
 

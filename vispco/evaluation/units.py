@@ -116,7 +116,7 @@ class UnitRunner:
 
     def _together(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         """All policies in one tree; if the tree breaks, each alone, so that only the broken ones fail."""
-        if part.task.max_new_tokens > 1 and not is_plain_greedy(self.problem.model.generation_config):
+        if part.task.max_new_tokens > 1 and changed_logits(self.problem.model.generation_config):
             return self._generated(unit, part, batch, counts)
         try:
             return self._tree(unit, part, batch, counts)
@@ -216,9 +216,10 @@ CHANGES_LOGITS = {
 }
 
 
-def is_plain_greedy(config: Any) -> bool:
-    """Whether ``generate`` without sampling is the most probable token each time and nothing else."""
-    return all(getattr(config, name, None) in (None, plain) for name, plain in CHANGES_LOGITS.items())
+def changed_logits(config: Any) -> dict[str, Any]:
+    """Settings of a generation config by which ``generate`` takes another token than the most probable one."""
+    found = {name: getattr(config, name, None) for name in CHANGES_LOGITS}
+    return {name: value for name, value in found.items() if value not in (None, CHANGES_LOGITS[name])}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
