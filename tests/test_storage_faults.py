@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def test_restarts_at_any_moment_lose_nothing_and_store_nothing_twice(server: Ser
     def trouble() -> None:
         generator = np.random.default_rng(0)
         while not done.is_set():
-            server.stop()
+            with suppress(subprocess.CalledProcessError):  # it may be found in the middle of starting
+                server.stop()
+                restarts.append(1)
             server.start()
             time.sleep(generator.uniform(0.0, 0.6))
 
@@ -107,7 +110,7 @@ def test_restarts_at_any_moment_lose_nothing_and_store_nothing_twice(server: Ser
     thread.start()
     try:
         with store.lock("restarts", times=LockTimes(beat=0.1, expires=60)):
-            for number in range(40):
+            for number in range(15):
                 log.add(make_evaluation(f"r{number}"), **TRIAL)
                 store.put_evaluation(make_evaluation(f"r{number}"), GROUPS)
     finally:
@@ -116,9 +119,9 @@ def test_restarts_at_any_moment_lose_nothing_and_store_nothing_twice(server: Ser
     assert len(restarts) > 2
     fresh = Store(server.url)
     trials = fresh.trial_log("restarts/grid").trials()
-    assert [trial.user_attrs["evaluation"] for trial in trials] == [f"r{number}" for number in range(40)]
-    assert [trial.number for trial in trials] == list(range(40))
-    assert len(fresh.get_evaluations(f"r{number}" for number in range(40))) == 40
+    assert [trial.user_attrs["evaluation"] for trial in trials] == [f"r{number}" for number in range(15)]
+    assert [trial.number for trial in trials] == list(range(15))
+    assert len(fresh.get_evaluations(f"r{number}" for number in range(15))) == 40
 
 
 def test_a_database_that_stays_away_is_one_line(server: Server) -> None:
@@ -238,6 +241,8 @@ def check_nothing_is_half(url: str, more: bool) -> int:
         assert len(log.trials()) == len(names) + 1
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("pragma integrity_check").scalar() == "ok"
+    log.study._storage.remove_session()
+    store.engine.dispose()
     return len(names)
 
 
@@ -308,7 +313,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         assert check_nothing_is_half(url, more=True) == copied
     finally:
-        subprocess.run(["umount", str(disk)], check=False)
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_statements_and_values_stay_out_of_the_line(tmp_path: Path) -> None:
