@@ -50,7 +50,7 @@ class TrialRecord:
 def snapshot(engine: Engine) -> Iterator[Connection]:
     """A connection on which all queries see one state of the database, and which never waits for a writer."""
     level = {} if engine.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    with engine.connect().execution_options(read_only=True, **level) as connection, connection.begin():
+    with engine.connect().execution_options(vispco_read=True, **level) as connection, connection.begin():
         yield connection
 
 
