@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,8 @@ from sqlalchemy import inspect
 
 from vispco.errors import LockedError, StorageError
 from vispco.evaluation.records import Evaluation
-from vispco.storage.lock import _process_start, driver_lock
+from vispco.storage.lock import driver_lock
 from vispco.storage.store import Store, open_store, redact
-from vispco.storage.tables import locks
 
 
 def make_evaluation(name: str = "a", accuracy: float = 0.5, flops: int = 3_000_000_000_000) -> Evaluation:
@@ -111,44 +107,6 @@ def test_a_second_driver_is_told_who_holds_it(store: Store) -> None:
     with driver_lock(store.engine, "exp"):
         pass
     assert store.holders() == {}
-
-
-@pytest.mark.parametrize(("host", "age", "held"), [("elsewhere", 5, True), ("elsewhere", 300, False)])
-def test_a_lock_of_another_machine_expires(store: Store, host: str, age: float, held: bool) -> None:
-    with store.engine.begin() as connection:
-        connection.execute(
-            locks.insert().values(
-                experiment="exp", owner="x", host=host, pid=1, process_start="1", heartbeat=time.time() - age
-            )
-        )
-    if held:
-        with pytest.raises(LockedError), driver_lock(store.engine, "exp"):
-            pass
-    else:
-        with driver_lock(store.engine, "exp"):
-            pass
-
-
-def test_a_dead_driver_on_this_machine_does_not_block(store: Store) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    start = _process_start(process.pid)
-    with store.engine.begin() as connection:
-        connection.execute(
-            locks.insert().values(
-                experiment="exp",
-                owner="x",
-                host=socket.gethostname(),
-                pid=process.pid,
-                process_start=start,
-                heartbeat=time.time(),
-            )
-        )
-    with pytest.raises(LockedError), driver_lock(store.engine, "exp"):
-        pass
-    process.kill()
-    process.wait()
-    with driver_lock(store.engine, "exp"):
-        pass
 
 
 def test_unreadable_databases(tmp_path: Path) -> None:

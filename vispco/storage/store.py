@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
-from sqlalchemy import Engine, delete, event, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
+from numpy.typing import NDArray
+from sqlalchemy import Column, Connection, Table, bindparam, delete, select
 
 from vispco.config import content_hash
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
-from vispco.storage.lock import driver_lock, holders
-from vispco.storage.migrations import migrate
-from vispco.storage.tables import evaluations, experiments, groups, links, steps
+from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, Patience, failure
+from vispco.storage.lock import Held, LockTimes, driver_lock, holders
+from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
+from vispco.storage.opening import default_url as default_url
+from vispco.storage.opening import open_database
+from vispco.storage.opening import redact as redact
+from vispco.storage.sessions import Sessions
+from vispco.storage.tables import blocks, evaluations, experiments, groups, links, steps, workers
 from vispco.storage.trials import METRICS, TrialLog
+from vispco.storage.upsert import insert_missing, upsert
 
-DEFAULT_URL = "sqlite:///vispco.db"
+CHUNK = 500  # values in one IN (...)
 
-
-def default_url() -> str:
-    return os.environ.get("VISPCO_STORAGE") or DEFAULT_URL
-
-
-def redact(url: str) -> str:
-    """A database URL without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "<unreadable URL>"
-
-
-def _tune_sqlite(engine: Engine) -> None:
-    """WAL, a long busy timeout, and write transactions that take the lock at once (no upgrade deadlocks)."""
-
-    @event.listens_for(engine, "connect")
-    def _connect(dbapi: Any, _: Any) -> None:
-        dbapi.isolation_level = None
-        for pragma in ("busy_timeout=60000", "journal_mode=WAL", "synchronous=NORMAL"):
-            dbapi.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()
+Result = TypeVar("Result")
+BlockRow = tuple[str, str, int, NDArray[Any]]
 
 
 class Store:
@@ -60,46 +40,61 @@ class Store:
     Args:
         url: ``sqlite:///file.db`` or ``postgresql+psycopg://...``; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
         create: False refuses a SQLite file that does not exist, for commands that only read.
+        patience: seconds that reading and writing are tried again while the database is away or busy.
 
     Raises:
         StorageError: the database cannot be opened, or was written by a newer version.
     """
 
-    def __init__(self, url: str | None = None, *, create: bool = True) -> None:
+    def __init__(self, url: str | None = None, *, create: bool = True, patience: float = PATIENCE_SECONDS) -> None:
         self.url = url or default_url()
-        shown = redact(self.url)
-        try:
-            parsed = make_url(self.url)
-        except ArgumentError:
-            raise StorageError(
-                "storage is no database URL; write sqlite:///vispco.db or postgresql+psycopg://..."
-            ) from None
-        file = parsed.database if parsed.get_backend_name() == "sqlite" else None
-        if not create and file and not os.path.exists(file):
-            raise StorageError(f"no database at {shown}; run a study first (vispco run studies/quickstart.yaml)")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self.optuna = optuna.storages.RDBStorage(self.url.replace("{", "{{").replace("}", "}}"))
-            self.engine = self.optuna.engine
-            if self.engine.name == "sqlite":
-                _tune_sqlite(self.engine)
-            migrate(self.engine)
-        except StorageError:
-            raise
-        except (SQLAlchemyError, ImportError, RuntimeError) as error:
-            raise StorageError(f"cannot open database {shown}: {_reason(error)}; give another --storage URL") from error
+        self.patience = patience
+        self.optuna = open_database(self.url, create=create, patience=patience)
+        self.engine = self.optuna.engine
+        self._persist = Patience(redact(self.url), patience)
+        self._held: dict[str, Held] = {}
+        self._sessions = Sessions(self.optuna, lambda: list(self._held.values()))
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that only reads: one state of the database, no waiting for a writer on SQLite."""
+        with self.engine.connect().execution_options(vispco_read=True) as connection:
+            yield connection
+
+    def _read(self, query: Callable[[Connection], Result]) -> Result:
+        """Result of ``query``, tried again while the database is away."""
+
+        def once() -> Result:
+            with self.reading() as connection:
+                return query(connection)
+
+        return self._persist(once)
+
+    def _write(self, change: Callable[[Connection], object]) -> None:
+        """Make ``change`` in one transaction that only commits while the locks that this store holds are ours.
+
+        It is made again when the answer was lost, so it must not add to itself.
+        """
+
+        def once() -> None:
+            with self.engine.begin() as connection:
+                for held in self._held.values():
+                    held.fence(connection)
+                change(connection)
+
+        self._persist(once)
 
     # --- experiments -----------------------------------------------------------------------------
 
     def experiment_names(self) -> list[str]:
-        with self.engine.connect() as connection:
-            return list(connection.execute(select(experiments.c.name).order_by(experiments.c.created)).scalars())
+        query = select(experiments.c.name).order_by(experiments.c.created)
+        return self._read(lambda connection: list(connection.execute(query).scalars()))
 
     def experiment(self, name: str) -> dict[str, Any] | None:
         """Spec text and hash, identity, facts and provenance; None if there is no such experiment."""
-        with self.engine.connect() as connection:
-            row = connection.execute(select(experiments).where(experiments.c.name == name)).first()
+        row = self._read(
+            lambda connection: connection.execute(select(experiments).where(experiments.c.name == name)).first()
+        )
         if row is None:
             return None
         found = dict(row._mapping)
@@ -131,98 +126,179 @@ class Store:
             "identity": json.dumps(identity),
             "provenance": json.dumps(provenance),
         }
-        with self.engine.begin() as connection:
+
+        def change(connection: Connection) -> None:
             changed = connection.execute(experiments.update().where(experiments.c.name == name).values(**values))
             if changed.rowcount == 0:
                 connection.execute(experiments.insert().values(name=name, facts="{}", created=_now(), **values))
 
+        self._write(change)
+
     def save_facts(self, name: str, facts: Mapping[str, Any]) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(experiments.update().where(experiments.c.name == name).values(facts=json.dumps(facts)))
+        query = experiments.update().where(experiments.c.name == name).values(facts=json.dumps(facts))
+        self._write(lambda connection: connection.execute(query))
 
     def delete_experiment(self, name: str) -> None:
         """Remove an experiment with its studies; measured evaluations stay, they are cached by content."""
-        for study in self.study_names(name):
-            optuna.delete_study(study_name=study, storage=self.optuna)
-        with self.engine.begin() as connection:
+
+        def delete_studies() -> None:
+            for study in self.study_names(name):
+                optuna.delete_study(study_name=study, storage=self.optuna)
+
+        def change(connection: Connection) -> None:
             connection.execute(delete(steps).where(steps.c.study.startswith(f"{name}/", autoescape=True)))
-            connection.execute(delete(links).where(links.c.experiment == name))
+            for table in (links, workers):
+                connection.execute(delete(table).where(table.c.experiment == name))
             connection.execute(delete(experiments).where(experiments.c.name == name))
 
-    def lock(self, experiment: str) -> AbstractContextManager[None]:
-        return driver_lock(self.engine, experiment)
+        self._persist(delete_studies)
+        self._write(change)
+
+    @contextmanager
+    def lock(
+        self, experiment: str, *, times: LockTimes | None = None, waiting: Callable[[str], None] | None = None
+    ) -> Iterator[Held]:
+        """Drive ``experiment`` inside the block; whatever this store writes there is fenced by the lock.
+
+        Args:
+            times: heartbeat and expiry.
+            waiting: told, now and then, whose silent lock on another machine is being watched before it is taken.
+
+        Raises:
+            LockedError: another driver holds it, or, in the middle of the block, took it.
+        """
+        with driver_lock(self.engine, experiment, times=times, patience=self._persist, waiting=waiting) as held:
+            self._held[experiment] = held
+            try:
+                yield held
+            finally:
+                del self._held[experiment]
 
     def holders(self) -> dict[str, str]:
-        return holders(self.engine)
+        """Experiments that are being run now -> by whom."""
+        return self._read(holders)
 
     # --- studies ---------------------------------------------------------------------------------
 
     def study_names(self, experiment: str) -> list[str]:
         """Names of the experiment's studies, in the order of their creation."""
-        summaries = self.optuna.get_all_studies()
+        summaries = self._persist(self.optuna.get_all_studies)
         ordered = sorted(summaries, key=lambda study: study._study_id)
         return [study.study_name for study in ordered if study.study_name.startswith(f"{experiment}/")]
 
     def trial_log(self, study_name: str) -> TrialLog:
         """Open a study, or create it with our directions and metric names."""
+        study = self._persist(lambda: self._study(study_name))
+        return TrialLog(study, self._persist, self._sessions.adding)
+
+    def _study(self, study_name: str) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()
-        try:
-            study = optuna.load_study(study_name=study_name, storage=self.optuna, sampler=sampler)
-        except KeyError:
-            study = optuna.create_study(
-                study_name=study_name, storage=self.optuna, directions=["maximize", "minimize"], sampler=sampler
-            )
+        study: optuna.Study | None = None
+        while study is None:
+            try:
+                study = optuna.load_study(study_name=study_name, storage=self.optuna, sampler=sampler)
+            except KeyError:
+                with suppress(optuna.exceptions.DuplicatedStudyError):  # somebody else was faster: load theirs
+                    study = optuna.create_study(
+                        study_name=study_name, storage=self.optuna, directions=["maximize", "minimize"], sampler=sampler
+                    )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if study.metric_names != list(METRICS):
                 study.set_metric_names(list(METRICS))
-        return TrialLog(study)
+        return study
 
     # --- evaluations -----------------------------------------------------------------------------
 
     def get_evaluation(self, evaluation_id: str) -> Evaluation | None:
-        with self.engine.connect() as connection:
-            row = connection.execute(select(evaluations).where(evaluations.c.id == evaluation_id)).first()
-        return _evaluation(row) if row is not None else None
+        return self.get_evaluations([evaluation_id]).get(evaluation_id)
 
-    def get_evaluations(self, ids: Sequence[str]) -> dict[str, Evaluation]:
-        found: dict[str, Evaluation] = {}
+    def get_evaluations(self, ids: Iterable[str]) -> dict[str, Evaluation]:
         wanted = sorted(set(ids))
-        with self.engine.connect() as connection:
-            for start in range(0, len(wanted), 500):
-                part = wanted[start : start + 500]
-                for row in connection.execute(select(evaluations).where(evaluations.c.id.in_(part))):
-                    found[row.id] = _evaluation(row)
-        return found
+        rows = self._read(lambda connection: _select_in(connection, evaluations, evaluations.c.id, wanted))
+        return {row.id: _evaluation(row) for row in rows}
 
     def put_evaluation(self, evaluation: Evaluation, sample_groups: Mapping[str, Sequence[str]]) -> None:
-        names = sorted(evaluation.scores)
-        text = json.dumps({name: list(sample_groups[name]) for name in names})
-        groups_id = content_hash(text)
-        packed = b"".join(np.asarray(evaluation.scores[name], dtype="<f4").tobytes() for name in names)
-        with self.engine.begin() as connection:
-            if connection.execute(select(groups.c.id).where(groups.c.id == groups_id)).first() is None:
-                connection.execute(groups.insert().values(id=groups_id, groups=text))
-            if connection.execute(select(evaluations.c.id).where(evaluations.c.id == evaluation.id)).first():
-                return
+        self.put_evaluations([evaluation], sample_groups)
+
+    def put_evaluations(self, finished: Iterable[Evaluation], sample_groups: Mapping[str, Sequence[str]]) -> None:
+        """Store what is missing and forget the blocks of these evaluations, in one transaction.
+
+        Args:
+            finished: evaluations of one split.
+            sample_groups: group of each sample, per task.
+        """
+        groups_of: dict[tuple[str, ...], dict[str, Any]] = {}
+        rows = []
+        for evaluation in finished:
+            names = tuple(sorted(evaluation.scores))
+            if names not in groups_of:
+                text = json.dumps({name: list(sample_groups[name]) for name in names})
+                groups_of[names] = {"id": content_hash(text), "groups": text}
+            rows.append(_row(evaluation, names, groups_of[names]["id"]))
+        if not rows:
+            return
+
+        def change(connection: Connection) -> None:
+            insert_missing(connection, groups, list(groups_of.values()), ["id"])
+            insert_missing(connection, evaluations, rows, ["id"])
             connection.execute(
-                evaluations.insert().values(
-                    id=evaluation.id,
-                    split=evaluation.split,
-                    method=evaluation.method,
-                    schedule=evaluation.schedule,
-                    keep_ratio=json.dumps(evaluation.keep_ratio),
-                    accuracy=evaluation.accuracy,
-                    flops_ratio=evaluation.flops_ratio,
-                    flops=evaluation.flops,
-                    kv_bytes=evaluation.kv_bytes,
-                    tasks=json.dumps(evaluation.tasks),
-                    scores=packed,
-                    score_counts=json.dumps({name: len(evaluation.scores[name]) for name in names}),
-                    groups_id=groups_id,
-                    created=_now(),
-                )
+                delete(blocks).where(blocks.c.evaluation == bindparam("finished")),
+                [{"finished": row["id"]} for row in rows],
             )
+
+        self._write(change)
+
+    # --- parts of evaluations ----------------------------------------------------------------------
+
+    def save_blocks(self, rows: Iterable[BlockRow]) -> None:
+        """Store scores of parts of evaluations that are not finished, in one transaction; replaces what is there.
+
+        Args:
+            rows: (evaluation id, task, block number, scores [S] of that block, kept as float32).
+        """
+        now = _now()
+        values = {
+            (evaluation, task, int(block)): {
+                "evaluation": evaluation,
+                "task": task,
+                "block": int(block),
+                "scores": np.asarray(scores, dtype="<f4").tobytes(),
+                "created": now,
+            }
+            for evaluation, task, block, scores in rows
+        }
+        if values:
+            keys = ["evaluation", "task", "block"]
+            self._write(lambda connection: upsert(connection, blocks, list(values.values()), keys))
+
+    def load_blocks(self, ids: Iterable[str]) -> dict[str, dict[tuple[str, int], NDArray[np.float64]]]:
+        """evaluation id -> (task, block number) -> scores [S]; evaluations without blocks are left out."""
+        found: dict[str, dict[tuple[str, int], NDArray[np.float64]]] = {}
+        wanted = sorted(set(ids))
+        for row in self._read(lambda connection: _select_in(connection, blocks, blocks.c.evaluation, wanted)):
+            scores = np.frombuffer(row.scores, dtype="<f4").astype(np.float64)
+            found.setdefault(row.evaluation, {})[row.task, row.block] = scores
+        return found
+
+    # --- workers -----------------------------------------------------------------------------------
+
+    def save_workers(self, experiment: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the experiment's rows: worker, host, pid, doing, since, done, seen."""
+        values = [{**row, "experiment": experiment} for row in rows]
+
+        def change(connection: Connection) -> None:
+            connection.execute(delete(workers).where(workers.c.experiment == experiment))
+            upsert(connection, workers, values, ["experiment", "worker"])
+
+        self._write(change)
+
+    def workers(self, experiment: str) -> list[dict[str, Any]]:
+        """Who works on what, in the order of their names."""
+        query = select(workers).where(workers.c.experiment == experiment).order_by(workers.c.worker)
+        return self._read(lambda connection: [dict(row._mapping) for row in connection.execute(query)])
+
+    # --- groups ------------------------------------------------------------------------------------
 
     def groups_of(self, evaluation_id: str) -> dict[str, list[str]]:
         """Group of each sample, per task."""
@@ -231,8 +307,7 @@ class Store:
             .join(evaluations, evaluations.c.groups_id == groups.c.id)
             .where(evaluations.c.id == evaluation_id)
         )
-        with self.engine.connect() as connection:
-            text = connection.execute(query).scalar()
+        text = self._read(lambda connection: connection.execute(query).scalar())
         found: dict[str, list[str]] = json.loads(text) if text else {}
         return found
 
@@ -240,53 +315,90 @@ class Store:
 
     def link(self, experiment: str, role: str, key: str, evaluation: Evaluation) -> None:
         """Note that ``evaluation`` answers ``role``/``key`` on its split."""
-        where = {"experiment": experiment, "role": role, "key": key, "split": evaluation.split}
-        with self.engine.begin() as connection:
-            connection.execute(delete(links).filter_by(**where))
-            connection.execute(links.insert().values(**where, evaluation=evaluation.id))
+        self.link_all(experiment, role, [(key, evaluation)])
+
+    def link_all(self, experiment: str, role: str, rows: Iterable[tuple[str, Evaluation]]) -> None:
+        """Note for each (key, evaluation) that it answers ``role``/``key`` on its split, in one transaction."""
+        values = {
+            (key, evaluation.split): {
+                "experiment": experiment,
+                "role": role,
+                "key": key,
+                "split": evaluation.split,
+                "evaluation": evaluation.id,
+            }
+            for key, evaluation in rows
+        }
+        if values:
+            keys = ["experiment", "role", "key", "split"]
+            self._write(lambda connection: upsert(connection, links, list(values.values()), keys))
 
     def linked(self, experiment: str, role: str) -> dict[tuple[str, str], str]:
         """(key, split) -> evaluation id."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(select(links).where(links.c.experiment == experiment, links.c.role == role)).all()
+        query = select(links).where(links.c.experiment == experiment, links.c.role == role)
+        rows = self._read(lambda connection: connection.execute(query).all())
         return {(row.key, row.split): row.evaluation for row in rows}
 
     def save_steps(self, study: str, trial_key: str, trajectory: Sequence[Mapping[str, Any]]) -> None:
         """Replace the trajectory of one trial, in one transaction."""
-        with self.engine.begin() as connection:
+        rows = [
+            {"study": study, "trial_key": trial_key, "step": number, "data": json.dumps(data)}
+            for number, data in enumerate(trajectory)
+        ]
+
+        def change(connection: Connection) -> None:
             connection.execute(delete(steps).where(steps.c.study == study, steps.c.trial_key == trial_key))
-            if trajectory:
-                connection.execute(
-                    steps.insert(),
-                    [
-                        {"study": study, "trial_key": trial_key, "step": number, "data": json.dumps(data)}
-                        for number, data in enumerate(trajectory)
-                    ],
-                )
+            if rows:
+                connection.execute(steps.insert(), rows)
+
+        self._write(change)
 
     def trajectory(self, study: str) -> dict[str, list[dict[str, Any]]]:
         """trial key -> its steps."""
         found: dict[str, list[dict[str, Any]]] = {}
         query = select(steps).where(steps.c.study == study).order_by(steps.c.trial_key, steps.c.step)
-        with self.engine.connect() as connection:
-            for row in connection.execute(query):
-                found.setdefault(row.trial_key, []).append(json.loads(row.data))
+        for row in self._read(lambda connection: connection.execute(query).all()):
+            found.setdefault(row.trial_key, []).append(json.loads(row.data))
         return found
 
 
 @contextmanager
-def open_store(url: str | None, *, create: bool = True) -> Iterator[Store]:
+def open_store(url: str | None, *, create: bool = True, patience: float = PATIENCE_SECONDS) -> Iterator[Store]:
     """A store that is closed at the end; database errors inside become one line."""
-    store = Store(url, create=create)
+    store = Store(url, create=create, patience=patience)
     try:
         yield store
-    except DatabaseError as error:
-        raise StorageError(
-            f"database {redact(store.url)} failed: {_reason(error)}; what was finished is safe, "
-            "run again when it is back"
-        ) from error
+    except DATABASE_ERRORS as error:
+        raise failure(redact(store.url), error) from error
     finally:
         store.engine.dispose()
+
+
+def _select_in(connection: Connection, table: Table, column: Column[str], wanted: Sequence[str]) -> list[Any]:
+    """Rows whose ``column`` is one of ``wanted``."""
+    rows: list[Any] = []
+    for start in range(0, len(wanted), CHUNK):
+        rows += connection.execute(select(table).where(column.in_(wanted[start : start + CHUNK]))).all()
+    return rows
+
+
+def _row(evaluation: Evaluation, names: Sequence[str], groups_id: str) -> dict[str, Any]:
+    return {
+        "id": evaluation.id,
+        "split": evaluation.split,
+        "method": evaluation.method,
+        "schedule": evaluation.schedule,
+        "keep_ratio": json.dumps(evaluation.keep_ratio),
+        "accuracy": evaluation.accuracy,
+        "flops_ratio": evaluation.flops_ratio,
+        "flops": evaluation.flops,
+        "kv_bytes": evaluation.kv_bytes,
+        "tasks": json.dumps(evaluation.tasks),
+        "scores": b"".join(np.asarray(evaluation.scores[name], dtype="<f4").tobytes() for name in names),
+        "score_counts": json.dumps({name: len(evaluation.scores[name]) for name in names}),
+        "groups_id": groups_id,
+        "created": _now(),
+    }
 
 
 def _evaluation(row: Any) -> Evaluation:
@@ -312,8 +424,3 @@ def _evaluation(row: Any) -> Evaluation:
 
 def _now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def _reason(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    return " ".join(str(cause).split())[:200] or type(error).__name__

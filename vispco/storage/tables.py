@@ -1,4 +1,7 @@
-"""Our tables, beside Optuna's in the same database: own prefix, own version table, no foreign keys to Optuna's."""
+"""Our tables as they are now, beside Optuna's in the same database: own prefix, no foreign keys to Optuna's.
+
+A change here needs a migration in :mod:`vispco.storage.migrations`; a test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -32,7 +36,8 @@ experiments = Table(
     Column("created", DateTime, nullable=False),
 )
 
-# Who drives an experiment; one row per experiment that runs.
+# Who drives an experiment; one row per experiment that runs. ``beats`` counts up while the driver lives, so that others
+# can watch it move; ``heartbeat`` is the database server's clock, only shown, never compared with another clock.
 locks = Table(
     "vispco_lock",
     metadata,
@@ -42,6 +47,7 @@ locks = Table(
     Column("pid", Integer, nullable=False),
     Column("process_start", String(64), nullable=False),
     Column("heartbeat", Float, nullable=False),
+    Column("beats", Integer, nullable=False, server_default=text("0")),
 )
 
 # One row per measured (context, counts); per-sample scores are little-endian float32, tasks in name order.
@@ -93,4 +99,31 @@ steps = Table(
     Column("step", Integer, nullable=False),
     Column("data", Text, nullable=False),
     UniqueConstraint("study", "trial_key", "step"),
+)
+
+# Scores of parts of evaluations that are not finished: little-endian float32, one row per block of a task's samples.
+blocks = Table(
+    "vispco_block",
+    metadata,
+    Column("evaluation", String(32), nullable=False),
+    Column("task", String(255), nullable=False),
+    Column("block", Integer, nullable=False),
+    Column("scores", LargeBinary, nullable=False),
+    Column("created", DateTime, nullable=False),
+    UniqueConstraint("evaluation", "task", "block"),
+)
+
+# Who works on what right now, as the driver sees it; the clocks are the driver's.
+workers = Table(
+    "vispco_worker",
+    metadata,
+    Column("experiment", String(255), nullable=False),
+    Column("worker", String(64), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("doing", Text, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("seen", Float, nullable=False),
+    UniqueConstraint("experiment", "worker"),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,30 +13,69 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from vispco.evaluation.records import Evaluation
+from vispco.storage.faults import Patience
+from vispco.storage.redaction import redact_text
+from vispco.storage.sessions import TOKEN, AlreadyStored
 
 METRICS = ("accuracy", "flops_ratio")
+ATTEMPTS = 3
+ERROR_LENGTH = 500
 
 
 class TrialLog:
     """A study that one driver writes.
 
-    Trials enter when they are finished, in one transaction: a driver that dies leaves no RUNNING trial.
+    Trials enter when they are finished, in one transaction: a driver that dies leaves no RUNNING trial. A trial
+    whose transaction lost its answer is tried again and stored once, told by the user attribute ``token``.
     """
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        patience: Patience | None = None,
+        adding: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.study = study
         self.name: str = study.study_name
+        self._patience = patience or Patience("of the study")
+        self._adding = adding
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Trials in one of ``states``, oldest first."""
+        return self._patience(lambda: self.study.get_trials(deepcopy=False, states=states))
 
     def complete(self) -> list[FrozenTrial]:
         """COMPLETE trials, oldest first."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return self.trials(TrialState.COMPLETE)
+
+    def settled(self, attempts: int = ATTEMPTS) -> list[FrozenTrial]:
+        """Trials that need no more work, oldest first: COMPLETE, PRUNED, and FAIL at its last attempt.
+
+        Trials that a dead process left, which have no schedule, count as nothing.
+        """
+        return [
+            trial
+            for trial in self.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+            if trial.state != TrialState.FAIL or trial.user_attrs.get("attempts", 0) >= attempts
+        ]
+
+    def attempts(self) -> dict[str, int]:
+        """Schedules that failed -> how often at most, whether or not they were measured later."""
+        found: dict[str, int] = {}
+        for trial in self.trials(TrialState.FAIL):
+            if "schedule" in trial.user_attrs:
+                schedule, attempts = trial.user_attrs["schedule"], trial.user_attrs["attempts"]
+                found[schedule] = max(found.get(schedule, 0), attempts)
+        return found
 
     def schedules(self) -> set[str]:
         """Text forms of the schedules that are done."""
         return {trial.user_attrs["schedule"] for trial in self.complete()}
 
     def charged_flops(self) -> int:
-        return sum(int(trial.user_attrs["charged_flops"]) for trial in self.complete())
+        """Compute that the search would have cost alone; schedules stopped early count with what they cost."""
+        counted = self.trials(TrialState.COMPLETE, TrialState.PRUNED)
+        return sum(int(trial.user_attrs["charged_flops"]) for trial in counted)
 
     def add(
         self,
@@ -45,13 +86,31 @@ class TrialLog:
         seconds: float,
         propose_flops: int = 0,
         attributes: Mapping[str, Any] | None = None,
+        state: TrialState = TrialState.COMPLETE,
     ) -> None:
-        """Store a measured schedule as a COMPLETE trial.
+        """Store a measured schedule.
 
         ``charged_flops`` is the whole price, measuring and proposing, as if nothing had been cached.
+
+        Args:
+            state: COMPLETE, or PRUNED for a schedule that was stopped early: it has no values, so that it can be
+                on no front; ``accuracy`` and ``flops_ratio`` so far become user attributes beside ``samples``, the
+                number of samples that ``evaluation`` has seen.
+
+        Raises:
+            LockedError: another driver took the experiment; nothing was stored.
+            StorageError: the database did not work for too long; nothing was stored.
         """
+        if state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            raise ValueError(f"a measured trial is COMPLETE or PRUNED, not {state.name}; see add_failure")
+        measured = [evaluation.accuracy, evaluation.flops_ratio]
+        stopped = {}
+        if state == TrialState.PRUNED:
+            stopped = dict(zip(METRICS, measured, strict=True))
+            stopped["samples"] = sum(len(scores) for scores in evaluation.scores.values())
         trial = create_trial(
-            values=[evaluation.accuracy, evaluation.flops_ratio],
+            state=state,
+            values=measured if state == TrialState.COMPLETE else None,
             params=dict(parameters),
             distributions=dict(distributions),
             user_attrs={
@@ -61,16 +120,66 @@ class TrialLog:
                 "charged_flops": evaluation.flops + propose_flops,
                 "spent_flops": evaluation.spent_flops + propose_flops,
                 "propose_flops": propose_flops,
+                **stopped,
                 **(attributes or {}),
+                TOKEN: uuid.uuid4().hex,
             },
         )
+        self._add(trial, seconds)
+
+    def add_failure(
+        self,
+        schedule: str,
+        *,
+        parameters: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        error: BaseException | str,
+        attempt: int,
+        seconds: float = 0.0,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store a schedule that could not be measured as a FAIL trial with ``error`` and ``attempts``.
+
+        Args:
+            schedule: its text form.
+            error: what went wrong; stored in one line, without passwords.
+            attempt: 1 for the first try.
+
+        Raises:
+            LockedError, StorageError: as :meth:`add`.
+        """
+        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+        trial = create_trial(
+            state=TrialState.FAIL,
+            params=dict(parameters),
+            distributions=dict(distributions),
+            user_attrs={
+                "schedule": schedule,
+                "error": redact_text(" ".join(text.split()))[:ERROR_LENGTH],
+                "attempts": attempt,
+                **(attributes or {}),
+                TOKEN: uuid.uuid4().hex,
+            },
+        )
+        self._add(trial, seconds)
+
+    def _add(self, trial: FrozenTrial, seconds: float) -> None:
         trial.datetime_complete = datetime.now()
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
-        self.study.add_trial(trial)
+
+        def once() -> None:
+            with self._adding(), suppress(AlreadyStored):
+                self.study.add_trial(trial)
+
+        self._patience(once)
 
     def fail_running(self) -> int:
         """Mark trials that a dead process left RUNNING as FAIL; returns how many."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        return len(running)
+        found = self.trials(TrialState.RUNNING)
+
+        def once() -> None:
+            for trial in self.trials(TrialState.RUNNING):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+
+        self._patience(once)
+        return len(found)
