@@ -32,12 +32,17 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Searched:
-    """One study as analysis sees it: COMPLETE trials with finite values only, by number."""
+    """One study as analysis sees it, by number.
+
+    ``trials`` are the COMPLETE ones with finite values, the only ones that are on a front or chosen; ``stopped`` are
+    the PRUNED ones, which cost something.
+    """
 
     name: str
     study: str
     facts: dict[str, Any]
     trials: list[TrialRecord]
+    stopped: list[TrialRecord]
 
     @property
     def imported(self) -> bool:
@@ -74,15 +79,24 @@ class Comparison:
             found = read_trials(
                 connection,
                 [known[name] for name in studies],
-                states=(TrialState.COMPLETE,),
+                states=(TrialState.COMPLETE, TrialState.PRUNED),
                 attributes=ATTRIBUTES,
                 with_params=False,
             )
         searches = []
         for name, facts in studies.items():
-            trials = [trial for trial in found[known[name]] if is_measured(trial)]
-            search = Searched(name.removeprefix(f"{self.experiment}/"), name, facts, trials)
-            searches.append(replace(search, trials=[_believed(t) for t in trials]) if search.imported else search)
+            trials = found[known[name]]
+            if facts["kind"] == "imported":
+                trials = [_believed(trial) for trial in trials]
+            searches.append(
+                Searched(
+                    name.removeprefix(f"{self.experiment}/"),
+                    name,
+                    facts,
+                    trials=[t for t in trials if t.state == TrialState.COMPLETE and is_measured(t)],
+                    stopped=[t for t in trials if t.state == TrialState.PRUNED],
+                )
+            )
         return searches
 
     def _confirmed_evaluations(self) -> dict[str, str]:
@@ -94,7 +108,7 @@ class Comparison:
             trial.user_attrs["evaluation"]: _link_key(search, trial)
             for search in self.searches
             for trial in search.trials
-            if not search.imported
+            if not search.imported and "evaluation" in trial.user_attrs
         }
 
     def _shown(self, search: Searched) -> list[TrialRecord]:
@@ -263,7 +277,7 @@ class Comparison:
             "charged_flops": charged,
             "spent_flops": _total(search, "spent_flops"),
             "propose_flops": _total(search, "propose_flops"),
-            "wall_seconds": sum(t.duration.total_seconds() for t in search.trials if t.duration is not None),
+            "wall_seconds": sum(t.duration.total_seconds() for t in _paid(search) if t.duration is not None),
             "budget_score": score,
             "budget_score_ci": score_ci,
             "hypervolume": volume,
@@ -329,7 +343,7 @@ class Comparison:
 
 
 def _link_key(search: Searched, trial: TrialRecord) -> str:
-    return f"{search.facts['method_key']}|{trial.user_attrs['schedule']}"
+    return f"{search.facts['method_key']}|{trial.user_attrs.get('schedule')}"
 
 
 def _values(trial: TrialRecord) -> tuple[float, ...]:
@@ -348,9 +362,13 @@ def _believed(trial: TrialRecord) -> TrialRecord:
     return replace(trial, user_attrs=attrs)
 
 
+def _paid(search: Searched) -> list[TrialRecord]:
+    return [*search.trials, *search.stopped]
+
+
 def _total(search: Searched, name: str) -> int | None:
-    """Sum over the trials; None if one does not say."""
-    values = [trial.user_attrs.get(name) for trial in search.trials]
+    """Sum over the trials, those that were stopped too; None if one does not say."""
+    values = [trial.user_attrs.get(name) for trial in _paid(search)]
     return None if None in values else sum(value for value in values if value is not None)
 
 
