@@ -67,7 +67,7 @@ class Comparison:
         self._evaluations: dict[str, Evaluation] = {}
         self._draws: dict[str, NDArray[np.float64]] = {}
         shown = [i for role in ("reference", "default") for i in self._links[role].values()]
-        shown += [i for s in self.searches for t in self._shown(s) if (i := self._held_out_id(s, t))]
+        shown += [i for s in self.searches for t in self.shown(s) if (i := self._held_out_id(s, t))]
         self._load(shown)
         held_out = self.reference("unpruned", "held_out")
         self.groups = store.groups_of(held_out.id) if held_out else {}
@@ -111,7 +111,7 @@ class Comparison:
             if not search.imported and "evaluation" in trial.user_attrs
         }
 
-    def _shown(self, search: Searched) -> list[TrialRecord]:
+    def shown(self, search: Searched) -> list[TrialRecord]:
         """Trials of which held-out numbers are shown."""
         return [*self._fronts[search.study], *(trial for trial in self._choices[search.study] if trial is not None)]
 
