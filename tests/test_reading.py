@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from vispco.storage.bulk import append, read_stored, stored, write_stored
-from vispco.storage.reading import count_states, read_trials, snapshot, study_ids
+from vispco.storage.reading import StudySummary, local, read_attribute, read_trials, snapshot, study_ids, summaries
 from vispco.storage.store import Store
 
 SPACE = {
@@ -75,9 +75,12 @@ def test_records_equal_optunas_trials(store: Store) -> None:
         complete = read_trials(
             connection, list(ids.values()), states=(TrialState.COMPLETE,), attributes=("budget",), with_params=False
         )
-        counts = count_states(connection, list(ids.values()))
+        summary = summaries(connection, list(ids.values()))
+        budgets = read_attribute(connection, ids["exp/a"], "budget", range(7))
     assert list(ids) == ["exp/a", "exp/b@1", "exp/empty"]
     assert found[ids["exp/empty"]] == []
+    assert summary[ids["exp/empty"]] == StudySummary({}, None, None)
+    assert budgets == {5: 0.5}
     for name, study in studies.items():
         expected = study.get_trials()
         assert len(expected) == len(found[ids[name]]) == 7
@@ -89,7 +92,10 @@ def test_records_equal_optunas_trials(store: Store) -> None:
         assert [t.number for t in complete[ids[name]]] == [0, 1, 5]
         assert [t.user_attrs for t in complete[ids[name]]] == [{}, {}, {"budget": 0.5}]
         assert [t.params for t in complete[ids[name]]] == [{}, {}, {}]
-        assert counts[ids[name]] == {
+        best = max(t.values[0] for t in expected if t.state is TrialState.COMPLETE)
+        last = max(t.datetime_complete for t in expected if t.state is TrialState.COMPLETE and t.datetime_complete)
+        assert (summary[ids[name]].best_accuracy, local(summary[ids[name]].last)) == (best, last)
+        assert summary[ids[name]].states == {
             TrialState.COMPLETE: 3,
             TrialState.FAIL: 1,
             TrialState.PRUNED: 1,

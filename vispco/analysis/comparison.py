@@ -15,13 +15,12 @@ from vispco.analysis.selection import choose, front, is_measured
 from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
-from vispco.storage.reading import TrialRecord, read_trials, snapshot, study_ids
+from vispco.storage.reading import TrialRecord, read_attribute, read_trials, snapshot, study_ids
 from vispco.storage.store import Store
 
 # What analysis reads of a trial, and the only types that it believes: an imported study may use these names otherwise.
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "schedule": str,
-    "keep_ratio": list,
     "evaluation": str,
     "charged_flops": int,
     "spent_flops": int,
@@ -66,6 +65,7 @@ class Comparison:
         self._confirmed = self._confirmed_evaluations()
         self._evaluations: dict[str, Evaluation] = {}
         self._draws: dict[str, NDArray[np.float64]] = {}
+        self._keep_ratios: dict[str, dict[int, list[float] | None]] = {}
         shown = [i for role in ("reference", "default") for i in self._links[role].values()]
         shown += [i for s in self.searches for t in self.shown(s) if (i := self._held_out_id(s, t))]
         self._load(shown)
@@ -74,7 +74,7 @@ class Comparison:
 
     def _read_searches(self) -> list[Searched]:
         with snapshot(self.store.engine) as connection:
-            known = study_ids(connection, self.experiment)
+            self._studies = known = study_ids(connection, self.experiment)
             studies = {name: facts for name, facts in self.facts["studies"].items() if name in known}
             found = read_trials(
                 connection,
@@ -161,6 +161,16 @@ class Comparison:
         key = self._confirmed.get(trial.user_attrs.get("evaluation", ""))
         ours = (s for s in self.searches if not s.imported)
         return next((s for s in ours if key and key.startswith(f"{s.facts['method_key']}|")), None)
+
+    def keep_ratio(self, search: Searched, trial: TrialRecord) -> list[float] | None:
+        """What a trial keeps at each layer; None if it does not say."""
+        known = self._keep_ratios.setdefault(search.study, {})
+        if trial.number not in known:
+            numbers = {trial.number, *(shown.number for shown in self.shown(search))} - known.keys()
+            with snapshot(self.store.engine) as connection:
+                found = read_attribute(connection, self._studies[search.study], "keep_ratio", numbers)
+            known.update({number: _ratios(found.get(number)) for number in numbers})
+        return known[trial.number]
 
     def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Hypervolume of the front's schedules at their held-out accuracy, and its interval.
@@ -302,7 +312,7 @@ class Comparison:
         return {
             "trial": trial.number,
             "schedule": trial.user_attrs.get("schedule"),
-            "keep_ratio": trial.user_attrs.get("keep_ratio"),
+            "keep_ratio": self.keep_ratio(search, trial),
             "accuracy": _values(trial)[0],
             "accuracy_held_out": held_out.accuracy if held_out else None,
             "accuracy_ci": interval(self._drawn(held_out)) if held_out else None,
@@ -354,12 +364,14 @@ def _values(trial: TrialRecord) -> tuple[float, ...]:
 def _believed(trial: TrialRecord) -> TrialRecord:
     """An imported trial without attributes that only share our names."""
     attrs = {k: v for k, v in trial.user_attrs.items() if isinstance(v, ATTRIBUTES[k]) and not isinstance(v, bool)}
-    ratios: Any = attrs.get("keep_ratio")
-    if ratios is not None and not all(isinstance(r, (int, float)) and 0 <= r <= 1 for r in ratios):
-        del attrs["keep_ratio"]
     if "charged_flops" in attrs:
         attrs.setdefault("propose_flops", 0)  # proposing was the user's own affair
     return replace(trial, user_attrs=attrs)
+
+
+def _ratios(value: Any) -> list[float] | None:
+    good = isinstance(value, list) and all(isinstance(r, (int, float)) and 0 <= r <= 1 for r in value)
+    return value if good else None
 
 
 def _paid(search: Searched) -> list[TrialRecord]:

@@ -28,7 +28,8 @@ class TrialRecord:
     """One trial as it is stored; equal to Optuna's in every field it has.
 
     ``values`` are (accuracy, flops_ratio), None unless they were told. ``user_attrs`` holds the attributes that were
-    asked for. Times are naive local time, as Optuna's are.
+    asked for. ``start`` and ``complete`` are naive UTC as stored, ``datetime_start`` and ``datetime_complete`` naive
+    local time as Optuna gives them.
     """
 
     number: int
@@ -36,14 +37,20 @@ class TrialRecord:
     values: tuple[float, ...] | None
     params: Mapping[str, Any] = field(default_factory=dict)
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
-    datetime_start: datetime | None = None
-    datetime_complete: datetime | None = None
+    start: datetime | None = None
+    complete: datetime | None = None
+
+    @property
+    def datetime_start(self) -> datetime | None:
+        return local(self.start)
+
+    @property
+    def datetime_complete(self) -> datetime | None:
+        return local(self.complete)
 
     @property
     def duration(self) -> timedelta | None:
-        if self.datetime_start is None or self.datetime_complete is None:
-            return None
-        return self.datetime_complete - self.datetime_start
+        return None if self.start is None or self.complete is None else self.complete - self.start
 
 
 @contextmanager
@@ -88,7 +95,7 @@ def read_trials(
         attrs = _attributes(connection, wanted, attributes)
         parameters = _params(connection, wanted) if with_params else {}
         query = select(trials).where(*wanted).order_by(trials.c.study_id, trials.c.number)
-        for key, number, study, state, begun, complete in connection.execute(query):
+        for key, number, study, state, begun, complete in connection.execute(query).all():
             found[study].append(
                 TrialRecord(
                     number,
@@ -96,24 +103,50 @@ def read_trials(
                     results.get(key),
                     parameters.get(key, {}),
                     attrs.get(key, {}),
-                    _local(begun),
-                    _local(complete),
+                    begun,
+                    complete,
                 )
             )
     return found
 
 
-def count_states(connection: Connection, ids: Sequence[int]) -> dict[int, dict[TrialState, int]]:
-    """Study id -> how many trials are in which state."""
-    found: dict[int, dict[TrialState, int]] = {key: {} for key in ids}
+def read_attribute(connection: Connection, study: int, name: str, numbers: Collection[int]) -> dict[int, Any]:
+    """Number -> value of one user attribute of some trials of a study; those without it are left out."""
+    table, found, wanted = trial_user_attributes, {}, sorted(numbers)
+    for start in range(0, len(wanted), CHUNK):
+        part = trials.c.number.in_(wanted[start : start + CHUNK])
+        query = _joined(select(trials.c.number, table.c.value_json), table, [trials.c.study_id == study, part])
+        for number, text in connection.execute(query.where(table.c.key == name)):
+            found[number] = json.loads(text)
+    return found
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study in a few numbers: how many trials are in which state, the best finite accuracy, the last finish (UTC)."""
+
+    states: Mapping[TrialState, int]
+    best_accuracy: float | None
+    last: datetime | None
+
+
+def summaries(connection: Connection, ids: Sequence[int]) -> dict[int, StudySummary]:
+    """Study id -> summary."""
+    found: dict[int, StudySummary] = {}
+    complete = trials.c.state == TrialState.COMPLETE
     for start in range(0, len(ids), CHUNK):
-        query = (
-            select(trials.c.study_id, trials.c.state, func.count())
-            .where(trials.c.study_id.in_(ids[start : start + CHUNK]))
-            .group_by(trials.c.study_id, trials.c.state)
-        )
-        for study, state, count in connection.execute(query):
-            found[study][state] = count
+        part = ids[start : start + CHUNK]
+        within = trials.c.study_id.in_(part)
+        counts = select(trials.c.study_id, trials.c.state, func.count()).where(within)
+        states: dict[int, dict[TrialState, int]] = {key: {} for key in part}
+        for study, state, count in connection.execute(counts.group_by(trials.c.study_id, trials.c.state)):
+            states[study][state] = count
+        accuracy = [values.c.objective == 0, values.c.value_type == "FINITE"]
+        query = _joined(select(trials.c.study_id, func.max(values.c.value)), values, [within, complete, *accuracy])
+        best: dict[int, float] = {row[0]: row[1] for row in connection.execute(query.group_by(trials.c.study_id))}
+        query = select(trials.c.study_id, func.max(trials.c.datetime_complete)).where(within, complete)
+        last: dict[int, datetime] = {row[0]: row[1] for row in connection.execute(query.group_by(trials.c.study_id))}
+        found.update({key: StudySummary(states[key], best.get(key), last.get(key)) for key in part})
     return found
 
 
@@ -125,7 +158,7 @@ def _values(connection: Connection, wanted: Sequence[Any]) -> dict[int, tuple[fl
     columns = select(values.c.trial_id, values.c.value, values.c.value_type)
     query = _joined(columns, values, wanted).order_by(values.c.trial_id, values.c.objective)
     found: dict[int, tuple[float, ...]] = {}
-    for key, value, kind in connection.execute(query):
+    for key, value, kind in connection.execute(query).all():
         found[key] = (*found.get(key, ()), value if kind == "FINITE" else INFINITE[kind])
     return found
 
@@ -150,12 +183,15 @@ def _params(connection: Connection, wanted: Sequence[Any]) -> dict[int, dict[str
     columns = select(params.c.trial_id, params.c.param_name, params.c.param_value, params.c.distribution_json)
     known: dict[str, BaseDistribution] = {}
     found: dict[int, dict[str, Any]] = {}
-    for key, name, value, text in connection.execute(_joined(columns, params, wanted).order_by(params.c.param_id)):
+    for key, name, value, text in connection.execute(
+        _joined(columns, params, wanted).order_by(params.c.param_id)
+    ).all():
         if text not in known:
             known[text] = json_to_distribution(text)
         found.setdefault(key, {})[name] = known[text].to_external_repr(value)
     return found
 
 
-def _local(moment: datetime | None) -> datetime | None:
+def local(moment: datetime | None) -> datetime | None:
+    """Naive local time of a naive UTC time."""
     return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
