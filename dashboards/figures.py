@@ -113,7 +113,7 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
 
 
 def schedules(search: dict[str, Any]) -> go.Figure:
-    """Keep ratio by layer of the schedules on one front, cheapest at the bottom; points that do not say are left out."""
+    """Keep ratio by layer of the schedules on one front, cheapest at the bottom; points without are left out."""
     front = [point for point in search["front"] if point["keep_ratio"]]
     labels = [f"{p['flops_ratio']:.3f}" for p in front]
     figure = go.Figure(

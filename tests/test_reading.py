@@ -17,7 +17,7 @@ from vispco.storage.store import Store
 
 SPACE = {
     "zeta": FloatDistribution(0.0, 1.0),
-    "layer": IntDistribution(1, 64, log=True),
+    "depth": IntDistribution(1, 64, log=True),
     "kind": CategoricalDistribution(("a", None, 1.5, True)),
 }
 
@@ -29,7 +29,7 @@ def trial(number: int, state: TrialState = TrialState.COMPLETE, **more: Any) -> 
     made = create_trial(
         state=state,
         values=more.pop("values", [0.1 * number, 1 / 3]) if state is TrialState.COMPLETE else None,
-        params={"zeta": 1 / (3 + number), "layer": 1 + number, "kind": (("a", None, 1.5)[number % 3])},
+        params={"zeta": 1 / (3 + number), "depth": 1 + number, "kind": (("a", None, 1.5)[number % 3])},
         distributions=SPACE,
         user_attrs={"schedule": f"step({number})", "Z": {"x": [1, None, "é<b>"]}, "a": 1e-300, **more},
         system_attrs={"constraints:budget": -0.1, "note": "n"},

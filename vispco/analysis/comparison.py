@@ -104,12 +104,14 @@ class Comparison:
         trial has the held-out numbers of the trial of ours that it repeats."""
         if not any(search.imported for search in self.searches):
             return {}
-        return {
-            trial.user_attrs["evaluation"]: _link_key(search, trial)
-            for search in self.searches
-            for trial in search.trials
-            if not search.imported and "evaluation" in trial.user_attrs
-        }
+        found: dict[str, str] = {}
+        for search in self.searches:
+            for trial in search.trials if not search.imported else []:
+                evaluation, key = trial.user_attrs.get("evaluation", ""), _link_key(search, trial)
+                if evaluation not in found or (key, "held_out") in self._links["schedule"]:
+                    found[evaluation] = key
+        found.pop("", None)
+        return found
 
     def shown(self, search: Searched) -> list[TrialRecord]:
         """Trials of which held-out numbers are shown."""

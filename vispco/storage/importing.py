@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
@@ -64,11 +66,11 @@ def import_trials(
         raise ConfigError(f"entry name {chosen!r}: use up to 100 letters, digits, _ . + and -; choose one with --as")
     if source is None:
         directions, trials = _read(store, study_name)
-        origin = redact(store.url)
+        origin = _shown(store)
     else:
         with open_store(source, create=False) as other:
             directions, trials = _read(other, study_name)
-            origin = redact(other.url)
+            origin = _shown(other)
     indices = _indices(study_name, directions, accuracy, cost)
     name = f"{experiment}/{chosen}"
     if name == study_name and source is None:
@@ -98,6 +100,14 @@ def _read(store: Store, name: str) -> tuple[list[StudyDirection], list[FrozenTri
         has = suggest(name, names) if names else "it has no studies"
         raise StorageError(f"no study {name!r} in {redact(store.url)}; {has}") from None
     return study.directions, study.get_trials(deepcopy=False)
+
+
+def _shown(store: Store) -> str:
+    """The same database by the same name, whatever folder the command is run in; without its password."""
+    url = store.engine.url
+    if url.get_backend_name() == "sqlite" and url.database:
+        url = url.set(database=os.path.realpath(url.database))
+    return url.render_as_string(hide_password=True)
 
 
 def _indices(
@@ -132,7 +142,7 @@ def _indices(
 def _taken(trial: FrozenTrial, indices: tuple[int, int]) -> FrozenTrial:
     """The trial with our two values, and its number kept."""
     attributes = {**trial.user_attrs, NUMBER: trial.number}
-    values = trial.values
+    values = trial.values if trial.state == TrialState.COMPLETE else None
     if values is not None and (len(values) != 2 or indices != (0, 1)):
         attributes[VALUES] = values
     taken = create_trial(
@@ -148,7 +158,7 @@ def _taken(trial: FrozenTrial, indices: tuple[int, int]) -> FrozenTrial:
     return taken
 
 
-def _store(store: Store, experiment: str, name: str, facts: dict[str, object], trials: list[FrozenTrial]) -> int:
+def _store(store: Store, experiment: str, name: str, facts: Mapping[str, Any], trials: list[FrozenTrial]) -> int:
     """Returns how many trials were new."""
     held = dict(store.require_experiment(experiment)["facts"])
     if not held:
