@@ -31,6 +31,8 @@ from vispco.storage.tables import evaluations, experiments, groups, links, steps
 
 GROUPS = {"x": [f"g{i // 2}" for i in range(40)]}
 
+STEP = {"loss": 1.5, "violation": 0.1, "multiplier": 0.2, "penalty": 20.0}
+
 
 def measured(name: str, split: str, accuracy: float, ratio: float) -> Evaluation:
     scores = (np.random.default_rng(abs(hash((accuracy, ratio))) % 2**32).random(40) < accuracy).astype(float)
@@ -86,7 +88,7 @@ def fill(store: Store, experiment: str, points: int = 4) -> None:
     for trial in TRIALS:
         if trial.state != TrialState.COMPLETE:
             store.trial_log(f"{experiment}/tpe@3").study.add_trial(trial)
-    store.save_steps(f"{experiment}/tpe@3", "budget-0", [{"loss": 1.5}, {"loss": 1e-300}])
+    store.save_steps(f"{experiment}/tpe@3", "budget-0", [STEP, {**STEP, "loss": 1e-300}])
 
 
 def add(store: Store, experiment: str, study: str, number: int) -> None:
