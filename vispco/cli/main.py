@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -321,25 +322,23 @@ def main() -> None:
 
     import optuna
 
+    from vispco.storage.redaction import redact_text
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=True)
-    except VispcoError as error:
-        if os.environ.get("VISPCO_DEBUG"):
-            raise
-        print(f"vispco: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("vispco: stopped; what was finished is in the database, run the same command to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if os.environ.get("VISPCO_DEBUG"):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(
-            f"vispco: unexpected failure: {text[:500]}; run again with vispco --debug ... for the traceback",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+            text = traceback.format_exc().rstrip()
+        elif isinstance(error, VispcoError):
+            text = f"vispco: {' '.join(str(error).split())}"
+        else:
+            what = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))
+            text = f"vispco: unexpected failure: {what[:500]}; run again with vispco --debug ... for the traceback"
+        print(redact_text(text), file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, VispcoError) else 1)

@@ -38,11 +38,13 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
         dtype = "float32" if on_cpu else "bfloat16"
     if not hasattr(torch, dtype):
         raise ModelError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    # A study out of somebody's database may name any model: its repository's own code is not run, nor asked about.
+    trust = kwargs.setdefault("trust_remote_code", False)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust)
     except ImportError as error:
         missing = " ".join(str(error).split())
         raise ModelError(f"model {name!r} needs a package that is not installed: {missing[:160]}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,8 +28,8 @@ class Sessions:
 
     Every transaction that writes is fenced by the locks that ``held`` gives. Inside :meth:`adding` a database error
     leaves Optuna at once, instead of being tried again there for up to five times the busy timeout; and a trial whose
-    token was tried before is looked for in the same transaction, after Optuna has locked its study, so that not even
-    a commit that was still under way on the server can make it two.
+    token was tried before is looked for in the transaction that would store it, after Optuna has locked its study, so
+    that not even a commit that was still under way on the server can make it two.
     """
 
     def __init__(self, storage: optuna.storages.RDBStorage, held: Callable[[], Iterable[Held]]) -> None:
@@ -39,34 +40,42 @@ class Sessions:
         event.listen(storage.engine, "handle_error", self._on_error)
 
     @contextmanager
-    def adding(self) -> Iterator[None]:
-        self._state.adding = True
+    def adding(self, token: str) -> Iterator[None]:
+        """Add one trial, that carries ``token``, inside the block; the same token again is another try.
+
+        Raises:
+            AlreadyStored: an earlier try had stored it.
+        """
+        self._state.token = token
         try:
             yield
         finally:
-            self._state.adding = False
+            self._state.token = None
+        self._tried.discard(token)
 
     def _before_flush(self, session: Any, *_: Any) -> None:
         if not (session.new or session.dirty or session.deleted):
             return
-        if session.info.get("fenced") is not session.get_transaction():
-            for held in self._held():
-                held.fence(session.connection())
-            session.info["fenced"] = session.get_transaction()
-        for row in session.new:
-            if row.__tablename__ == _attributes.name and row.key == TOKEN:
-                if row.value_json in self._tried:
-                    same = select(_attributes.c.key).where(
-                        _attributes.c.key == TOKEN, _attributes.c.value_json == row.value_json
-                    )
-                    if session.connection().execute(same).first() is not None:
-                        raise AlreadyStored(row.value_json)
-                self._tried.add(row.value_json)
+        transaction = session.get_transaction()
+        if session.info.get("seen") is transaction:
+            return
+        for held in self._held():
+            held.fence(session.connection())
+        token = getattr(self._state, "token", None)
+        if token in self._tried:
+            same = select(_attributes.c.key).where(
+                _attributes.c.key == TOKEN, _attributes.c.value_json == json.dumps(token)
+            )
+            if session.connection().execute(same).first() is not None:
+                raise AlreadyStored(token)
+        elif token is not None:
+            self._tried.add(token)
+        session.info["seen"] = transaction
 
     def _on_error(self, context: Any) -> None:
         error = context.sqlalchemy_exception
         if (
-            getattr(self._state, "adding", False)
+            getattr(self._state, "token", None)
             and isinstance(error, DBAPIError)
             and not isinstance(error, IntegrityError)
         ):

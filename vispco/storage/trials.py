@@ -33,7 +33,7 @@ class TrialLog:
         self,
         study: optuna.Study,
         patience: Patience | None = None,
-        adding: Callable[[], AbstractContextManager[None]] = nullcontext,
+        adding: Callable[[str], AbstractContextManager[None]] = lambda token: nullcontext(),
     ) -> None:
         self.study = study
         self.name: str = study.study_name
@@ -41,8 +41,8 @@ class TrialLog:
         self._adding = adding
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Trials in one of ``states``, oldest first."""
-        return self._patience(lambda: self.study.get_trials(deepcopy=False, states=states))
+        """Trials in one of ``states``, or all, oldest first."""
+        return self._patience(lambda: self.study.get_trials(deepcopy=False, states=states or None))
 
     def complete(self) -> list[FrozenTrial]:
         """COMPLETE trials, oldest first."""
@@ -168,7 +168,7 @@ class TrialLog:
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
 
         def once() -> None:
-            with self._adding(), suppress(AlreadyStored):
+            with suppress(AlreadyStored), self._adding(trial.user_attrs[TOKEN]):
                 self.study.add_trial(trial)
 
         self._patience(once)
