@@ -12,6 +12,7 @@ import numpy as np
 
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.selection import choose, front
+from vispco.pruning.schedules import parse_schedule
 from vispco.storage.store import Store, default_url
 
 BELOW = 0.1
@@ -30,7 +31,7 @@ def schedule_gap(trials: list, budgets: list[float]) -> float:
 
 def layer_changes(trials: list) -> tuple[int, list[int]]:
     """How often the layer changes along the front, from cheap to expensive."""
-    layers = [trial.params["layer"] for trial in front(trials)]
+    layers = [parse_schedule(trial.user_attrs["schedule"]).layer for trial in front(trials)]
     return sum(a != b for a, b in itertools.pairwise(layers)), layers
 
 

@@ -36,6 +36,11 @@ def color_of(names: Sequence[str]) -> dict[str, str]:
     return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
 
 
+def label(point: dict[str, Any]) -> str:
+    """What a point is called: its schedule, or its trial where an imported study does not say."""
+    return point["schedule"] or f"trial {point['trial']}"
+
+
 def frontiers(comparison: dict[str, Any], points: Sequence[dict[str, Any]]) -> go.Figure:
     """All fronts over all measured schedules, on the search split."""
     figure = go.Figure()
@@ -48,7 +53,7 @@ def frontiers(comparison: dict[str, Any], points: Sequence[dict[str, Any]]) -> g
             y=[p["accuracy"] for p in behind],
             mode="markers",
             marker={"color": colors[name], "size": 5, "opacity": 0.25},
-            text=[escape(p["schedule"]) for p in behind],
+            text=[escape(label(p)) for p in behind],
             hovertemplate="%{text}<br>accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + escape(name) + "</extra>",
             legendgroup=name,
             showlegend=False,
@@ -63,7 +68,7 @@ def frontiers(comparison: dict[str, Any], points: Sequence[dict[str, Any]]) -> g
             marker={"size": 8},
             name=escape(name),
             legendgroup=name,
-            text=[escape(p["schedule"]) for p in front],
+            text=[escape(label(p)) for p in front],
             hovertemplate="%{text}<br>accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + escape(name) + "</extra>",
         )
     if comparison["unpruned"]["accuracy"] is not None:
@@ -87,7 +92,7 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
             mode="lines+markers",
             line={"color": colors[name]},
             name=escape(name),
-            text=[f"{escape(c['schedule'])}, flops_ratio {c['flops_ratio']:.3f}" for _, c in rows],
+            text=[f"{escape(label(c))}, flops_ratio {c['flops_ratio']:.3f}" for _, c in rows],
             hovertemplate="budget %{x:.3f}: accuracy %{y:.3f}<br>%{text}<extra>" + escape(name) + "</extra>",
         )
     defaults = comparison["defaults"]
@@ -108,15 +113,15 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
 
 
 def schedules(search: dict[str, Any]) -> go.Figure:
-    """Keep ratio by layer of the schedules on one front, cheapest at the bottom."""
-    front = search["front"]
+    """Keep ratio by layer of the schedules on one front, cheapest at the bottom; points without are left out."""
+    front = [point for point in search["front"] if point["keep_ratio"]]
     labels = [f"{p['flops_ratio']:.3f}" for p in front]
     figure = go.Figure(
         go.Heatmap(
             z=[p["keep_ratio"] for p in front],
             x=list(range(len(front[0]["keep_ratio"]))) if front else [],
             y=list(range(len(front))),
-            text=[[escape(p["schedule"])] * len(p["keep_ratio"]) for p in front],
+            text=[[escape(label(p))] * len(p["keep_ratio"]) for p in front],
             hovertemplate="layer %{x}: keeps %{z:.0%}<br>%{text}<extra></extra>",
             colorscale=KEEP_SCALE,
             zmin=0,
@@ -137,7 +142,7 @@ def costs(comparison: dict[str, Any]) -> go.Figure:
     figure = go.Figure()
     colors = color_of([search["name"] for search in comparison["searches"]])
     for search in comparison["searches"]:
-        if search["budget_score"] is None:
+        if search["budget_score"] is None or search["charged_flops"] is None:
             continue
         low, high = search["budget_score_ci"]
         score = search["budget_score"]

@@ -46,7 +46,7 @@ def render(
     stored: dict[str, Any],
 ) -> str:
     """The page's HTML."""
-    searches = [search for search in comparison["searches"] if search["front"]]
+    searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
     drawn = [figures.frontiers(comparison, points), figures.choices(comparison), figures.costs(comparison)]
     maps = [figures.schedules(search) for search in searches]
     paths = [figures.trajectory(name, steps) for name, steps in trajectories.items()]
@@ -111,6 +111,10 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def _share(part: int | None, whole: int | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
@@ -144,7 +148,7 @@ def _search_table(comparison: dict[str, Any]) -> str:
                 search["budget_score"],
                 f"{ci[0]:.3f} to {ci[1]:.3f}" if ci else None,
                 search["hypervolume_ratio_to_grid"],
-                search["spent_flops"] / search["charged_flops"],
+                _share(search["spent_flops"], search["charged_flops"]),
             ]
         )
     note = (
@@ -163,7 +167,7 @@ def _budget_table(comparison: dict[str, Any]) -> str:
             chosen = row["chosen"].get(name)
             text = "-"
             if chosen:
-                text = f"{_percent(chosen['accuracy_held_out'])} {chosen['schedule']}"
+                text = f"{_percent(chosen['accuracy_held_out'])} {figures.label(chosen)}"
                 if chosen["flops_ratio"] > row["budget"] + FITS:
                     text += f", over the budget at {chosen['flops_ratio']:.3f}"
             gap = row["difference_to_grid"].get(name)

@@ -72,7 +72,7 @@ def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
         *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "tokens"),
-        *("dashboard", "validate", "doctor"),
+        *("dashboard", "validate", "doctor", "copy", "import"),
     }
     for name in names:
         code, out, _ = cli(name, "--help")

@@ -13,10 +13,15 @@ from vispco.pruning.schedule_file import FORMAT, VERSION
 def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     """The best measured schedule for ``budget`` over all searches, chosen on the search split.
 
+    Imported trials count where they repeat a measurement of ours; of others the method is not known.
+
     Raises:
         ConfigError: no trial fits the budget.
     """
-    candidates = [(choose(search.trials, budget), search) for search in comparison.searches]
+    candidates = [
+        (choose([trial for trial in search.trials if comparison.origin(search, trial)], budget), search)
+        for search in comparison.searches
+    ]
     fitting = [(t, s) for t, s in candidates if t is not None and t.values[1] <= budget + FITS]
     if not fitting:
         cheapest = min((t.values[1] for t, _ in candidates if t is not None), default=None)
@@ -26,6 +31,7 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         )
     trial, search = min(fitting, key=lambda pair: (-pair[0].values[0], pair[0].values[1]))
     held_out = comparison.held_out(search, trial)
+    origin = comparison.origin(search, trial) or search
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -33,11 +39,11 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         "spec_hash": comparison.stored["spec_hash"],
         "search": search.name,
         "trial": trial.number,
-        "method": search.facts["method"],
-        "method_parameters": search.facts.get("method_parameters", {}),
-        "family": search.facts["family"],
+        "method": origin.facts["method"],
+        "method_parameters": origin.facts.get("method_parameters", {}),
+        "family": origin.facts["family"],
         "schedule": trial.user_attrs["schedule"],
-        "keep_ratio": trial.user_attrs["keep_ratio"],
+        "keep_ratio": comparison.keep_ratio(search, trial),
         "budget": budget,
         "flops_ratio": trial.values[1],
         "accuracy": trial.values[0],

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import TrialState
 
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
-from vispco.analysis.selection import choose, front
-from vispco.analysis.statistics import difference, group_bootstrap, interval, mean_scores
+from vispco.analysis.selection import choose, front, is_measured
+from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.storage.reading import TrialRecord, read_attribute, read_trials, snapshot, study_ids
 from vispco.storage.store import Store
+
+# What analysis reads of a trial, and the only types that it believes: an imported study may use these names otherwise.
+ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
+    "schedule": str,
+    "evaluation": str,
+    "charged_flops": int,
+    "spent_flops": int,
+    "propose_flops": int,
+    "budget": (int, float),
+}
 
 
 @dataclass(frozen=True)
 class Searched:
-    """One study as analysis sees it."""
+    """One study as analysis sees it, by number.
+
+    ``trials`` are the COMPLETE ones with finite values, the only ones that are on a front or chosen; ``stopped`` are
+    the PRUNED ones, which cost something.
+    """
 
     name: str
     study: str
     facts: dict[str, Any]
-    trials: list[Any]
+    trials: list[TrialRecord]
+    stopped: list[TrialRecord]
+
+    @property
+    def imported(self) -> bool:
+        return bool(self.facts["kind"] == "imported")
 
 
 class Comparison:
@@ -36,36 +58,121 @@ class Comparison:
         if not self.facts:
             raise StorageError(f"experiment {experiment!r} has no results yet; run it (vispco resume {experiment})")
         self.budgets: list[float] = self.facts["budgets"]
-        known = set(store.study_names(experiment))
-        self.searches = [
-            Searched(study.removeprefix(f"{experiment}/"), study, facts, store.trial_log(study).complete())
-            for study, facts in self.facts["studies"].items()
-            if study in known
-        ]
+        self.searches = self._read_searches()
         self._links = {role: store.linked(experiment, role) for role in ("reference", "default", "schedule")}
-        ids = [i for links in self._links.values() for i in links.values()]
-        self._evaluations = store.get_evaluations(ids)
+        self._fronts = {search.study: front(search.trials) for search in self.searches}
+        self._choices = {search.study: [choose(search.trials, b) for b in self.budgets] for search in self.searches}
+        self._confirmed = self._confirmed_evaluations()
+        self._evaluations: dict[str, Evaluation] = {}
+        self._draws: dict[str, NDArray[np.float64]] = {}
+        self._keep_ratios: dict[str, dict[int, list[float] | None]] = {}
+        shown = [i for role in ("reference", "default") for i in self._links[role].values()]
+        shown += [i for s in self.searches for t in self.shown(s) if (i := self._held_out_id(s, t))]
+        self._load(shown)
         held_out = self.reference("unpruned", "held_out")
         self.groups = store.groups_of(held_out.id) if held_out else {}
+
+    def _read_searches(self) -> list[Searched]:
+        with snapshot(self.store.engine) as connection:
+            self._studies = known = study_ids(connection, self.experiment)
+            studies = {name: facts for name, facts in self.facts["studies"].items() if name in known}
+            found = read_trials(
+                connection,
+                [known[name] for name in studies],
+                states=(TrialState.COMPLETE, TrialState.PRUNED),
+                attributes=ATTRIBUTES,
+                with_params=False,
+            )
+        searches = []
+        for name, facts in studies.items():
+            trials = found[known[name]]
+            if facts["kind"] == "imported":
+                trials = [_believed(trial) for trial in trials]
+            searches.append(
+                Searched(
+                    name.removeprefix(f"{self.experiment}/"),
+                    name,
+                    facts,
+                    trials=[t for t in trials if t.state == TrialState.COMPLETE and is_measured(t)],
+                    stopped=[t for t in trials if t.state == TrialState.PRUNED],
+                )
+            )
+        return searches
+
+    def _confirmed_evaluations(self) -> dict[str, str]:
+        """Search-split evaluation -> key of its schedule's link. Equal ids are equal measurements, so an imported
+        trial has the held-out numbers of the trial of ours that it repeats."""
+        if not any(search.imported for search in self.searches):
+            return {}
+        found: dict[str, str] = {}
+        for search in self.searches:
+            for trial in search.trials if not search.imported else []:
+                evaluation, key = trial.user_attrs.get("evaluation", ""), _link_key(search, trial)
+                if evaluation not in found or (key, "held_out") in self._links["schedule"]:
+                    found[evaluation] = key
+        found.pop("", None)
+        return found
+
+    def shown(self, search: Searched) -> list[TrialRecord]:
+        """Trials of which held-out numbers are shown."""
+        return [*self._fronts[search.study], *(trial for trial in self._choices[search.study] if trial is not None)]
+
+    def _load(self, ids: Iterable[str]) -> None:
+        missing = [i for i in ids if i not in self._evaluations]
+        if missing:
+            self._evaluations.update(self.store.get_evaluations(missing))
+
+    def _held_out_id(self, search: Searched, trial: TrialRecord) -> str | None:
+        if search.imported:
+            key = self._confirmed.get(trial.user_attrs.get("evaluation", ""))
+        else:
+            key = _link_key(search, trial)
+        return self._links["schedule"].get((key, "held_out")) if key else None
 
     # --- lookups ---------------------------------------------------------------------------------
 
     def reference(self, key: str, split: str) -> Evaluation | None:
         return self._evaluations.get(self._links["reference"].get((key, split), ""))
 
-    def held_out(self, search: Searched, trial: Any) -> Evaluation | None:
+    def held_out(self, search: Searched, trial: TrialRecord) -> Evaluation | None:
         """The held-out measurement of a trial's schedule, if it was made."""
-        key = f"{search.facts['method_key']}|{trial.user_attrs['schedule']}"
-        return self._evaluations.get(self._links["schedule"].get((key, "held_out"), ""))
+        found = self._held_out_id(search, trial)
+        if found is None:
+            return None
+        self._load([found])
+        return self._evaluations.get(found)
 
     def grid(self) -> Searched | None:
         """The first complete grid: the empirical frontier that others are compared with. Half a grid is none."""
         grids = (search for search in self.searches if search.facts["kind"] == "grid")
         return next((grid for grid in grids if len(grid.trials) >= grid.facts["points"]), None)
 
-    def chosen(self, search: Searched) -> list[Any]:
+    def front(self, search: Searched) -> list[TrialRecord]:
+        """The search's non-dominated trials, by flops_ratio."""
+        return self._fronts[search.study]
+
+    def chosen(self, search: Searched) -> list[TrialRecord | None]:
         """The trial that the search would have chosen for each budget."""
-        return [choose(search.trials, budget) for budget in self.budgets]
+        return self._choices[search.study]
+
+    def origin(self, search: Searched, trial: TrialRecord) -> Searched | None:
+        """The search whose method a trial's schedule belongs to: itself, or for an imported trial that repeats a
+        measurement of ours the search that made it; None if that cannot be known."""
+        if not search.imported:
+            return search
+        key = self._confirmed.get(trial.user_attrs.get("evaluation", ""))
+        ours = (s for s in self.searches if not s.imported)
+        return next((s for s in ours if key and key.startswith(f"{s.facts['method_key']}|")), None)
+
+    def keep_ratio(self, search: Searched, trial: TrialRecord) -> list[float] | None:
+        """What a trial keeps at each layer; None if it does not say."""
+        known = self._keep_ratios.setdefault(search.study, {})
+        if trial.number not in known:
+            numbers = {trial.number, *(shown.number for shown in self.shown(search))} - known.keys()
+            with snapshot(self.store.engine) as connection:
+                found = read_attribute(connection, self._studies[search.study], "keep_ratio", numbers)
+            known.update({number: _ratios(found.get(number)) for number in numbers})
+        return known[trial.number]
 
     def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Hypervolume of the front's schedules at their held-out accuracy, and its interval.
@@ -73,7 +180,7 @@ class Comparison:
         The reference point is the held-out accuracy without a picture, and flops_ratio 1. The interval is a
         bootstrap over groups, conditional on the schedules. (None, None) while one is not measured there.
         """
-        trials = front(search.trials)
+        trials = self.front(search)
         measured = [self.held_out(search, trial) for trial in trials]
         held_out = [evaluation for evaluation in measured if evaluation is not None]
         no_image = self.reference("no_image", "held_out")
@@ -86,8 +193,8 @@ class Comparison:
             return hypervolume(np.column_stack([accuracies, costs]), reference=reference)
 
         # The same seed draws the same groups for every schedule.
-        draws = np.column_stack([group_bootstrap(e.scores, self.groups, resamples=500) for e in held_out])
-        volumes = np.array([volume(accuracies) for accuracies in draws])
+        draws = group_bootstraps([e.scores for e in held_out], self.groups, resamples=500)
+        volumes = np.array([volume(accuracies) for accuracies in draws.T])
         return volume([evaluation.accuracy for evaluation in held_out]), interval(volumes)
 
     def reference_point(self) -> tuple[float, float]:
@@ -96,22 +203,31 @@ class Comparison:
         return (no_image.accuracy if no_image else 0.0, 1.0)
 
     def points(self) -> list[dict[str, Any]]:
-        """Every measured schedule of every search, on the search split."""
+        """Every measured schedule of every search, on the search split; ``schedule`` is None if it is not known."""
         rows = []
         for search in self.searches:
-            on_front = {trial.number for trial in front(search.trials)}
+            on_front = {trial.number for trial in self.front(search)}
             for trial in search.trials:
                 rows.append(
                     {
                         "search": search.name,
                         "trial": trial.number,
-                        "schedule": trial.user_attrs["schedule"],
-                        "accuracy": trial.values[0],
-                        "flops_ratio": trial.values[1],
+                        "schedule": trial.user_attrs.get("schedule"),
+                        "accuracy": _values(trial)[0],
+                        "flops_ratio": _values(trial)[1],
                         "on_front": trial.number in on_front,
                     }
                 )
         return rows
+
+    def _drawn(self, evaluation: Evaluation) -> NDArray[np.float64]:
+        """Bootstrap distribution of an evaluation's accuracy; mean and difference are linear in it."""
+        if evaluation.id not in self._draws:
+            wanted = {e.id: e for e in self._evaluations.values() if e.split == "held_out" and e.id not in self._draws}
+            wanted[evaluation.id] = evaluation
+            drawn = group_bootstraps([e.scores for e in wanted.values()], self.groups)
+            self._draws.update(zip(wanted, drawn, strict=True))
+        return self._draws[evaluation.id]
 
     # --- the object ------------------------------------------------------------------------------
 
@@ -149,61 +265,60 @@ class Comparison:
                         "accuracy_held_out": evaluation.accuracy,
                         "flops_ratio": evaluation.flops_ratio,
                         "schedule": evaluation.schedule,
-                        "accuracy_ci": interval(group_bootstrap(evaluation.scores, self.groups)),
+                        "accuracy_ci": interval(self._drawn(evaluation)),
                     }
                 )
         return found
 
     def _search(self, search: Searched, reference: tuple[float, float]) -> dict[str, Any]:
-        points = [trial.values for trial in search.trials]
+        points = [_values(trial) for trial in search.trials]
         grid = self.grid()
-        grid_points = [trial.values for trial in front(grid.trials)] if grid else None
+        grid_points = [_values(trial) for trial in self.front(grid)] if grid else None
         volume = hypervolume(points, reference=reference)
         grid_volume = hypervolume(grid_points, reference=reference) if grid_points else 0.0
-        charged = sum(trial.user_attrs["charged_flops"] for trial in search.trials)
-        grid_charged = sum(trial.user_attrs["charged_flops"] for trial in grid.trials) if grid else 0
+        charged = _total(search, "charged_flops")
+        grid_charged = _total(grid, "charged_flops") if grid else None
+        measured = [trial.user_attrs.get("evaluation") for trial in search.trials]
         score, score_ci = self._budget_score(search)
-        attributes = [trial.user_attrs for trial in search.trials]
         return {
             "name": search.name,
             "study": search.study,
             "seed": search.facts["seed"],
             "trials": len(search.trials),
-            "evaluations": len({attrs["evaluation"] for attrs in attributes}),
+            "evaluations": None if None in measured else len(set(measured)),
             "charged_flops": charged,
-            "spent_flops": sum(attrs["spent_flops"] for attrs in attributes),
-            "propose_flops": sum(attrs["propose_flops"] for attrs in attributes),
-            "wall_seconds": sum(t.duration.total_seconds() for t in search.trials if t.duration is not None),
+            "spent_flops": _total(search, "spent_flops"),
+            "propose_flops": _total(search, "propose_flops"),
+            "wall_seconds": sum(t.duration.total_seconds() for t in _paid(search) if t.duration is not None),
             "budget_score": score,
             "budget_score_ci": score_ci,
             "hypervolume": volume,
             "hypervolume_ratio_to_grid": volume / grid_volume if grid_volume else None,
-            "cost_ratio_to_grid": charged / grid_charged if grid_charged else None,
+            "cost_ratio_to_grid": charged / grid_charged if charged is not None and grid_charged else None,
             "igd_plus": igd_plus(points, reference_set=grid_points) if grid_points else None,
             "epsilon": additive_epsilon(points, reference_set=grid_points) if grid_points else None,
-            "front": [self._point(search, trial) for trial in front(search.trials)],
+            "front": [self._point(search, trial) for trial in self.front(search)],
         }
 
     def _budget_score(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Mean over budgets of the chosen schedules' held-out accuracy; null while one is not measured there."""
-        held_out = [self.held_out(search, trial) for trial in self.chosen(search)]
+        held_out = [self.held_out(search, trial) for trial in self.chosen(search) if trial is not None]
         measured = [evaluation for evaluation in held_out if evaluation is not None]
         if len(measured) < len(self.budgets):
             return None, None
-        scores = mean_scores([evaluation.scores for evaluation in measured])
         score = float(np.mean([evaluation.accuracy for evaluation in measured]))
-        return score, interval(group_bootstrap(scores, self.groups))
+        return score, interval(np.mean([self._drawn(evaluation) for evaluation in measured], axis=0))
 
-    def _point(self, search: Searched, trial: Any) -> dict[str, Any]:
+    def _point(self, search: Searched, trial: TrialRecord) -> dict[str, Any]:
         held_out = self.held_out(search, trial)
         return {
             "trial": trial.number,
-            "schedule": trial.user_attrs["schedule"],
-            "keep_ratio": trial.user_attrs["keep_ratio"],
-            "accuracy": trial.values[0],
+            "schedule": trial.user_attrs.get("schedule"),
+            "keep_ratio": self.keep_ratio(search, trial),
+            "accuracy": _values(trial)[0],
             "accuracy_held_out": held_out.accuracy if held_out else None,
-            "accuracy_ci": interval(group_bootstrap(held_out.scores, self.groups)) if held_out else None,
-            "flops_ratio": trial.values[1],
+            "accuracy_ci": interval(self._drawn(held_out)) if held_out else None,
+            "flops_ratio": _values(trial)[1],
             "budget": trial.user_attrs.get("budget"),
             "tasks": {name: dict(task) for name, task in held_out.tasks.items()} if held_out else {},
         }
@@ -211,21 +326,21 @@ class Comparison:
     def _by_budget(self) -> list[dict[str, Any]]:
         grid = self.grid()
         rows = []
-        for budget in self.budgets:
+        for number, budget in enumerate(self.budgets):
             chosen: dict[str, Any] = {}
             differences: dict[str, Any] = {}
-            best = choose(grid.trials, budget) if grid else None
+            best = self.chosen(grid)[number] if grid else None
             grid_held = self.held_out(grid, best) if grid and best is not None else None
             for search in self.searches:
-                trial = choose(search.trials, budget)
+                trial = self.chosen(search)[number]
                 if trial is None:
                     continue
                 held_out = self.held_out(search, trial)
                 chosen[search.name] = {
                     "trial": trial.number,
-                    "schedule": trial.user_attrs["schedule"],
+                    "schedule": trial.user_attrs.get("schedule"),
                     "accuracy_held_out": held_out.accuracy if held_out else None,
-                    "flops_ratio": trial.values[1],
+                    "flops_ratio": _values(trial)[1],
                 }
                 if grid is not None and search is not grid:
                     differences[search.name] = self._difference(held_out, grid_held)
@@ -235,8 +350,40 @@ class Comparison:
     def _difference(self, first: Evaluation | None, second: Evaluation | None) -> dict[str, Any] | None:
         if first is None or second is None:
             return None
-        paired = difference(first.scores, second.scores)
-        return {"mean": first.accuracy - second.accuracy, "ci": interval(group_bootstrap(paired, self.groups))}
+        drawn = self._drawn(first) - self._drawn(second)
+        return {"mean": first.accuracy - second.accuracy, "ci": interval(drawn)}
+
+
+def _link_key(search: Searched, trial: TrialRecord) -> str:
+    return f"{search.facts['method_key']}|{trial.user_attrs.get('schedule')}"
+
+
+def _values(trial: TrialRecord) -> tuple[float, ...]:
+    assert trial.values is not None
+    return trial.values
+
+
+def _believed(trial: TrialRecord) -> TrialRecord:
+    """An imported trial without attributes that only share our names."""
+    attrs = {k: v for k, v in trial.user_attrs.items() if isinstance(v, ATTRIBUTES[k]) and not isinstance(v, bool)}
+    if "charged_flops" in attrs:
+        attrs.setdefault("propose_flops", 0)  # proposing was the user's own affair
+    return replace(trial, user_attrs=attrs)
+
+
+def _ratios(value: Any) -> list[float] | None:
+    good = isinstance(value, list) and all(isinstance(r, (int, float)) and 0 <= r <= 1 for r in value)
+    return value if good else None
+
+
+def _paid(search: Searched) -> list[TrialRecord]:
+    return [*search.trials, *search.stopped]
+
+
+def _total(search: Searched, name: str) -> int | None:
+    """Sum over the trials, those that were stopped too; None if one does not say."""
+    values = [trial.user_attrs.get(name) for trial in _paid(search)]
+    return None if None in values else sum(value for value in values if value is not None)
 
 
 def compare(store: Store, experiments: Sequence[str]) -> dict[str, Any]:

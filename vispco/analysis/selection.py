@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,11 @@ class Measured(Protocol):
     number: int
     values: Any
     user_attrs: dict[str, Any]
+
+
+def is_measured(trial: Any) -> bool:
+    """Whether a COMPLETE trial has a finite accuracy and flops_ratio; others are on no front and chosen for nothing."""
+    return trial.values is not None and len(trial.values) == 2 and all(map(math.isfinite, trial.values))
 
 
 def front(trials: Sequence[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+BLOCK_BYTES = 64 * 2**20  # of group weights that are held at a time
 Scores = Mapping[str, NDArray[np.float64]]
 
 
@@ -27,7 +28,7 @@ def group_bootstrap(
     """Bootstrap distribution [resamples] of the unweighted mean over tasks of mean scores.
 
     Whole groups are drawn with replacement (several questions about one picture are not independent); tasks are
-    resampled independently.
+    resampled independently. For many score vectors over the same groups see :func:`group_bootstraps`.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
@@ -39,6 +40,33 @@ def group_bootstrap(
         draws = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
         total += (draws @ sums) / (draws @ sizes)
     return total / len(scores)
+
+
+def group_bootstraps(
+    scores: Sequence[Scores], groups: Mapping[str, Sequence[str]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """:func:`group_bootstrap` of each of ``scores``, [len(scores), resamples]; they share their tasks.
+
+    The draws depend on the groups and the seed alone: they are made once, in blocks, and multiplied with all score
+    vectors together.
+    """
+    totals = np.zeros((len(scores), resamples))
+    if not scores:
+        return totals
+    rng = np.random.default_rng(seed)
+    for task in sorted(scores[0]):
+        _, member = np.unique(np.asarray(groups[task]), return_inverse=True)
+        sizes = np.bincount(member).astype(np.float64)
+        sums = np.stack(
+            [np.bincount(member, weights=np.asarray(one[task], dtype=np.float64)) for one in scores], axis=1
+        )
+        even = np.full(len(sizes), 1 / len(sizes))
+        block = max(1, BLOCK_BYTES // (8 * len(sizes)))
+        for start in range(0, resamples, block):
+            end = min(start + block, resamples)
+            draws = rng.multinomial(len(sizes), even, size=end - start).astype(np.float64)
+            totals[:, start:end] += ((draws @ sums) / (draws @ sizes)[:, None]).T
+    return totals / len(scores[0])
 
 
 def interval(distribution: NDArray[np.float64], *, level: float = 0.95) -> list[float]:

@@ -76,7 +76,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
             key=lambda c: c["accuracy_held_out"],
             default=None,
         )
-        cells["best schedule"] = best["schedule"] if best else "-"
+        cells["best schedule"] = (best["schedule"] or f"trial {best['trial']}") if best else "-"
         rows.append(cells)
     print_table(rows)
     if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+from optuna.trial import TrialState
 
 from vispco.errors import ConfigError
 from vispco.registry import suggest
+from vispco.storage.reading import StudySummary, local, snapshot, study_ids, summaries
 from vispco.storage.store import Store, open_store
 
 
@@ -60,12 +64,12 @@ def _module_line(cls: Any) -> str:
 
 def experiment_row(store: Store, name: str) -> dict[str, Any]:
     stored = store.require_experiment(name)
-    studies = store.study_names(name)
+    found = _summaries(store, name)
     return {
         "experiment": name,
         "model": stored["identity"]["model"]["name"],
-        "studies": len(studies),
-        "trials": sum(len(store.trial_log(study).complete()) for study in studies),
+        "studies": len(found),
+        "trials": sum(summary.states.get(TrialState.COMPLETE, 0) for summary in found.values()),
         "created": str(stored["created"])[:16],
         "held_by": store.holders().get(name, "-"),
     }
@@ -73,23 +77,50 @@ def experiment_row(store: Store, name: str) -> dict[str, Any]:
 
 def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
     """One row per study; of all experiments if none is named."""
-    names = [experiment] if experiment else store.experiment_names()
     holders = store.holders()
     rows = []
-    for name in names:
+    for name in [experiment] if experiment else store.experiment_names():
         facts = store.require_experiment(name)["facts"].get("studies", {})
-        done = set(store.study_names(name))
+        done = _summaries(store, name)
         for study in [*facts, *(s for s in done if s not in facts)]:
-            trials = store.trial_log(study).complete() if study in done else []
-            last = max((t.datetime_complete for t in trials if t.datetime_complete), default=None)
+            summary = done.get(study, StudySummary({}, None, None))
             rows.append(
                 {
                     "study": study,
                     "kind": facts.get(study, {}).get("kind", "-"),
-                    "trials": len(trials),
-                    "best_accuracy": max((t.values[0] for t in trials), default=None),
-                    "last_trial": str(last)[:19] if last else "-",
+                    "complete": summary.states.get(TrialState.COMPLETE, 0),
+                    "pruned": summary.states.get(TrialState.PRUNED, 0),
+                    "failed": summary.states.get(TrialState.FAIL, 0),
+                    "best_accuracy": summary.best_accuracy,
+                    "last_trial": str(local(summary.last))[:19] if summary.last else "-",
                     "held_by": holders.get(name, "-"),
                 }
             )
     return rows
+
+
+def worker_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
+    """Who works on what: one row per worker of the experiments that are being run."""
+    holders, now = store.holders(), time.time()
+    return [
+        {
+            "experiment": name,
+            "worker": row["worker"],
+            "process": f"{row['pid']} on {row['host']}",
+            "doing": row["doing"],
+            "seconds": max(0, round(now - row["since"])),
+            "done": row["done"],
+            "seen": max(0, round(now - row["seen"])),
+        }
+        for name in ([experiment] if experiment else store.experiment_names())
+        if name in holders
+        for row in store.workers(name)
+    ]
+
+
+def _summaries(store: Store, experiment: str) -> dict[str, StudySummary]:
+    """Study name -> summary, in the order of creation."""
+    with snapshot(store.engine) as connection:
+        ids = study_ids(connection, experiment)
+        found = summaries(connection, list(ids.values()))
+    return {name: found[key] for name, key in ids.items()}

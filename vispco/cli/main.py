@@ -97,17 +97,24 @@ def ls(
 @app.command()
 def status(
     experiment: Annotated[Optional[str], typer.Argument()] = None,
+    workers: Annotated[bool, typer.Option("--workers", help="Only who works on what.")] = False,
     storage: Storage = None,
     as_json: Json = False,
     as_csv: Csv = False,
 ) -> None:
     """What is done, what runs, and who holds it."""
-    from vispco.cli.listing import status_rows
+    from vispco.cli.listing import status_rows, worker_rows
     from vispco.storage.store import open_store
 
     with open_store(storage, create=False) as store:
-        rows = status_rows(store, experiment)
+        rows, working = status_rows(store, experiment), worker_rows(store, experiment)
+    if workers:
+        print_rows(working, as_json=as_json, as_csv=as_csv, empty="nobody works")
+        return
     print_rows(rows, as_json=as_json, as_csv=as_csv)
+    if working and not as_json and not as_csv:
+        print()
+        print_rows(working)
 
 
 @app.command()
@@ -229,6 +236,56 @@ def tokens(
 
     problem = Problem.from_yaml(study, overrides)
     print(write_tokens(problem, schedule, output, sample=sample, images=image, question=question, method=method))
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="Database URL to read.")],
+    destination: Annotated[str, typer.Argument(help="Database URL to write; created if there is none.")],
+    experiment: Annotated[
+        Optional[list[str]], typer.Option("--experiment", help="Only this one; may be repeated [default: all].")
+    ] = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """Copy experiments between databases; started again, it goes on or says that all is there."""
+    from dataclasses import asdict
+
+    from vispco.storage.copying import copy_experiments
+    from vispco.storage.store import open_store
+
+    with open_store(source, create=False) as read, open_store(destination) as written:
+        rows = [asdict(done) for done in copy_experiments(read, written, experiment)]
+    print_rows(rows, as_json=as_json, as_csv=as_csv, empty="no experiments to copy")
+
+
+@app.command("import")
+def import_study(
+    study: Annotated[str, typer.Argument(help="Name of an Optuna study.")],
+    into: Annotated[str, typer.Option("--into", help="Experiment to compare it in.")],
+    source: Annotated[
+        Optional[str], typer.Option("--from", help="Database URL of the study [default: the experiment's].")
+    ] = None,
+    entry: Annotated[Optional[str], typer.Option("--as", help="Name of the entry [default: the study's].")] = None,
+    accuracy: Annotated[Optional[int], typer.Option(help="Objective that is the accuracy, from 0.")] = None,
+    cost: Annotated[Optional[int], typer.Option(help="Objective that is the flops_ratio, from 0.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """Take any Optuna study with an accuracy and a cost into an experiment, to compare with."""
+    from dataclasses import asdict
+
+    from vispco.storage.importing import import_trials
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        done = import_trials(store, study, into, source=source, entry=entry, accuracy=accuracy, cost=cost)
+    for note in done.notes:
+        print(note, file=sys.stderr)
+    row = asdict(done)
+    del row["notes"]
+    print_rows([row], as_json=as_json, as_csv=as_csv)
 
 
 @app.command()
