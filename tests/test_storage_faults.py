@@ -37,8 +37,8 @@ TRIAL: dict[str, Any] = {
 class Server:
     """A PostgreSQL server that a test may stop and start."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = start_postgresql(folder)
+    def __init__(self) -> None:
+        self.server = start_postgresql()
         self.url = self.server.get_uri().replace("postgresql://", "postgresql+psycopg://")
 
     def stop(self) -> None:
@@ -65,8 +65,8 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = Server(tmp_path_factory.mktemp("restarts"))
+def server() -> Iterator[Server]:
+    found = Server()
     yield found
     found.server.cleanup()
 
