@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from vispco.storage.faults import Interrupted
 from vispco.storage.lock import Held
 
-TOKEN = "token"
-_attributes = table("trial_user_attributes", column("key"), column("value_json"))
+TOKEN = "vispco:token"
+_attributes = table("trial_system_attributes", column("key"), column("value_json"))
 
 
 class AlreadyStored(Exception):

@@ -26,7 +26,7 @@ class TrialLog:
     """A study that one driver writes.
 
     Trials enter when they are finished, in one transaction: a driver that dies leaves no RUNNING trial. A trial
-    whose transaction lost its answer is tried again and stored once, told by the user attribute ``token``.
+    whose transaction lost its answer is tried again and stored once, told by a token among its system attributes.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class TrialLog:
                 "propose_flops": propose_flops,
                 **stopped,
                 **(attributes or {}),
-                TOKEN: uuid.uuid4().hex,
             },
+            system_attrs={TOKEN: uuid.uuid4().hex},
         )
         self._add(trial, seconds)
 
@@ -158,8 +158,8 @@ class TrialLog:
                 "error": redact_text(" ".join(text.split()))[:ERROR_LENGTH],
                 "attempts": attempt,
                 **(attributes or {}),
-                TOKEN: uuid.uuid4().hex,
             },
+            system_attrs={TOKEN: uuid.uuid4().hex},
         )
         self._add(trial, seconds)
 
@@ -168,7 +168,7 @@ class TrialLog:
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
 
         def once() -> None:
-            with suppress(AlreadyStored), self._adding(trial.user_attrs[TOKEN]):
+            with suppress(AlreadyStored), self._adding(trial.system_attrs[TOKEN]):
                 self.study.add_trial(trial)
 
         self._patience(once)
