@@ -289,13 +289,13 @@ def main() -> int:
     claims: list[tuple[str, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/{{}}.db".format
+        one = evaluation_seconds(rounds)
+        print(f"     one demo evaluation, 512 samples: {one:.3f} s")
         check_answers(url("check"))
         for trials in (10_000, 20_000):
             build(url(trials), trials, 1000 * trials // 10_000)
             check_comparison(url(trials))
         print("answers agree")
-        one = evaluation_seconds(rounds)
-        print(f"     one demo evaluation, 512 samples: {one:.3f} s")
         for existing in (100, 1000, 5000):
             parts = per_trial_seconds(url("overhead"), existing, 5 * rounds)
             total = sum(parts.values())

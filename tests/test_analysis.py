@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vispco.analysis import statistics
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
 from vispco.analysis.selection import choose, front, points_to_confirm
-from vispco.analysis.statistics import difference, group_bootstrap, interval, mean_scores
+from vispco.analysis.statistics import difference, group_bootstrap, group_bootstraps, interval, mean_scores
 
 
 @dataclass
@@ -109,3 +110,26 @@ def test_bootstrap_of_tasks_and_pairs() -> None:
     assert mean["a"].tolist() == [0.5, 1.0, 0.5]
     same = group_bootstrap({"a": np.arange(3.0)}, groups, resamples=50, seed=3)
     assert same.tolist() == group_bootstrap({"a": np.arange(3.0)}, groups, resamples=50, seed=3).tolist()
+
+
+@pytest.mark.parametrize("block", [1, 1000, 2**30])
+def test_bootstraps_drawn_together_equal_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """The same seed gives the same draws, however many score vectors share them and however they are cut up."""
+    monkeypatch.setattr(statistics, "BLOCK_BYTES", block)
+    rng = np.random.default_rng(0)
+    groups = {"b": [f"g{i // 3}" for i in range(40)], "a": [str(i) for i in range(7)], "unused": ["x"]}
+    scores = [{"b": rng.random(40), "a": rng.integers(0, 2, 7).astype(float)} for _ in range(5)]
+    drawn = group_bootstraps(scores, groups, resamples=150, seed=3)
+    assert drawn.shape == (5, 150)
+    for number, one in enumerate(scores):
+        np.testing.assert_allclose(drawn[number], group_bootstrap(one, groups, resamples=150, seed=3), rtol=1e-13)
+    np.testing.assert_allclose(
+        drawn.mean(axis=0), group_bootstrap(mean_scores(scores), groups, resamples=150, seed=3), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        drawn[1] - drawn[4],
+        group_bootstrap(difference(scores[1], scores[4]), groups, resamples=150, seed=3),
+        rtol=0,
+        atol=1e-13,
+    )
+    assert group_bootstraps([], groups).shape == (0, statistics.RESAMPLES)
