@@ -121,9 +121,7 @@ def sharing(demo: Demo, name: str, schedules: list[Schedule]) -> bool:
     bound = (alone + len(schedules) * vision) / (tree + vision)
     reached = times["alone"] / times["together"]
     good = reached >= 0.8 * bound
-    print(
-        f"{'ok  ' if good else 'FAIL'} {name}: {len(schedules)} schedules, {len(part.samples)} samples, scores equal"
-    )
+    print(f"{'ok  ' if good else 'FAIL'} {name}: {len(schedules)} schedules, {len(part.samples)} samples, scores equal")
     print(f"     bound by FLOPs {bound:.3f}, {alone / tree:.3f} without the vision tower")
     print(f"     reached in time {reached:.3f}: {reached / bound:.3f} of the bound (asked: >= 0.8)")
     return good

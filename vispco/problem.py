@@ -58,6 +58,10 @@ class Problem:
     def from_text(cls, text: str, source: str = "study") -> Problem:
         return cls(parse_study(text, source), text)
 
+    @property
+    def has_given_model(self) -> bool:
+        return self._given is not None
+
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         if self._given is not None:

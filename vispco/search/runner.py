@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vispco.analysis.selection import points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
@@ -143,7 +143,7 @@ class Run:
         """
         validate(self.problem)
         planned = plan(self.study, only)
-        with self.store.lock(self.study.experiment):
+        with self.store.lock(self.study.experiment), self._workers_shown():
             if fresh:
                 self.store.delete_experiment(self.study.experiment)
             self._check_unchanged()
@@ -170,6 +170,18 @@ class Run:
             self._confirm(planned, budgets)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         return after - before
+
+    @contextmanager
+    def _workers_shown(self) -> Iterator[None]:
+        """Keep the database's table of who works on what up to date; empty when nobody does."""
+        board, name = self.evaluator.executor.board, self.study.experiment
+        board.write = lambda rows: self.store.save_workers(name, rows)
+        try:
+            yield
+        finally:
+            board.write = None
+            with suppress(VispcoError):
+                self.store.save_workers(name, [])
 
     def _check_unchanged(self) -> None:
         """Refuse a changed model, task or entry under a name that has trials."""
