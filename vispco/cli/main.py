@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -53,20 +54,32 @@ def _executor(problem: Any, workers: int | None, ray: str | None) -> Any:
 
 
 def _run(
-    problem: Any, storage: str | None, only: list[str] | None, fresh: bool, workers: int | None, ray: str | None
+    load: Callable[[], Any],
+    storage: str | None,
+    only: list[str] | None,
+    fresh: bool,
+    workers: int | None,
+    ray: str | None,
 ) -> None:
     from vispco.analysis.comparison import compare
     from vispco.cli.comparison import print_comparison
     from vispco.cli.progress import TerminalProgress
+    from vispco.search.distributed import follow, is_follower, leading
     from vispco.search.runner import Run
     from vispco.storage.store import open_store
 
-    name = problem.study.experiment
+    if is_follower():
+        follow()
+        return
     progress = TerminalProgress()
-    with open_store(storage) as store, _executor(problem, workers, ray) as executor:
-        added = Run(problem, store, progress, executor).run(only, fresh=fresh)
-        progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
-        print_comparison(compare(store, [name]))
+    with leading() as team:
+        problem = load()
+        name = problem.study.experiment
+        with open_store(storage) as store:
+            with _executor(problem, workers, ray) as executor:
+                added = Run(problem, store, progress, executor, team).run(only, fresh=fresh)
+            progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
+            print_comparison(compare(store, [name]))
 
 
 @app.command()
@@ -82,7 +95,7 @@ def run(
     """Run an experiment file; started again, it resumes or says that it is finished."""
     from vispco.problem import Problem
 
-    _run(Problem.from_yaml(study, overrides), storage, search, fresh, workers, ray)
+    _run(lambda: Problem.from_yaml(study, overrides), storage, search, fresh, workers, ray)
 
 
 @app.command()
@@ -97,9 +110,12 @@ def resume(
     from vispco.problem import Problem
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
-        text = store.require_experiment(experiment)["spec_text"]
-    _run(Problem.from_text(text, f"study stored for {experiment!r}"), storage, search, False, workers, ray)
+    def load() -> Problem:
+        with open_store(storage, create=False) as store:
+            text = store.require_experiment(experiment)["spec_text"]
+        return Problem.from_text(text, f"study stored for {experiment!r}")
+
+    _run(load, storage, search, False, workers, ray)
 
 
 @app.command("ls")

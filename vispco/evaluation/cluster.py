@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import os
@@ -13,8 +14,9 @@ from typing import Any
 from vispco.errors import ConfigError
 
 OBJECT_STORE = 128 << 20  # units and their results are small
-START_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
+ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+STARTED_HERE = {
+    **ALWAYS,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray's own switch for "this machine only": every port that it opens is bound to the loopback interface.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -43,7 +45,10 @@ class Cluster:
     """
 
     def __init__(self, address: str | None, workers: int | None, device: str, threads: int = 1) -> None:
-        self.ray = _import_ray(local=address is None)
+        settings = ALWAYS if address else STARTED_HERE
+        self._before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        self.ray = _import_ray()
         self._folder: str | None = None
         on_gpu = device.startswith("cuda")
         if address is None:
@@ -69,6 +74,9 @@ class Cluster:
 
     def _start(self, cpus: int) -> None:
         self._folder = tempfile.mkdtemp(prefix="vispco-")
+        # Read when ray is imported, which may have been before.
+        constants = self.ray._private.ray_constants
+        clusters, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
         try:
             self.ray.init(
                 address="local",
@@ -79,9 +87,18 @@ class Cluster:
                 _temp_dir=self._folder,
                 **_quiet(),
             )
+            self._mute()
         except Exception as error:
             self.close()
             raise ConfigError(f"cannot start Ray on this machine: {_one_line(error)}; run without --workers") from error
+        finally:
+            constants.ENABLE_RAY_CLUSTER = clusters
+        address = self.ray.util.get_node_ip_address()
+        if not ipaddress.ip_address(address).is_loopback:
+            self.close()
+            raise ConfigError(
+                f"Ray would listen on {address}, not on this machine alone; start a cluster and use --ray"
+            )
 
     def _join(self, address: str) -> None:
         try:
@@ -91,8 +108,20 @@ class Cluster:
                 f"no Ray cluster at {address!r}: {_one_line(error)}; start one with: ray start --head"
             ) from error
 
+        finally:
+            self._mute()
+
+    def _mute(self) -> None:
+        """Ray tells about dead workers on stdout, which is for results; we tell it ourselves."""
+        self.ray._private.worker._worker_logs_enabled = False
+
     def close(self) -> None:
         self.ray.shutdown()
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -101,11 +130,7 @@ def _quiet() -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "vispco"}
 
 
-def _import_ray(local: bool) -> Any:
-    """Ray reads its settings when it is imported; a setting that the user made is kept."""
-    for name, value in START_SETTINGS.items():
-        if local or name == "RAY_USAGE_STATS_ENABLED":
-            os.environ.setdefault(name, value)
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError:

@@ -16,7 +16,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from vispco.config import content_hash
@@ -117,10 +116,14 @@ class RayWorkers:
             raise ConfigError(f"{workers} workers can do nothing; ask for 1 or more")
         self.board = Board()
         self.runner = UnitRunner(problem)
-        text = problem.text or yaml.safe_dump(problem.study.model_dump(mode="json"), sort_keys=False)
         self.cluster = Cluster(address, workers, problem.study.model.device, threads)
         self.ray, room = self.cluster.ray, self.cluster.room
-        self._settings = text, "cuda" if room.gpus else problem.study.model.device, threads, os.getcwd()
+        self._settings = (
+            problem.portable_text,
+            "cuda" if room.gpus else problem.study.model.device,
+            threads,
+            os.getcwd(),
+        )
         # Not restarted by Ray: only here is known whom to blame.
         self._actors = self.ray.remote(num_cpus=room.threads, num_gpus=room.gpus, max_restarts=0)(UnitWorker)
         self.members = [Member(f"ray-{number}") for number in range(self.cluster.workers)]

@@ -22,6 +22,7 @@ from vispco.pruning.schedules import Ratios, keep_all, parse_schedule
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
+from vispco.search.distributed import Alone, Team
 from vispco.storage.store import Store
 
 ACCOUNTING = "exact"
@@ -127,9 +128,15 @@ class Run:
     """One driver's work on one experiment."""
 
     def __init__(
-        self, problem: Problem, store: Store, progress: Progress | None = None, executor: Executor | None = None
+        self,
+        problem: Problem,
+        store: Store,
+        progress: Progress | None = None,
+        executor: Executor | None = None,
+        team: Team | None = None,
     ) -> None:
         self.problem, self.store = problem, store
+        self.team: Team = team or Alone()
         self.study = problem.study
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
@@ -261,6 +268,7 @@ class Run:
                 allowance=self._allowance(item),
                 advance=advance,
                 say=lambda text: self.progress.say(f"{item.study}: {text}"),
+                team=self.team,
             )
             cls(context, item.options).run()
 
