@@ -66,6 +66,7 @@ class Evaluator:
         self.store = store
         self.runner = UnitRunner(problem, problem.study.memory_limit)
         self.executor: Executor = executor or InProcess(self.runner)
+        self.executor.attach(self.runner)
         self._memory: dict[str, Evaluation] = {}
 
     # --- measuring -------------------------------------------------------------------------------

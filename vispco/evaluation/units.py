@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vispco.errors import MeasurementError
+from vispco.evaluation.board import Board, Worker, describe
 from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare, render_prompt
 from vispco.pruning.methods.base import Method
 from vispco.pruning.runtime import prune
@@ -47,7 +48,18 @@ class UnitResult:
 
 
 class Executor(Protocol):
-    """Runs units somewhere; the process that asks stays the only one that writes."""
+    """Runs units somewhere; the process that asks stays the only one that writes.
+
+    ``board`` is shown who works on what while units run.
+    """
+
+    board: Board
+
+    def attach(self, runner: UnitRunner) -> None:
+        """Told which runner of the asking process has the splits prepared."""
+
+    def workers(self) -> list[Worker]:
+        """Who works on what."""
 
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, UnitResult]]:
         """Numbered units in, their results out, in any order, each once. ``units`` is read as work gets done."""
@@ -177,10 +189,23 @@ class InProcess:
 
     def __init__(self, runner: UnitRunner) -> None:
         self.runner = runner
+        self.board = Board()
+        self._worker = Worker("driver")
+
+    def attach(self, runner: UnitRunner) -> None:
+        self.runner = runner
+
+    def workers(self) -> list[Worker]:
+        return [self._worker]
 
     def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, UnitResult]]:
         for number, unit in units:
-            yield number, self.runner.run(unit)
+            self._worker.begin(describe(unit, self.runner))
+            self.board.show(self.workers())
+            result = self.runner.run(unit)
+            self._worker.done += 1
+            yield number, result
+        self._worker.begin("")
 
     def close(self) -> None:
         return None

@@ -15,6 +15,7 @@ from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule
 from vispco.registry import Registry
+from vispco.search.distributed import Alone, Team
 from vispco.storage.trials import ATTEMPTS, TrialLog
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class SearchContext:
 
     ``allowance``: FLOPs that the entry may be charged, if its compute is limited.
     ``advance(done, total, note)`` reports progress, ``watch(units)`` work within a measurement, ``say`` what a
-    person should read.
+    person should read. ``team``: the processes that share gradients.
     """
 
     evaluator: Evaluator
@@ -66,6 +67,7 @@ class SearchContext:
     advance: Advance = field(default=lambda done, total, note: None)
     watch: Callable[[int], None] = field(default=lambda units: None)
     say: Callable[[str], None] = field(default=lambda text: None)
+    team: Team = field(default_factory=Alone)
 
 
 class Search(ABC):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vispco.analysis.selection import points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
@@ -22,6 +22,7 @@ from vispco.pruning.schedules import Ratios, keep_all, parse_schedule
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
+from vispco.search.distributed import Alone, Team
 from vispco.storage.store import Store
 
 ACCOUNTING = "exact"
@@ -127,9 +128,15 @@ class Run:
     """One driver's work on one experiment."""
 
     def __init__(
-        self, problem: Problem, store: Store, progress: Progress | None = None, executor: Executor | None = None
+        self,
+        problem: Problem,
+        store: Store,
+        progress: Progress | None = None,
+        executor: Executor | None = None,
+        team: Team | None = None,
     ) -> None:
         self.problem, self.store = problem, store
+        self.team: Team = team or Alone()
         self.study = problem.study
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
@@ -143,7 +150,7 @@ class Run:
         """
         validate(self.problem)
         planned = plan(self.study, only)
-        with self.store.lock(self.study.experiment):
+        with self.store.lock(self.study.experiment), self._workers_shown():
             if fresh:
                 self.store.delete_experiment(self.study.experiment)
             self._check_unchanged()
@@ -170,6 +177,18 @@ class Run:
             self._confirm(planned, budgets)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         return after - before
+
+    @contextmanager
+    def _workers_shown(self) -> Iterator[None]:
+        """Keep the database's table of who works on what up to date; empty when nobody does."""
+        board, name = self.evaluator.executor.board, self.study.experiment
+        board.write = lambda rows: self.store.save_workers(name, rows)
+        try:
+            yield
+        finally:
+            board.write = None
+            with suppress(VispcoError):
+                self.store.save_workers(name, [])
 
     def _check_unchanged(self) -> None:
         """Refuse a changed model, task or entry under a name that has trials."""
@@ -249,6 +268,7 @@ class Run:
                 allowance=self._allowance(item),
                 advance=advance,
                 say=lambda text: self.progress.say(f"{item.study}: {text}"),
+                team=self.team,
             )
             cls(context, item.options).run()
 
