@@ -148,10 +148,10 @@ def drawn(table: Table, n: int, seed: int) -> NDArray[np.int64]:
 
 def tree_flops(table: Table, running: NDArray[np.bool_], rows: NDArray[np.int64]) -> int:
     """FLOPs of the running schedules on ``rows``, shared, in batches."""
-    total = 0
+    total, which = 0, np.flatnonzero(running)
     for begin in range(0, len(rows), BATCH):
         batch = rows[begin : begin + BATCH]
-        counts = list(table.counts[running][:, batch])
+        counts = list(table.counts[np.ix_(which, batch)])
         total += int(shared_flops(table.shape, counts, table.n_visual[batch], table.n_text[batch], table.method).sum())
     return total
 

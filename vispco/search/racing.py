@@ -222,17 +222,19 @@ class Race:
         total = np.logaddexp.reduce(self._wealth, axis=0) - np.log(len(BETS)) - np.log(cheaper)
         shown = total >= np.log(self._targets / self.options.alpha)
         self._shown[self._first[shown], self._second[shown]] = True
-        running = ~self.stopped & ~self.failed
+        running, tie = ~self.stopped & ~self.failed, 1e-9 * self._units
         ordered = np.where(running, self._sums, -np.inf)[self._by_cost]
         before = np.concatenate([[-np.inf], np.maximum.accumulate(ordered)[:-1]])
         # The best so far of all that are no dearer: the only witnesses, as others are likely to be stopped themselves.
         leading = np.empty_like(running)
-        leading[self._by_cost] = running[self._by_cost] & (ordered > before)
+        leading[self._by_cost] = running[self._by_cost] & (ordered > before + tie)
         for schedule in self._by_cost[::-1]:
             if not running[schedule] or leading[schedule] or not (self._shown[schedule] & leading & running).any():
                 continue
+            # As in a choice, of equal ones the cheaper is the better.
             rivals = self._by_cost[: self._rivals[schedule]]
-            better = running[rivals] & (self._sums[rivals] > self._sums[schedule])
+            needed = self._sums[schedule] + np.where(self._rank[rivals] < self._rank[schedule], -tie, tie)
+            better = running[rivals] & (self._sums[rivals] > needed)
             if self._reserved[schedule] and better.sum() < self.options.reserve:
                 continue
             running[schedule] = False
