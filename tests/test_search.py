@@ -29,6 +29,7 @@ from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
 from vispco.search.runner import Run, Silent, plan, validate
 from vispco.storage.store import Store
+from vispco.storage.trials import TrialLog
 
 COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
 
@@ -123,7 +124,6 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
 
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vispco.analysis.comparison import Comparison
-    from vispco.storage.trials import TrialLog
 
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
@@ -239,6 +239,105 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     assert before == [t.values for t in complete(finished[0], "small/tpe")[:4]]
     # Finished is finished, also with failures.
     assert Run(made, store, quiet).run(["grid", "tpe"]) == 0
+
+
+RACED = """
+experiment: raced
+model: demo
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 4, search: 150, held_out: 12}}
+budgets: 3
+searches:
+  random: {kind: random, trials: 24, race: {margin: 0.2, reserve: 1}}
+"""
+
+
+def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: Path) -> None:
+    """Stopped ones are PRUNED trials with their sample count and on no front; the others have their full values.
+
+    Killed in mid-race, or with the answers known from another entry, it ends the same.
+    """
+    plain = RACED.replace(", race: {margin: 0.2, reserve: 1}", "")
+
+    def run(text: str, store: Store) -> Run:
+        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
+
+    full, raced = Store(f"sqlite:///{tmp_path}/full.db"), Store(f"sqlite:///{tmp_path}/raced.db")
+    run(plain, full).run()
+    assert run(RACED, raced).run() >= 1
+    log = raced.trial_log("raced/random")
+    stopped = log.trials(optuna.trial.TrialState.PRUNED)
+    values = {t.user_attrs["proposal"]: t.values for t in complete(full, "raced/random")}
+    assert len(stopped) >= 5
+    assert len(log.settled()) == 24
+    for trial in log.complete():
+        assert trial.values == values[trial.user_attrs["proposal"]]
+    for trial in stopped:
+        assert trial.values is None
+        assert trial.user_attrs["samples"] == 128
+        assert trial.user_attrs["flops_ratio"] == values[trial.user_attrs["proposal"]][1]
+        assert 0 < trial.user_attrs["charged_flops"] < trial.user_attrs["full_flops"]
+    assert log.charged_flops() < full.trial_log("raced/random").charged_flops()
+    found = Comparison(raced, "raced").to_dict()["searches"][0]
+    assert found["trials"] == len(log.complete())
+    assert not {point["schedule"] for point in found["front"]} & {t.user_attrs["schedule"] for t in stopped}
+    # Nothing left to do, and nothing raced again.
+    assert run(RACED, raced).run() == 0
+
+    def outcomes(store: Store) -> list[Any]:
+        hidden = {"spent_flops", "token"}
+        return [
+            (t.state, t.values, {k: v for k, v in t.user_attrs.items() if k not in hidden})
+            for t in store.trial_log("raced/random").settled()
+        ]
+
+    # Stopped after some units, and again while trials are being stored.
+    broken = Store(f"sqlite:///{tmp_path}/broken.db")
+    first = run(RACED, broken)
+    measure, units = first.evaluator.runner.run, [0]
+
+    def stop(unit: Unit) -> UnitResult:
+        units[0] += unit.split == "search"
+        if units[0] > 3:
+            raise KeyboardInterrupt
+        return measure(unit)
+
+    first.evaluator.runner.run = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = run(RACED, broken)
+    with pytest.MonkeyPatch.context() as patch:
+        add, landed = TrialLog.add, [0]
+
+        def stop_adding(self: TrialLog, *arguments: Any, **more: Any) -> None:
+            landed[0] += 1
+            if landed[0] > 7:
+                raise KeyboardInterrupt
+            add(self, *arguments, **more)
+
+        patch.setattr(TrialLog, "add", stop_adding)
+        with pytest.raises(KeyboardInterrupt):
+            second.run()
+    assert len(broken.trial_log("raced/random").settled()) == 7
+    run(RACED, broken).run()
+    assert outcomes(broken) == outcomes(raced)
+
+    # Everything measured before, by an entry that does not race: the same decisions, no compute.
+    warm = Store(f"sqlite:///{tmp_path}/warm.db")
+    text = plain.replace("random: {kind", "before: {kind") + RACED.split("searches:\n")[1]
+    run(text, warm).run()
+    assert outcomes(warm) == outcomes(raced)
+    assert sum(t.user_attrs["spent_flops"] for t in warm.trial_log("raced/random").settled()) == 0
+
+
+def test_what_cannot_be_raced_is_said(problem: Problem, tmp_path: Path) -> None:
+    text = RACED.replace("trials: 24", "compute: other") + "  other: {kind: grid}\n"
+    with pytest.raises(ConfigError, match=r"searches.random.*a race needs trials: N"):
+        plan(parse_study(text))
+    with pytest.raises(ConfigError, match=r"searches.random.race.margn.*margin|unknown key"):
+        plan(parse_study(RACED.replace("margin", "margn")))
+    with pytest.raises(ConfigError, match="race"):
+        plan(parse_study(RACED.replace("kind: random", "kind: tpe")))
 
 
 def test_plan_orders_entries_and_refuses_circles() -> None:

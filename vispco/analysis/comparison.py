@@ -23,6 +23,7 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "schedule": str,
     "evaluation": str,
     "charged_flops": int,
+    "full_flops": int,
     "spent_flops": int,
     "propose_flops": int,
     "budget": (int, float),
@@ -145,7 +146,7 @@ class Comparison:
     def grid(self) -> Searched | None:
         """The first complete grid: the empirical frontier that others are compared with. Half a grid is none."""
         grids = (search for search in self.searches if search.facts["kind"] == "grid")
-        return next((grid for grid in grids if len(grid.trials) >= grid.facts["points"]), None)
+        return next((grid for grid in grids if len(grid.trials) + len(grid.stopped) >= grid.facts["points"]), None)
 
     def front(self, search: Searched) -> list[TrialRecord]:
         """The search's non-dominated trials, by flops_ratio."""
@@ -277,7 +278,7 @@ class Comparison:
         volume = hypervolume(points, reference=reference)
         grid_volume = hypervolume(grid_points, reference=reference) if grid_points else 0.0
         charged = _total(search, "charged_flops")
-        grid_charged = _total(grid, "charged_flops") if grid else None
+        grid_charged = _naive(grid) if grid else None
         measured = [trial.user_attrs.get("evaluation") for trial in search.trials]
         score, score_ci = self._budget_score(search)
         return {
@@ -378,6 +379,12 @@ def _ratios(value: Any) -> list[float] | None:
 
 def _paid(search: Searched) -> list[TrialRecord]:
     return [*search.trials, *search.stopped]
+
+
+def _naive(grid: Searched) -> int | None:
+    """What a grid costs without sharing and without racing: all its schedules on all samples."""
+    values = [trial.user_attrs.get("full_flops", trial.user_attrs.get("charged_flops")) for trial in _paid(grid)]
+    return None if None in values else sum(values)
 
 
 def _total(search: Searched, name: str) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from vispco.config import content_hash
 from vispco.costs import kv_cache_bytes, prefill_flops, unpruned_flops
 from vispco.errors import MeasurementError, VispcoError
-from vispco.evaluation.job import Job, Pending
+from vispco.evaluation.job import Job, Order, Pending, Place
 from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.records import Evaluation as Evaluation
-from vispco.evaluation.records import Failed, Outcome
+from vispco.evaluation.records import Failed, Outcome, Stopped
 from vispco.evaluation.units import Executor, InProcess, UnitRunner, changed_logits
 from vispco.models.loading import weights_hash
 from vispco.pruning.methods.base import Method
@@ -33,6 +33,21 @@ EVALUATOR_VERSION = 2
 SAVE_SECONDS = 10.0
 
 Watch = Callable[[int], None]
+
+
+class Looking(Protocol):
+    """What :meth:`Evaluator.race` needs of a race; see :class:`vispco.search.racing.Race`."""
+
+    @property
+    def order(self) -> Order: ...
+
+    @property
+    def stopped_at(self) -> NDArray[np.int64]: ...
+
+    @property
+    def unwitnessed(self) -> NDArray[np.bool_]: ...
+
+    def look(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]: ...
 
 
 class EvaluationStore(Protocol):
@@ -106,16 +121,9 @@ class Evaluator:
             ScheduleError: a policy does not fit the model or the method; nothing was measured.
         """
         method = method or self.problem.default_method
-        counts = [self.counts(policy, split, method) for policy in policies]
-        context = content_hash(self.context(split, method))
-        ids = [content_hash([context, [content_hash([c.shape, c.tolist()]) for c in given]]) for given in counts]
-        self._recall(ids)
-        pending = {
-            i: Pending(i, _text(policy), given, [np.full(len(c), np.nan, np.float32) for c in given])
-            for policy, given, i in zip(policies, counts, ids, strict=True)
-            if i not in self._memory
-        }
-        job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()))
+        ids, pending = self._ask(policies, split, method)
+        unknown = [waiting for i, waiting in pending.items() if i not in self._memory]
+        job = Job(self.prepared(split), self.problem.shape, split, method, unknown)
         finished = self._finish(job, watch)
         fresh: dict[str, Evaluation] = {}
         failed: dict[str, Failed] = {}
@@ -132,6 +140,75 @@ class Evaluator:
             else:
                 yield replace(fresh.pop(i, self._memory[i]), schedule=_text(policy))
 
+    def race(
+        self,
+        policies: Sequence[Policy],
+        make_race: Callable[[Sequence[float], Sequence[PreparedSplit]], Looking],
+        split: str = "search",
+        method: Method | None = None,
+        watch: Watch = lambda units: None,
+    ) -> list[Outcome]:
+        """Measure policies block by block, all of them side by side, without those that the race stops; in order.
+
+        What was measured before, by whomever, is known to the race when its turn comes and changes no decision.
+
+        Args:
+            make_race: from each policy's flops_ratio and the prepared tasks, a :class:`vispco.search.racing.Race`.
+
+        Raises:
+            ScheduleError: a policy does not fit the model or the method; nothing was measured.
+        """
+        method = method or self.problem.default_method
+        ids, pending = self._ask(policies, split, method)
+        job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()))
+        race = make_race([self._ratio(job, waiting) for waiting in job.pending], job.parts)
+        runners = list(job.pending)
+        for waiting in runners:
+            if (known := self._memory.get(waiting.id)) is not None:
+                job.know(waiting, known.scores)
+        with self._saving(job):
+            self._restore(job)
+            blocks = range(len(job.parts[0].looks))
+            for block in blocks:
+                self._run(job, job.block(block), watch)
+                race.look(job.ordered(race.order, block))
+                for waiting, at in zip(runners, race.stopped_at, strict=True):
+                    waiting.stopped_at = int(at)
+            for number in np.flatnonzero(race.unwitnessed):
+                runners[number].stopped_at = 0
+            self._run(job, [place for block in blocks for place in job.block(block)], watch)
+            self._save(job)
+        made: dict[str, Outcome] = {}
+        for waiting in runners:
+            if waiting.error is not None:
+                made[waiting.id] = Failed(waiting.id, split, method.name, waiting.name, waiting.error)
+            elif waiting.stopped_at:
+                made[waiting.id] = self._stopped(job, waiting)
+            elif waiting.id in self._memory:
+                made[waiting.id] = self._memory[waiting.id]
+            else:
+                made[waiting.id] = self._evaluation(job, waiting, 0.0)
+        finished = [e for e in made.values() if isinstance(e, Evaluation) and e.id not in self._memory]
+        self._keep(job, finished)
+        self._memory.update({e.id: replace(e, spent_flops=0, seconds=0.0) for e in finished})
+        found: list[Outcome] = []
+        for policy, i in zip(policies, ids, strict=True):
+            outcome = made[i]
+            found.append(replace(outcome, schedule=_text(policy)))
+            made[i] = outcome if isinstance(outcome, Failed) else replace(outcome, spent_flops=0)
+        return found
+
+    def _ask(self, policies: Sequence[Policy], split: str, method: Method) -> tuple[list[str], dict[str, Pending]]:
+        """Evaluation ids of policies in order, and one pending measurement for each distinct id."""
+        counts = [self.counts(policy, split, method) for policy in policies]
+        context = content_hash(self.context(split, method))
+        ids = [content_hash([context, [content_hash([c.shape, c.tolist()]) for c in given]]) for given in counts]
+        self._recall(ids)
+        return ids, {
+            i: Pending(i, _text(policy), given, [np.full(len(c), np.nan, np.float32) for c in given])
+            for policy, given, i in zip(policies, counts, ids, strict=True)
+        }
+
     def _recall(self, ids: Sequence[str]) -> None:
         wanted = [i for i in dict.fromkeys(ids) if i not in self._memory]
         if wanted and self.store is not None:
@@ -141,29 +218,47 @@ class Evaluator:
         """Run a job's units; its evaluations are stored chunk by chunk, unfinished ones now and then."""
         if not job.pending:
             return
+        places = [(task, number) for task, part in enumerate(job.parts) for number in range(len(part.batches))]
+        chunks = job.chunks()
+        waiting = [list(chunk) for chunk in chunks]
+        self._landed = time.monotonic()
+        with self._saving(job):
+            self._restore(job)
+            yield from self._complete(job, waiting, len(places))
+            for done in self._units(job, places, chunks):
+                watch(done)
+                yield from self._complete(job, waiting, len(places))
+
+    def _run(self, job: Job, places: Sequence[Place], watch: Watch) -> None:
+        for done in self._units(job, places, job.chunks()):
+            watch(done)
+
+    def _units(self, job: Job, places: Sequence[Place], chunks: Sequence[Sequence[Pending]]) -> Iterator[int]:
+        """Run what is left at ``places``; the number of units done, after each."""
+        saved = time.monotonic()
+        for done, (number, result) in enumerate(self.executor.run(job.units(places, chunks)), start=1):
+            job.absorb(number, result)
+            yield done
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save(job)
+                saved = time.monotonic()
+
+    @contextmanager
+    def _saving(self, job: Job) -> Iterator[None]:
+        """Whatever stops the work, also Ctrl-C: what is measured is kept."""
+        try:
+            yield
+        except BaseException:
+            # A second error must not hide the first.
+            with suppress(VispcoError, OSError):
+                self._save(job)
+            raise
+
+    def _restore(self, job: Job) -> None:
         if self.store is not None:
             blocks = self.store.load_blocks([pending.id for pending in job.pending])
             for pending in job.pending:
                 job.restore(pending, blocks.get(pending.id, {}))
-        places = [(task, number) for task, part in enumerate(job.parts) for number in range(len(part.batches))]
-        chunks = job.chunks()
-        waiting = [list(chunk) for chunk in chunks]
-        saved = time.monotonic()
-        self._landed = saved
-        try:
-            yield from self._complete(job, waiting, len(places))
-            for done, (number, result) in enumerate(self.executor.run(job.units(places, chunks)), start=1):
-                job.absorb(number, result)
-                watch(done)
-                yield from self._complete(job, waiting, len(places))
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    self._save(job)
-                    saved = time.monotonic()
-        except BaseException:
-            # Whatever stops the work, also Ctrl-C: what is measured is kept. A second error must not hide the first.
-            with suppress(VispcoError, OSError):
-                self._save(job)
-            raise
 
     def _save(self, job: Job) -> None:
         if self.store is not None and (rows := job.unsaved()):
@@ -176,8 +271,7 @@ class Evaluator:
             seconds, self._landed = time.monotonic() - self._landed, time.monotonic()
             share = seconds / max(1, sum(p.spent_flops for p in ended))
             made = {p.id: self._evaluation(job, p, share * p.spent_flops) for p in ended if p.error is None}
-            if self.store is not None and made:
-                self.store.put_evaluations(list(made.values()), {p.task.name: p.groups for p in job.parts})
+            self._keep(job, list(made.values()))
             for pending in ended:
                 job.pending.remove(pending)
                 if pending.error is None:
@@ -185,9 +279,48 @@ class Evaluator:
                 else:
                     yield Failed(pending.id, job.split, job.method.name, pending.name, pending.error)
 
+    def _keep(self, job: Job, finished: Sequence[Evaluation]) -> None:
+        if self.store is not None and finished:
+            self.store.put_evaluations(finished, {part.task.name: part.groups for part in job.parts})
+
+    def _ratio(self, job: Job, pending: Pending) -> float:
+        parts = zip(job.parts, pending.counts, strict=True)
+        return float(np.mean([float(self._cost(part, counts, job.method)[1].mean()) for part, counts in parts]))
+
+    def _stopped(self, job: Job, pending: Pending) -> Stopped:
+        accuracies, flops, full = [], 0, 0
+        for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
+            seen = part.place < pending.stopped_at
+            pruned, _ = self._cost(part, counts, job.method)
+            flops, full = flops + int(pruned[seen].sum()), full + int(pruned.sum())
+            if seen.any():
+                accuracies.append(float(right[seen].astype(np.float64).mean()))
+        return Stopped(
+            id=pending.id,
+            split=job.split,
+            method=job.method.name,
+            schedule=pending.name,
+            keep_ratio=self._kept(job, pending),
+            accuracy=float(np.mean(accuracies)),
+            flops_ratio=self._ratio(job, pending),
+            flops=flops,
+            full_flops=full,
+            spent_flops=pending.spent_flops,
+            samples=pending.stopped_at,
+        )
+
+    def _kept(self, job: Job, pending: Pending) -> tuple[float, ...]:
+        """Realised keep ratios [L], mean over samples with a picture."""
+        seen = [
+            counts[part.n_visual > 0] / part.n_visual[part.n_visual > 0, None]
+            for part, counts in zip(job.parts, pending.counts, strict=True)
+        ]
+        kept = np.concatenate(seen)
+        return tuple(float(ratio) for ratio in kept.mean(axis=0)) if len(kept) else (1.0,) * self.problem.shape.layers
+
     def _evaluation(self, job: Job, pending: Pending, seconds: float) -> Evaluation:
         shape, scores, tasks = self.problem.shape, {}, {}
-        flops, kept, kv_bytes = 0, [], []
+        flops, kv_bytes = 0, []
         for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
             pruned, ratio = self._cost(part, counts, job.method)
             scores[part.task.name] = right.astype(np.float64)
@@ -196,16 +329,14 @@ class Evaluator:
                 "flops_ratio": float(ratio.mean()),
             }
             flops += int(pruned.sum())
-            kept.append(counts[part.n_visual > 0] / part.n_visual[part.n_visual > 0, None])
             width = torch.finfo(self.problem.adapter.dtype()).bits // 8
             kv_bytes.append(kv_cache_bytes(shape, counts, part.n_text, width))
-        seen = np.concatenate(kept)
         return Evaluation(
             id=pending.id,
             split=job.split,
             method=job.method.name,
             schedule=pending.name,
-            keep_ratio=tuple(float(r) for r in seen.mean(axis=0)) if len(seen) else (1.0,) * shape.layers,
+            keep_ratio=self._kept(job, pending),
             accuracy=float(np.mean([task["accuracy"] for task in tasks.values()])),
             flops_ratio=float(np.mean([task["flops_ratio"] for task in tasks.values()])),
             flops=flops,

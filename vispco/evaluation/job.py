@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,16 @@ CHUNK = 16.0  # largest cost of policies that run together, in unpruned prefills
 Place = tuple[int, int]  # number of the task, number of the batch
 
 
+class Order(Protocol):
+    """Samples in a random order: position s is sample ``row[s]`` of task number ``task[s]``."""
+
+    @property
+    def task(self) -> NDArray[np.int64]: ...
+
+    @property
+    def row(self) -> NDArray[np.int64]: ...
+
+
 @dataclass(eq=False)
 class Pending:
     """One policy: ``counts`` per task [S, L], ``scores`` per task float32 [S], NaN where not measured."""
@@ -31,11 +42,11 @@ class Pending:
     saved: set[Place] = field(default_factory=set)
     spent_flops: int = 0
     error: str | None = None
-    samples_when_stopped: int | None = None
+    stopped_at: int = 0  # samples, if a race stopped it
 
     @property
     def alive(self) -> bool:
-        return self.error is None and self.samples_when_stopped is None
+        return self.error is None and not self.stopped_at
 
 
 class Job:
@@ -114,6 +125,32 @@ class Job:
                 rows.append((pending.id, self.parts[task].task.name, number, pending.scores[task][batch.rows]))
                 pending.saved.add((task, number))
         return rows
+
+    def block(self, number: int) -> list[Place]:
+        """Batches of block ``number`` of the random order."""
+        found = []
+        for task, part in enumerate(self.parts):
+            start = part.looks[number - 1] if number else 0
+            found += [(task, batch) for batch in range(start, part.looks[number])]
+        return found
+
+    def ordered(self, order: Order, block: int) -> NDArray[np.float64]:
+        """Scores [P, n] of the samples up to the end of ``block``, in ``order``; NaN where not measured."""
+        samples = sum(len(b.rows) for part in self.parts for b in part.batches[: part.looks[block]])
+        task, row = order.task[:samples], order.row[:samples]
+        found = np.empty((len(self.pending), samples))
+        for number, pending in enumerate(self.pending):
+            for t, scores in enumerate(pending.scores):
+                found[number, task == t] = scores[row[task == t]]
+        return found
+
+    def know(self, pending: Pending, scores: Mapping[str, NDArray[np.float64]]) -> None:
+        """Take over all scores of a policy that was measured before."""
+        for task, part in enumerate(self.parts):
+            pending.scores[task][:] = scores[part.task.name]
+            places = {(task, number) for number in range(len(part.batches))}
+            pending.done |= places
+            pending.saved |= places
 
     def restore(self, pending: Pending, blocks: dict[tuple[str, int], NDArray[np.float64]]) -> None:
         """Take over what an earlier run has measured of ``pending``."""

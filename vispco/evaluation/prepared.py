@@ -55,12 +55,14 @@ class Batch:
 class PreparedSplit:
     """Samples of one task and split; ``n_visual``, ``n_text`` int [S] count the prompt's tokens.
 
-    ``looks``: numbers of batches after which a random subset of whole groups is complete; the last is all.
+    ``place`` int [S]: each sample's place in one random order of all tasks' samples. ``looks``: numbers of batches
+    after which a block of that order is complete (:func:`block_ends`, one for all tasks); the last is all.
     """
 
     task: Task
     samples: list[Sample]
     batches: list[Batch]
+    place: NDArray[np.int64]
     looks: list[int]
     n_visual: NDArray[np.int64]
     n_text: NDArray[np.int64]
@@ -94,46 +96,82 @@ def render_prompt(processor: Any, sample: Sample) -> str:
     return f"{token * len(sample.images)} {sample.question}".strip()
 
 
-FIRST_LOOK, LARGEST_BLOCK = 128, 512
+FIRST_BLOCK, LARGEST_BLOCK = 128, 256
 
 
-def blocks_of(samples: Sequence[Sample], salt: str) -> list[list[int]]:
-    """Rows in a random order of whole groups, cut into blocks: 128 samples, as many again, doubling up to 512.
+def block_ends(samples: int) -> list[int]:
+    """Where the blocks of a random order end: after 128 samples, 256, 384, 512, and then every 256.
 
-    The order follows from the groups' names and ``salt`` alone. A block ends where a group ends.
+    >>> block_ends(1000), block_ends(100)
+    ([128, 256, 384, 512, 768, 1000], [100])
     """
-    groups: dict[str, list[int]] = {}
-    for row, sample in enumerate(samples):
-        groups.setdefault(sample.group_id, []).append(row)
-    drawn = sorted(groups, key=lambda group: hashlib.sha256(f"{salt}/{group}".encode()).digest())
-    blocks: list[list[int]] = [[]]
-    size = done = FIRST_LOOK
-    for group in drawn:
-        if len(blocks[-1]) >= size:
-            blocks.append([])
-            size, done = min(done, LARGEST_BLOCK), done + min(done, LARGEST_BLOCK)
-        blocks[-1] += groups[group]
-    return blocks
+    ends = [
+        end for end in (*range(FIRST_BLOCK, 512, FIRST_BLOCK), *range(512, samples, LARGEST_BLOCK)) if end < samples
+    ]
+    return [*ends, samples]
+
+
+def random_places(names: Sequence[str]) -> NDArray[np.int64]:
+    """Place of each of the distinct ``names`` in a random order that follows from the names alone."""
+    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+    places = np.empty(len(names), dtype=np.int64)
+    places[order] = np.arange(len(names))
+    return places
+
+
+def prepare_split(problem: Problem, split: str) -> list[PreparedSplit]:
+    """The samples of all tasks on ``split``.
+
+    They are put in one random order and cut into blocks; a batch holds samples of one task, of one block, and of
+    similar length. So a race may look at the first blocks as at a random part of the split, and a result never
+    depends on what else was measured.
+    """
+    samples = [task.samples(split) for task in problem.tasks]
+    names = [f"{task.name}/{split}/{s.id}" for task, part in zip(problem.tasks, samples, strict=True) for s in part]
+    places = np.split(random_places(names), np.cumsum([len(part) for part in samples])[:-1])
+    ends = block_ends(len(names))
+    found = []
+    for task, part, place in zip(problem.tasks, samples, places, strict=True):
+        blocks: list[list[int]] = [[] for _ in ends]
+        for row, block in enumerate(np.searchsorted(ends, place, side="right").tolist()):
+            blocks[block].append(row)
+        found.append(_prepare(problem, task, part, blocks, place, problem.study.batch_size))
+    return found
 
 
 def prepare(
-    problem: Problem, task: Task, split: str, *, batch_size: int | None = None, shuffle: int | None = None
+    problem: Problem, task: Task, split: str, *, batch_size: int | None = None, shuffle: int = 0
 ) -> PreparedSplit:
-    """Tokenise a split, encode its pictures, and cut it into fixed batches.
-
-    Batches hold samples of similar length out of one of the split's blocks (:func:`blocks_of`), or random ones
-    drawn with the seed ``shuffle``. They depend on the split alone, so that a result never depends on what else
-    was measured.
-    """
+    """One task's samples in random batches drawn with the seed ``shuffle``."""
     samples = task.samples(split)
+    lengths = _lengths(problem, samples)
+    rows = sorted(range(len(samples)), key=lambda row: (lengths[row], samples[row].id))
+    random.Random(shuffle).shuffle(rows)
+    place = np.empty(len(rows), dtype=np.int64)
+    place[rows] = np.arange(len(rows))
+    return _prepare(problem, task, samples, [rows], place, batch_size or problem.study.batch_size, by_length=False)
+
+
+def _lengths(problem: Problem, samples: Sequence[Sample]) -> list[int]:
     prompts = [render_prompt(problem.processor, sample) for sample in samples]
-    lengths = [len(problem.processor.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    blocks = [list(range(len(samples)))] if shuffle is not None else blocks_of(samples, f"{task.name}/{split}")
-    for block in blocks:
-        block.sort(key=lambda row: (lengths[row], samples[row].id))
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(blocks[0])
-    size = batch_size or problem.study.batch_size
+    return [len(problem.processor.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+
+
+def _prepare(
+    problem: Problem,
+    task: Task,
+    samples: list[Sample],
+    blocks: list[list[int]],
+    place: NDArray[np.int64],
+    size: int,
+    by_length: bool = True,
+) -> PreparedSplit:
+    """Tokenise samples, encode their pictures, and cut each block of rows into batches."""
+    prompts = [render_prompt(problem.processor, sample) for sample in samples]
+    if by_length:
+        lengths = _lengths(problem, samples)
+        for block in blocks:
+            block.sort(key=lambda row: (lengths[row], samples[row].id))
     cut = [[block[start : start + size] for start in range(0, len(block), size)] for block in blocks]
     batches = [make_batch(problem, task, samples, prompts, rows) for rows in itertools.chain(*cut)]
     n_visual, n_text = np.zeros(len(samples), dtype=np.int64), np.zeros(len(samples), dtype=np.int64)
@@ -142,7 +180,7 @@ def prepare(
         n_visual[batch.rows] = visual.sum(dim=1).cpu().numpy()
         n_text[batch.rows] = (batch.inputs["attention_mask"].bool() & ~visual).sum(dim=1).cpu().numpy()
     looks = list(itertools.accumulate(len(part) for part in cut))
-    return PreparedSplit(task, samples, batches, looks, n_visual, n_text)
+    return PreparedSplit(task, samples, batches, place, looks, n_visual, n_text)
 
 
 def make_batch(

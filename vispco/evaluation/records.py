@@ -40,8 +40,8 @@ class Evaluation:
 class Stopped:
     """A policy that a race stopped after ``samples`` samples; never a front point.
 
-    ``accuracy``, ``flops`` and ``spent_flops`` are those of the samples seen; ``flops_ratio`` and ``keep_ratio`` are
-    exact, since they follow from lengths.
+    ``accuracy``, ``flops`` and ``spent_flops`` are those of the samples seen; ``flops_ratio``, ``keep_ratio`` and
+    ``full_flops``, what all samples would have cost, are exact, since they follow from lengths.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Stopped:
     accuracy: float
     flops_ratio: float
     flops: int
+    full_flops: int
     spent_flops: int
     samples: int
     seconds: float = 0.0

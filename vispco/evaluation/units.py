@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vispco.errors import MeasurementError
 from vispco.evaluation.board import Board, Worker, describe
-from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare, render_prompt
+from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare_split, render_prompt
 from vispco.pruning.methods.base import Method
 from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import Counts
@@ -85,7 +85,7 @@ class UnitRunner:
     def prepared(self, split: str) -> list[PreparedSplit]:
         """The tasks' samples of ``split``, ready to run."""
         if split not in self._prepared:
-            self._prepared[split] = [prepare(self.problem, task, split) for task in self.problem.tasks]
+            self._prepared[split] = prepare_split(self.problem, split)
         return self._prepared[split]
 
     def run(self, unit: Unit) -> UnitResult:

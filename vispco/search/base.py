@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.records import Failed
+from vispco.evaluation.prepared import PreparedSplit, block_ends
+from vispco.evaluation.records import Failed, Outcome
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule
 from vispco.registry import Registry
 from vispco.search.distributed import Alone, Team
+from vispco.search.racing import Race, RacingOptions, order_by
 from vispco.storage.trials import ATTEMPTS, TrialLog
+from vispco.tasks.base import Task
 
 if TYPE_CHECKING:
     from vispco.storage.store import Store
@@ -88,8 +92,36 @@ class Search(ABC):
     def run(self) -> None:
         """Search until done."""
 
-    def measure(self, proposals: Sequence[Proposal], advance: Callable[[int], None] = lambda landed: None) -> None:
+    def race(self, schedules: Sequence[Schedule], options: RacingOptions) -> dict[str, Outcome]:
+        """Race schedules on the search split; outcome of each by its text.
+
+        Raises:
+            ConfigError: a task whose number is no mean over samples.
+        """
+        context = self.context
+        for task in context.evaluator.problem.tasks:
+            if type(task).aggregate is not Task.aggregate:
+                raise ConfigError(
+                    f"task {task.name!r} is no mean over samples, so its schedules cannot be raced; remove race:"
+                )
+
+        def make(costs: Sequence[float], parts: Sequence[PreparedSplit]) -> Race:
+            places = [part.place for part in parts]
+            stages = block_ends(sum(len(place) for place in places))
+            return Race(costs, order_by(places), options, context.budgets, stages)
+
+        found = context.evaluator.race(schedules, make, "search", context.method, context.watch)
+        return {outcome.schedule: outcome for outcome in found}
+
+    def measure(
+        self,
+        proposals: Sequence[Proposal],
+        advance: Callable[[int], None] = lambda landed: None,
+        known: Mapping[str, Outcome] | None = None,
+    ) -> None:
         """Measure proposals on the search split, together, and store each as a trial, in their order.
+
+        ``known``: outcomes by schedule that are there already, for example from a race.
 
         What cannot be measured becomes a FAIL trial that says why, and is tried again, three times in all;
         ``advance`` is told how many have landed.
@@ -98,7 +130,11 @@ class Search(ABC):
         while proposals:
             again: list[Proposal] = []
             schedules = [proposal.schedule for proposal in proposals]
-            outcomes = context.evaluator.outcomes(schedules, "search", context.method, context.watch)
+            outcomes: Iterable[Outcome]
+            if known is not None:
+                outcomes, known = [known[schedule.text()] for schedule in schedules], None
+            else:
+                outcomes = context.evaluator.outcomes(schedules, "search", context.method, context.watch)
             for proposal, outcome in zip(proposals, outcomes, strict=True):
                 parameters = proposal.parameters
                 if parameters is None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from vispco.search.base import SEARCHES, Proposal, Search
+from vispco.search.base import SEARCHES, Options, Proposal, Search
+from vispco.search.racing import RacingOptions
+
+
+class GridOptions(Options):
+    """``race``: measure on growing parts of the split and stop what is shown not to matter (``{}`` for defaults)."""
+
+    race: RacingOptions | None = None
 
 
 @SEARCHES.register("grid")
@@ -12,6 +19,7 @@ class GridSearch(Search):
     """The empirical frontier. We enumerate the points ourselves: Optuna's grid samplers lose or repeat points."""
 
     kind: ClassVar[str] = "grid"
+    Options: ClassVar[type[Options]] = GridOptions
 
     def run(self) -> None:
         points = list(self.context.family.dense_grid())
@@ -19,7 +27,10 @@ class GridSearch(Search):
         missing = [schedule for schedule in points if schedule.text() not in settled]
         before = len(points) - len(missing)
         self.context.advance(before, len(points), "")
+        # All points race, those that have landed too: what they do to the others must not change by a restart.
+        known = self.race(points, self.options.race) if self.options.race is not None and missing else None
         self.measure(
             [Proposal(schedule) for schedule in missing],
             lambda landed: self.context.advance(before + landed, len(points), missing[landed - 1].text()),
+            known,
         )

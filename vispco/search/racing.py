@@ -63,6 +63,15 @@ class Order:
     unit: NDArray[np.int64]
 
 
+def order_by(places: Sequence[NDArray[np.int64]]) -> Order:
+    """Single samples in the order of their ``places``, [S] per task, which a random order of all gave them."""
+    task = np.repeat(np.arange(len(places)), [len(part) for part in places])
+    row = np.concatenate([np.arange(len(part)) for part in places])
+    weight = np.concatenate([np.full(len(part), 1 / (len(places) * max(1, len(part)))) for part in places])
+    order = np.argsort(np.concatenate(list(places)), kind="stable")
+    return Order(task[order], row[order], weight[order], np.arange(len(order)))
+
+
 def shuffled(groups: Sequence[Sequence[str]], seed: int, *, whole_groups: bool = False) -> Order:
     """All samples of all tasks in one random order, from the group of each sample of each task.
 
@@ -100,10 +109,17 @@ class Race:
         costs: flops_ratio of each schedule, [P]; of equal ones the first counts as the cheaper.
         order: samples in the order in which they are measured.
         budgets: those that schedules are chosen for; None for all.
+        stages: samples measured before each look, rising, the last all of them; default: often. They must not
+            depend on scores.
     """
 
     def __init__(
-        self, costs: ArrayLike, order: Order, options: RacingOptions | None = None, budgets: ArrayLike | None = None
+        self,
+        costs: ArrayLike,
+        order: Order,
+        options: RacingOptions | None = None,
+        budgets: ArrayLike | None = None,
+        stages: Sequence[int] | None = None,
     ) -> None:
         self.options = options or RacingOptions()
         self.costs = np.asarray(costs, dtype=np.float64)
@@ -124,7 +140,7 @@ class Race:
         self._units = len(self._starts)
         self._weight = order.weight * self._units
         self._most = float(np.add.reduceat(self._weight, self._starts).max()) if self._units else 1.0
-        self.stages = self._stages()
+        self.stages = list(stages) if stages is not None else self._stages()
 
         self._seen = 0
         self._sums = np.zeros(schedules)

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import optuna
 from pydantic import Field, model_validator
 
+from vispco.evaluation.records import Outcome
 from vispco.pruning.schedules import parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search
+from vispco.search.racing import RacingOptions
 
 
 class SamplingOptions(Options):
@@ -30,6 +32,18 @@ class SamplingOptions(Options):
     def _one_limit(self) -> SamplingOptions:
         if (self.trials is None) == (self.compute is None):
             raise ValueError("give either trials: N or compute: ENTRY")
+        return self
+
+
+class RandomOptions(SamplingOptions):
+    """``race``, with ``trials``: stop what is shown not to matter before it has seen all samples."""
+
+    race: RacingOptions | None = None
+
+    @model_validator(mode="after")
+    def _trials_race(self) -> RandomOptions:
+        if self.race is not None and self.trials is None:
+            raise ValueError("a race needs trials: N; what it will be charged is not known before")
         return self
 
 
@@ -81,7 +95,12 @@ class SamplingSearch(Search):
                     break
                 charged += price
                 wanted.append(Proposal(schedule, parameters, attributes={"proposal": number}))
-            self.measure(wanted, partial(self._advance, len(settled), wanted))
+            known = self.outcomes(start, wanted) if wanted else None
+            self.measure(wanted, partial(self._advance, len(settled), wanted), known)
+
+    def outcomes(self, start: int, wanted: list[Proposal]) -> dict[str, Outcome] | None:
+        """Outcomes of the wanted proposals, if they are not simply measured."""
+        return None
 
     def _charge(self, trial: optuna.trial.FrozenTrial) -> int:
         """What a proposal took of the allowance; one that failed as much as one that did not."""
@@ -105,10 +124,18 @@ class RandomSearch(SamplingSearch):
 
     kind: ClassVar[str] = "random"
 
+    Options: ClassVar[type[Options]] = RandomOptions
+
     @property
     def together(self) -> int:
         """Draws do not depend on each other: many at once share the most."""
-        return 64
+        return 256 if self.options.race is None else int(self.options.trials)
+
+    def outcomes(self, start: int, wanted: list[Proposal]) -> dict[str, Outcome] | None:
+        if self.options.race is None:
+            return None
+        drawn = [self.context.family.schedule(parameters) for parameters in self.propose(start, self.together)]
+        return self.race(drawn, self.options.race)
 
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
         return [_draw(self._sampler(start + i), self.context.family.distributions(), 1)[0] for i in range(count)]

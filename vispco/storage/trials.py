@@ -91,7 +91,8 @@ class TrialLog:
 
         ``charged_flops`` is the whole price, measuring and proposing, as if nothing had been cached. A PRUNED trial
         has no values, so that it can be on no front; ``accuracy`` so far and ``flops_ratio`` become user attributes
-        beside ``samples``, the number of samples seen.
+        beside ``samples``, the number of samples seen, and
+        ``full_flops``, what measuring all would have cost.
 
         Raises:
             LockedError: another driver took the experiment; nothing was stored.
@@ -101,6 +102,7 @@ class TrialLog:
         stopped: dict[str, Any] = {}
         if isinstance(evaluation, Stopped):
             stopped = {**dict(zip(METRICS, measured, strict=True)), "samples": evaluation.samples}
+            stopped["full_flops"] = evaluation.full_flops
         trial = create_trial(
             state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
             values=None if stopped else measured,
