@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vispco.analysis.selection import choose, front
 from vispco.costs import shared_flops
+from vispco.evaluation.prepared import block_ends
 from vispco.models.base import ModelShape
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.base import Method
@@ -114,7 +115,7 @@ def replay_one(
     order = shuffled([[table.groups[row] for row in rows]], seed, whole_groups=whole_groups)
     rows = rows[order.row]
     scores, budgets = table.search[:, rows], table.budgets()
-    race = Race(table.costs, order, options, None if strict else budgets)
+    race = Race(table.costs, order, options, None if strict else budgets, block_ends(n))
     spent, begin = 0, 0
     for stage in race.stages:
         running = ~race.stopped
