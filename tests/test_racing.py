@@ -143,6 +143,38 @@ def test_what_is_certain_is_never_wrong() -> None:
         assert race.stopped[1] or scores[1, one_task(samples, seed).row[:60]].any()
 
 
+def test_evidence_is_shared_out_over_cheaper_schedules_and_budgets() -> None:
+    """What counts as shown, from the wealth: the threshold that the union bounds ask for."""
+    rng = np.random.default_rng(2)
+    scores = (rng.random((6, 300)) < np.array([[0.3, 0.5, 0.6, 0.6, 0.4, 0.5]]).T).astype(float)
+    order, alpha = one_task(300, 2), 0.1
+    for budgets, targets in ((None, 6), ([0.3, 0.7], 2), (np.linspace(0, 1, 40), 6)):
+        race = Race(np.linspace(0.2, 1, 6), order, RacingOptions(alpha=alpha, reserve=6), budgets)
+        race.look(scores[:, order.row][:, : race.stages[0]])
+        wealth = np.exp(race._wealth).mean(axis=0)
+        assert race._first.tolist() == [i for i in range(6) for _ in range(i)]
+        shown = wealth >= race._first * targets / alpha
+        assert 0 < shown.sum() < len(shown)
+        assert race._shown[race._first, race._second].tolist() == shown.tolist()
+        assert not np.triu(race._shown).any()
+
+
+def test_a_witness_goes_on_for_those_that_lean_on_it() -> None:
+    """Leads change among equal schedules; who led when others stopped must finish if no other witness does."""
+    held = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        scores = (rng.random((30, 1024)) < 0.6).astype(float)
+        race = whole_race(
+            scores, np.linspace(0.2, 1, 30), one_task(1024, seed), RacingOptions(margin=0.15, reserve=1), [1.0]
+        )
+        assert race.stopped.any()
+        assert not race.unwitnessed.any()
+        sole = race._shown[race.stopped] & ~race.stopped
+        held += (sole[sole.sum(axis=1) == 1].any(axis=0) & race._shown[:, ~race.stopped].any(axis=1)).sum()
+    assert held > 0, "no case of it: the test shows nothing"
+
+
 # --- power ------------------------------------------------------------------------------------------
 
 
@@ -164,6 +196,16 @@ def test_the_reserve_goes_on() -> None:
     for reserve in (2, 5):
         race = whole_race(scores, costs, one_task(1024, 0), RacingOptions(margin=0.3, reserve=reserve), [1.0])
         assert (~race.stopped).sum() >= reserve
+
+
+def test_who_leads_all_cheaper_ones_goes_on() -> None:
+    """Also between budgets, where a front has more points than there are choices."""
+    scores = np.ones((3, 1024))
+    scores[0, ::10] = 0
+    scores[1, ::20] = 0
+    race = whole_race(scores, [0.2, 0.5, 0.8], one_task(1024, 0), RacingOptions(margin=0.3, reserve=1), [1.0])
+    assert race._shown[1, 0]
+    assert not race.stopped.any()
 
 
 # --- what it must not depend on ------------------------------------------------------------------------

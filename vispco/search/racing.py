@@ -9,7 +9,9 @@ has been shown. For each pair the evidence is the wealth of a gambler who bets a
 Ramdas, "Estimating means of bounded random variables by betting", JRSS B 2024, the version without replacement):
 under the contrary, the mean of what is left is known to be at least ``(N margin - sum so far) / left``, no bet on
 less can gain on average, and by Ville's inequality the wealth ever reaches ``1 / a`` with probability at most ``a``.
-It holds at every look, for any bounded scores, and whenever one stops looking; nothing is asymptotic.
+It holds at every look, for any bounded scores, and whenever one stops looking; nothing is asymptotic. What it rests
+on is the order: drawn at random, all tasks in one draw (:func:`shuffled`). Accuracy is the weighted mean of scores; of
+a task whose ``aggregate`` is another number, nothing is shown.
 """
 
 from __future__ import annotations
