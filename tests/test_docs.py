@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,26 @@ def test_every_study_is_valid(file: Path) -> None:
     study, text = load_study(file)
     validate(Problem(study, text))
     assert study.purpose
+
+
+def test_commands_of_the_database_section_run(
+    tmp_path: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_copying import fill
+    from test_importing import foreign, told
+    from vispco.cli.main import main
+    from vispco.storage.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    fill(Store("sqlite:///vispco.db"), "my-study")
+    told(foreign(Store("sqlite:///theirs.db")), 0.5, 0.5)
+    (text,) = blocks("docs/studies.md", "bash")
+    for line in text.strip().splitlines():
+        command = [part.replace("postgresql+psycopg://me@host/team", pg_url) for part in shlex.split(line)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
+    assert "theirs" in capsys.readouterr().out
+    assert Store(pg_url).experiment_names() == ["my-study"]

@@ -150,3 +150,45 @@ def test_a_snapshot_does_not_wait_for_a_writer_and_sees_one_state(tmp_path: Path
             assert len(read_stored(reader, study)) == 7
     with snapshot(store.engine) as reader:
         assert len(read_stored(reader, study)) == 13
+
+
+def same(ours: list[optuna.trial.FrozenTrial], theirs: list[optuna.trial.FrozenTrial]) -> bool:
+    fields = (*FIELDS, "_trial_id", "intermediate_values")
+    return [[getattr(t, f) for f in fields] for t in ours] == [[getattr(t, f) for f in fields] for t in theirs]
+
+
+def test_a_log_that_remembers_equals_one_that_reads(store: Store, database_url: str) -> None:
+    """After its own trials, after somebody else's, and while some are not finished."""
+    from test_storage import make_evaluation
+
+    def add(log: Any, number: int, state: TrialState = TrialState.COMPLETE) -> None:
+        log.add(
+            make_evaluation(f"e{number}", accuracy=number / 10),
+            parameters={"zeta": 1 / 3, "depth": 4, "kind": None},
+            distributions=SPACE,
+            seconds=1 / 7,
+            attributes={"pair": (1, 2.5), "budget": 0.5},
+            state=state,
+        )
+
+    log, other = store.trial_log("exp/a"), Store(database_url)
+    assert log.trials() == []
+    for number in range(4):
+        add(log, number, TrialState.PRUNED if number == 2 else TrialState.COMPLETE)
+        assert same(log.trials(), other.trial_log("exp/a").trials())
+    log.add_failure("s", parameters={}, distributions={}, error="e", attempt=1)
+    add(other.trial_log("exp/a"), 5)
+    add(log, 6)
+    assert same(log.trials(), other.trial_log("exp/a").trials())
+    assert [trial.number for trial in log.trials()] == list(range(7))
+    running = other.trial_log("exp/a").study.ask()
+    add(log, 8)
+    assert [trial.number for trial in log.trials(TrialState.RUNNING)] == [7]
+    other.trial_log("exp/a").study.tell(running, [0.5, 0.5])
+    assert same(log.trials(), other.trial_log("exp/a").trials())
+    assert log.trials(TrialState.RUNNING) == []
+    log.study.ask()
+    assert log.fail_running() == 1
+    assert same(log.trials(), other.trial_log("exp/a").trials())
+    assert [trial.number for trial in log.complete()] == [0, 1, 3, 5, 6, 7, 8]
+    other.engine.dispose()

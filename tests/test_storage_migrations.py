@@ -100,11 +100,20 @@ def test_migrations_end_at_the_tables_of_today(database_url: str, tmp_path: Path
     assert len(schema(migrated.engine)) == len(metadata.tables)
 
 
+def near(value: Any) -> Any:
+    """Equal up to the last bits of floats: sums are taken in another order since."""
+    if isinstance(value, dict):
+        return {key: near(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [near(part) for part in value]
+    return pytest.approx(value, rel=1e-12, abs=1e-12) if isinstance(value, float) else value
+
+
 def test_an_old_database_compares_as_it_did_and_can_be_extended(tmp_path: Path) -> None:
     store = Store(old_database(tmp_path), create=False)
     assert version_of(store) == [len(MIGRATIONS)]
     expected = json.loads((DATA / "version-1.json").read_text())
-    assert json.loads(json.dumps(Comparison(store, "old").to_dict())) == expected
+    assert json.loads(json.dumps(Comparison(store, "old").to_dict())) == near(expected)
 
     # Six of ten trials per seed: the five that are there are kept as they are, one is added.
     stored = store.require_experiment("old")["spec_text"]
@@ -115,7 +124,7 @@ def test_an_old_database_compares_as_it_did_and_can_be_extended(tmp_path: Path) 
     assert len(after) == 6
     searches = {search["name"]: search for search in Comparison(store, "old").to_dict()["searches"]}
     assert searches["tpe@1"]["trials"] == searches["tpe@2"]["trials"] == 6
-    assert searches["lagrangian"] == next(s for s in expected["searches"] if s["name"] == "lagrangian")
+    assert searches["lagrangian"] == near(next(s for s in expected["searches"] if s["name"] == "lagrangian"))
 
 
 def test_the_old_database_is_what_version_1_makes_of_an_empty_one(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, delete, select
 
-from vispco.storage.optuna_tables import TRIAL_PARTS, studies, trials
+from vispco.storage.optuna_tables import TRIAL_PARTS, studies, trial_system_attributes, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Rows = tuple[tuple[Any, ...], ...]
@@ -82,12 +82,24 @@ def read_stored(connection: Connection, study: int) -> dict[int, StoredTrial]:
     }
 
 
-def next_number(connection: Connection, study: int) -> int:
-    """The number of the next trial; other writers to the study wait until this transaction ends."""
+def newest(connection: Connection, study: int) -> tuple[int, int] | None:
+    """(id, number) of the study's newest trial, at the same price for any number of trials."""
+    query = select(trials.c.trial_id, trials.c.number).where(trials.c.study_id == study)
+    row = connection.execute(query.order_by(trials.c.trial_id.desc()).limit(1)).first()
+    return None if row is None else (row.trial_id, row.number)
+
+
+def lock_study(connection: Connection, study: int) -> None:
+    """Other writers to the study wait until this transaction ends."""
     connection.execute(select(studies.c.study_id).where(studies.c.study_id == study).with_for_update()).first()
-    query = select(trials.c.number).where(trials.c.study_id == study).order_by(trials.c.number.desc()).limit(1)
-    last = connection.execute(query).scalar()
-    return 0 if last is None else last + 1
+
+
+def has_system_attribute(connection: Connection, study: int, name: str, text: str) -> bool:
+    """Whether a trial of the study has the system attribute ``name`` with this JSON text."""
+    table = trial_system_attributes
+    query = select(table.c.key).join_from(trials, table, trials.c.trial_id == table.c.trial_id)
+    query = query.where(trials.c.study_id == study, table.c.key == name, table.c.value_json == text)
+    return connection.execute(query).first() is not None
 
 
 def write_stored(connection: Connection, study: int, new: Iterable[StoredTrial]) -> dict[int, int]:
@@ -103,6 +115,24 @@ def write_stored(connection: Connection, study: int, new: Iterable[StoredTrial])
         for table, _, _ in TRIAL_PARTS:
             connection.execute(delete(table).where(table.c.trial_id == key))
     ids = _ids(connection, study, [trial.number for trial in ordered])
+    _insert_parts(connection, ordered, ids)
+    return ids
+
+
+def append(connection: Connection, study: int, new: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Store trials under the next numbers, in their order; returns number -> trial id."""
+    lock_study(connection, study)
+    last = newest(connection, study) or (-1, -1)
+    ordered = [replace(stored(trial), number=last[1] + 1 + i) for i, trial in enumerate(new)]
+    _insert(connection, trials, [_row(trial, study) for trial in ordered])
+    query = select(trials.c.number, trials.c.trial_id)
+    rows = connection.execute(query.where(trials.c.study_id == study, trials.c.trial_id > last[0]))
+    ids = {row.number: row.trial_id for row in rows}
+    _insert_parts(connection, ordered, ids)
+    return ids
+
+
+def _insert_parts(connection: Connection, ordered: Sequence[StoredTrial], ids: Mapping[int, int]) -> None:
     for place, (table, _, columns) in enumerate(TRIAL_PARTS):
         rows = [
             {"trial_id": ids[trial.number], **dict(zip(columns, row, strict=True))}
@@ -110,13 +140,6 @@ def write_stored(connection: Connection, study: int, new: Iterable[StoredTrial])
             for row in trial.parts[place]
         ]
         _insert(connection, table, rows)
-    return ids
-
-
-def append(connection: Connection, study: int, new: Sequence[FrozenTrial]) -> None:
-    """Store finished trials under the next numbers, in their order."""
-    start = next_number(connection, study)
-    write_stored(connection, study, [replace(stored(trial), number=start + i) for i, trial in enumerate(new)])
 
 
 def _ids(connection: Connection, study: int, numbers: Sequence[int]) -> dict[int, int]:

@@ -23,7 +23,7 @@ from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
 from vispco.storage.opening import default_url as default_url
 from vispco.storage.opening import open_database
 from vispco.storage.opening import redact as redact
-from vispco.storage.sessions import Sessions
+from vispco.storage.sessions import fence_sessions
 from vispco.storage.tables import blocks, evaluations, experiments, groups, links, steps, workers
 from vispco.storage.trials import METRICS, TrialLog
 from vispco.storage.upsert import insert_missing, upsert
@@ -53,7 +53,7 @@ class Store:
         self.engine = self.optuna.engine
         self._persist = Patience(redact(self.url), patience)
         self._held: dict[str, Held] = {}
-        self._sessions = Sessions(self.optuna, lambda: list(self._held.values()))
+        fence_sessions(self.optuna, lambda: list(self._held.values()))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -189,7 +189,7 @@ class Store:
     def trial_log(self, study_name: str) -> TrialLog:
         """Open a study, or create it with our directions and metric names."""
         study = self._persist(lambda: self._study(study_name))
-        return TrialLog(study, self._persist, self._sessions.adding)
+        return TrialLog(study, self._read, self._write)
 
     def _study(self, study_name: str) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Connection
 
 from vispco.evaluation.records import Evaluation, Stopped
-from vispco.storage.faults import Patience
+from vispco.storage.bulk import append, has_system_attribute, lock_study, newest
 from vispco.storage.redaction import redact_text
-from vispco.storage.sessions import TOKEN, AlreadyStored
 
+Read = Callable[[Callable[[Connection], Any]], Any]
+Write = Callable[[Callable[[Connection], object]], None]
+TOKEN = "vispco:token"
 METRICS = ("accuracy", "flops_ratio")
 ATTEMPTS = 3
 ERROR_LENGTH = 500
@@ -29,20 +33,26 @@ class TrialLog:
     whose transaction lost its answer is tried again and stored once, told by a token among its system attributes.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        patience: Patience | None = None,
-        adding: Callable[[str], AbstractContextManager[None]] = lambda token: nullcontext(),
-    ) -> None:
+    def __init__(self, study: optuna.Study, read: Read, write: Write) -> None:
         self.study = study
         self.name: str = study.study_name
-        self._patience = patience or Patience("of the study")
-        self._adding = adding
+        self._read, self._write = read, write
+        self._known: list[FrozenTrial] = []
+        self._finished = False  # whether all of ``_known`` are: finished trials never change
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Trials in one of ``states``, or all, oldest first."""
-        return self._patience(lambda: self.study.get_trials(deepcopy=False, states=states or None))
+        """Trials in one of ``states``, or all, oldest first.
+
+        Read again only if there are new ones, or some were not finished.
+        """
+        last = self._read(lambda connection: newest(connection, self.study._study_id))
+        if not self._finished or (last and last[0]) != self._newest():
+            self._known = self._read(lambda _: self.study.get_trials(deepcopy=False))
+            self._finished = all(trial.state.is_finished() for trial in self._known)
+        return [trial for trial in self._known if not states or trial.state in states]
+
+    def _newest(self) -> int | None:
+        return self._known[-1]._trial_id if self._known else None
 
     def complete(self) -> list[FrozenTrial]:
         """COMPLETE trials, oldest first."""
@@ -162,19 +172,46 @@ class TrialLog:
         trial.datetime_complete = datetime.now()
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=seconds)
 
-        def once() -> None:
-            with suppress(AlreadyStored), self._adding(trial.system_attrs[TOKEN]):
-                self.study.add_trial(trial)
+        token = TOKEN, json.dumps(trial.system_attrs[TOKEN])
+        tries, placed = 0, (0, 0)
+        alone = False
 
-        self._patience(once)
+        def change(connection: Connection) -> None:
+            nonlocal tries, placed, alone
+            tries += 1
+            # Looked for only once the study is locked, so that a commit still under way on the server is seen.
+            lock_study(connection, self.study._study_id)
+            last = newest(connection, self.study._study_id)
+            if tries > 1 and has_system_attribute(connection, self.study._study_id, *token):
+                alone = False
+                return
+            alone = (last and last[0]) == self._newest()
+            (placed,) = append(connection, self.study._study_id, [trial]).items()
+
+        self._write(change)
+        if self._finished and alone:
+            self._known.append(_as_read(trial, *placed))
 
     def fail_running(self) -> int:
         """Mark trials that a dead process left RUNNING as FAIL; returns how many."""
         found = self.trials(TrialState.RUNNING)
 
-        def once() -> None:
-            for trial in self.trials(TrialState.RUNNING):
+        def once(_: Connection) -> None:
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
-        self._patience(once)
+        self._read(once)
         return len(found)
+
+
+def _as_read(trial: FrozenTrial, number: int, key: int) -> FrozenTrial:
+    """A trial that was just stored, as the database would give it."""
+    read = copy(trial)
+    read.number, read._trial_id = number, key
+    read.params = {
+        name: distribution.to_external_repr(distribution.to_internal_repr(trial.params[name]))
+        for name, distribution in trial.distributions.items()
+    }
+    read.user_attrs = json.loads(json.dumps(trial.user_attrs))
+    read._system_attrs = json.loads(json.dumps(trial.system_attrs))
+    return read
