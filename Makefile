@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test faults lint format clean
 
 demo: $(STAMP)
 	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
@@ -15,6 +15,10 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2
+
+# The long form of tests/test_faults.py: a hundred kills, about an hour.
+faults: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist load -rA tests/test_faults.py --kills 100
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

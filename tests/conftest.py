@@ -16,6 +16,10 @@ import pytest
 from vispco.testing.tiny import TINY
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=4, help="how often tests/test_faults.py kills, over its four cases")
+
+
 @pytest.fixture
 def tiny_llava() -> Any:
     """A random LLaVA with grouped key/value heads, 4 layers; weights large enough that attention is not flat."""
