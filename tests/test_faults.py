@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +126,9 @@ def kills(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def fresh_urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def fresh_urls(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """One database; experiments in it are started over with --fresh."""
-    yield f"sqlite:///{tmp_path}/k.db" if request.param == "sqlite" else request.getfixturevalue("pg_url")
+    return f"sqlite:///{tmp_path}/k.db" if request.param == "sqlite" else request.getfixturevalue("pg_url")
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["in-process", "workers"])
