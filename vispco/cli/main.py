@@ -314,7 +314,9 @@ def main() -> None:
             raise
         print(f"vispco: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != 130:  # which is how typer ends after Ctrl-C
+            raise
         print("vispco: stopped; what was finished is in the database, run the same command to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
