@@ -369,7 +369,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != 130:  # which is how typer ends after Ctrl-C
+            raise
         print("vispco: stopped; what was finished is in the database, run the same command to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:

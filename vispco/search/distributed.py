@@ -1,8 +1,8 @@
 """Several processes that share the gradients of one search: rank 0 drives, the others follow.
 
-Started by ``accelerate launch`` or ``torchrun``, which tell every process its rank. Rank 0 is the driver and alone
-writes; it sends commands, everybody computes their share, and rank 0 collects the numbers. Commands are JSON and
-numbers are float64, so that nothing is lost on the way. Followers wait for as long as the driver measures; if a
+Started by ``torchrun`` or, on GPUs, ``accelerate launch``, which tell every process its rank. Rank 0 is the driver
+and alone writes; it sends commands, everybody computes their share, and rank 0 collects the numbers. Commands are JSON
+and numbers float64, so that nothing is lost on the way. Followers wait for as long as the driver measures; if a
 process ends, the connection ends with it, which the others notice at once.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from vispco.errors import ConfigError, VispcoError
 
 if TYPE_CHECKING:
     from vispco.search.calibration import Calibration
 
+MEETING = timedelta(minutes=5)
 WAIT = timedelta(days=365)  # followers wait while the driver measures
 GONE = (
     "a process of the gradient search is gone{}; its own message says why. What was finished is in the database, run "
@@ -61,19 +64,47 @@ class Together:
     """The processes of a launcher, over gloo."""
 
     def __init__(self) -> None:
-        if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._unanswered = False
         try:
-            distributed.init_process_group("gloo", timeout=WAIT)
-        except (RuntimeError, ValueError) as error:
+            self._meet()
+        except (RuntimeError, ValueError, OSError) as error:
             raise ConfigError(
-                f"process {self.rank} of {self.size} cannot meet the others: {_one_line(error)}; start them with "
-                "accelerate launch"
+                f"process {self.rank} of {self.size} cannot meet the others: {_one_line(error)}; start all with "
+                "torchrun"
             ) from error
 
+    def _meet(self) -> None:
+        here = os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost")
+        if here:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        if not here or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            distributed.init_process_group("gloo", timeout=WAIT)
+            return
+        # torch would listen on every interface.
+        port, listener = int(os.environ["MASTER_PORT"]), None
+        if self.rank == 0:
+            listener = socket.create_server(("127.0.0.1", port))
+        store = TCPStore(
+            "127.0.0.1",
+            port,
+            self.size,
+            is_master=self.rank == 0,
+            timeout=MEETING,
+            master_listen_fd=listener.detach() if listener else None,
+        )
+        distributed.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=WAIT)
+
     def command(self, what: Mapping[str, Any]) -> None:
+        self._unanswered = True
         self._broadcast(json.dumps(what).encode())
+
+    def end(self) -> None:
+        """Send the followers home; those that are in the middle of something notice that the connection ends."""
+        if not self._unanswered:
+            with suppress(VispcoError):
+                self.command({"do": "end"})
+        self.close()
 
     def receive(self) -> dict[str, Any]:
         """The driver's next command."""
@@ -98,6 +129,7 @@ class Together:
         everybody = [torch.empty_like(own) for _ in range(self.size)] if self.rank == 0 else None
         with _connected():
             distributed.gather(own, everybody, 0)
+        self._unanswered = False
         if everybody is None:
             return []
         return [
@@ -114,6 +146,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_follower():
+            raise SystemExit(1) from None
         raise VispcoError(GONE.format(f" ({_one_line(error)[:120]})")) from None
 
 
@@ -141,10 +175,8 @@ def leading() -> Iterator[Team]:
     try:
         yield team
     finally:
-        with suppress(VispcoError):
-            team.command({"do": "end"})
         signal.signal(signal.SIGTERM, before)
-        team.close()
+        team.end()
 
 
 def _stopped(*_: Any) -> None:
@@ -152,7 +184,11 @@ def _stopped(*_: Any) -> None:
 
 
 def follow() -> None:
-    """Compute what the driver asks for, until it ends. Reads no file but the model and data, and no database."""
+    """Compute what the driver asks for, until it ends. Reads no file but the model and data, and no database.
+
+    Raises:
+        SystemExit: the driver is gone; it says why itself.
+    """
     from vispco.config import parse_study
     from vispco.evaluation.evaluator import Evaluator
     from vispco.problem import Problem

@@ -150,7 +150,7 @@ class Run:
         """
         validate(self.problem)
         planned = plan(self.study, only)
-        with self.store.lock(self.study.experiment), self._workers_shown():
+        with self.store.lock(self.study.experiment, waiting=self.progress.say), self._workers_shown():
             if fresh:
                 self.store.delete_experiment(self.study.experiment)
             self._check_unchanged()
