@@ -32,9 +32,11 @@ def evaluator(request: pytest.FixtureRequest, problem: Problem) -> Evaluator:
 def test_teacher_is_greedy_generation(evaluator: Evaluator) -> None:
     calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0)
     model, m = evaluator.problem.model, evaluator.problem.tasks[0].max_new_tokens
-    assert sum(len(mini.answer) for mini in calibration.batches) == 16
-    for mini in calibration.batches:
-        inputs = evaluator.problem.adapter.with_features(mini.batch.inputs, mini.batch.features)
+    assert sum(len(micro.batch.rows) for micro in calibration.micros) == 16
+    for micro in calibration.micros:
+        mini = micro.teacher
+        assert mini is not None
+        inputs = evaluator.problem.adapter.with_features(micro.batch.inputs, micro.batch.features)
         out = model.generate(
             **inputs, max_new_tokens=m, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
@@ -68,7 +70,7 @@ def test_relaxed_loss_is_the_pruned_loss_at_a_hard_schedule(evaluator: Evaluator
 def test_every_flop_is_charged(evaluator: Evaluator) -> None:
     method = make_method("fastv")
     calibration = Calibration(evaluator, method, 16, seed=0)
-    (part,) = [calibration.batches[0]]
+    (part,) = calibration.micros
     ids, mask = part.batch.inputs["input_ids"], part.batch.inputs["attention_mask"]
     visual = (ids == evaluator.problem.model.config.image_token_id).sum(1).numpy()
     text = mask.sum(1).numpy() - visual

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vispco
 from conftest import make_batch
-from vispco.costs import flops_ratio, kv_cache_bytes, layer_flops, prefill_flops, unpruned_flops
+from vispco.costs import flops_ratio, kv_cache_bytes, layer_flops, prefill_flops, shared_flops, unpruned_flops
 from vispco.models.base import ModelShape, adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_count, ratio_counts
@@ -94,3 +94,64 @@ def test_counts_never_rise(ratios: list[float], n: list[int]) -> None:
     assert (np.diff(counts, axis=1) <= 0).all()
     for row, size in zip(counts, n, strict=True):
         assert row.tolist() == [keep_count(r, size) for r in ratios]
+
+
+SMALL = ModelShape(layers=4, hidden=8, heads=4, kv_heads=2, head_dim=2, mlp=16)
+
+
+@st.composite
+def policies_on_a_batch(draw: st.DrawFn) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    samples = draw(st.integers(1, 3))
+    visual = np.array(draw(st.lists(st.integers(0, 4), min_size=samples, max_size=samples)))
+    text = np.array(draw(st.lists(st.integers(1, 5), min_size=samples, max_size=samples)))
+    count = draw(st.integers(1, 6))
+    kept = st.lists(st.lists(st.integers(0, 4), min_size=4, max_size=4), min_size=samples, max_size=samples)
+    counts = [np.minimum.accumulate(np.minimum(draw(kept), visual[:, None]), axis=1) for _ in range(count)]
+    return counts, visual, text
+
+
+def tree_flops(counts: list[np.ndarray], visual: np.ndarray, text: np.ndarray, method: Any) -> int:
+    """The tree's cost from its set of nodes: layers by prefix, scorings by (prefix, boundary, sample)."""
+    layers, scorings, begun = {}, {}, set()
+    for policy in counts:
+        for layer in range(policy.shape[1]):
+            prefix = policy[:, :layer].tobytes()
+            layers[layer, policy[:, : layer + 1].tobytes()] = layer_flops(SMALL, policy[:, layer] + text).sum()
+            for sample in range(len(text)):
+                before = policy[sample, layer - 1] if layer else visual[sample]
+                if 0 < policy[sample, layer] < before:
+                    price = method.scoring_flops(SMALL, np.array([[before]]), text[[sample], None])
+                    scorings[layer, prefix, sample] = int(np.sum(price))
+                    begun.add(sample)
+    begins = [int(np.sum(method.begin_flops(SMALL, visual[[s]], text[[s]]))) for s in begun]
+    return int(sum(layers.values()) + sum(scorings.values()) + sum(begins))
+
+
+@given(given=policies_on_a_batch(), name=st.sampled_from(["fastv", "sparsevlm", "stride"]), data=st.data())
+def test_shared_flops_are_those_of_the_tree(given: Any, name: str, data: st.DataObject) -> None:
+    counts, visual, text = given
+    method = make_method(name)
+    added = shared_flops(SMALL, counts, visual, text, method)
+    for stop in range(1, len(counts) + 1):
+        assert added[:stop].sum() == tree_flops(counts[:stop], visual, text, method)
+    alone = [prefill_flops(SMALL, policy, visual, text, method).sum() for policy in counts]
+    assert added[0] == alone[0]
+    assert (added >= 0).all()
+    assert (added <= alone).all()
+    other = data.draw(st.permutations(counts))
+    assert shared_flops(SMALL, other, visual, text, method).sum() == added.sum()
+    assert not shared_flops(SMALL, counts * 2, visual, text, method)[len(counts) :].any()
+
+
+def test_shared_flops_by_hand() -> None:
+    """Two policies that drop before layer 2 share layers 0 and 1 and FastV's row; none of it without a method."""
+    visual, text, fastv = np.array([6]), np.array([4]), make_method("fastv")
+    counts = [np.array([[6, 6, 3, 3]]), np.array([[6, 6, 2, 2]]), np.array([[6, 6, 0, 0]])]
+    rows = [2 * layer_flops(SMALL, n + 4) for n in (6, 3, 2, 0)]
+    assert shared_flops(SMALL, counts, visual, text).tolist() == [rows[0] + rows[1], rows[2], rows[3]]
+    assert shared_flops(SMALL, counts, visual, text, fastv).tolist() == [
+        rows[0] + rows[1] + 2 * 8 * 10,
+        rows[2],
+        rows[3],
+    ]
+    assert shared_flops(SMALL, [], visual, text, fastv).tolist() == []

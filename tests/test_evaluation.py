@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import torch
 
 import vispco
 from conftest import SMALL
-from vispco.costs import prefill_flops
+from vispco.costs import prefill_flops, shared_flops
 from vispco.errors import ConfigError, MeasurementError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.prepared import prepare
+from vispco.evaluation.prepared import blocks_of, prepare
+from vispco.evaluation.records import Evaluation, Failed
+from vispco.evaluation.units import Unit, UnitResult
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
+from vispco.pruning.methods.base import Method
+from vispco.pruning.methods.fastv import FastV
 from vispco.pruning.schedules import Ratios, Step
 from vispco.storage.store import Store
+from vispco.tasks.base import Sample
+from vispco.tasks.mosaic_vqa import MosaicVQA
 
 
 def test_equals_a_plain_transformers_loop(problem: Problem) -> None:
@@ -69,7 +76,7 @@ def test_cached_by_content(problem: Problem, tmp_path: Path, monkeypatch: pytest
     first = Evaluator(problem, store).evaluate([Step(2, 0.5)])[0]
     assert first.spent_flops == first.flops > 0
     fresh = Evaluator(problem, store)
-    monkeypatch.setattr(fresh, "_measure", lambda *a: pytest.fail("measured again"))
+    monkeypatch.setattr(fresh.runner, "run", lambda unit: pytest.fail("measured again"))
     again, same_counts = fresh.evaluate([Step(2, 0.5), Step(2, 0.501)])
     assert again.spent_flops == same_counts.spent_flops == 0
     assert again.id == same_counts.id == first.id
@@ -185,3 +192,180 @@ def test_a_policy_per_sample_is_measured_as_it_runs(problem: Problem) -> None:
         constant = evaluator.evaluate([Step(2, keep)], "search")[0]
         rows = counts[:, 2] == kept
         assert found.scores["mosaic-vqa"][rows].tolist() == constant.scores["mosaic-vqa"][rows].tolist()
+
+
+# --- many policies together ------------------------------------------------------------------------
+
+MANY = [Step(layer, keep) for layer in (1, 3, 5, 7) for keep in (0.0, 0.25, 0.5)] + [
+    Step(1, 1.0),
+    Ratios([1, 1, 0.8, 0.8, 0.3, 0.3, 0.0, 0.0]),
+    Step(3, 0.251),  # the counts of step(layer=3, keep=0.25)
+]
+
+
+def same(a: Evaluation, b: Evaluation) -> bool:
+    """Equal in everything but what it cost."""
+    hidden = {"spent_flops": 0, "seconds": 0.0, "scores": {}}
+    scores = all(a.scores[task].tolist() == b.scores[task].tolist() for task in a.scores)
+    return scores and replace(a, **hidden) == replace(b, **hidden)
+
+
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm", "random", "pool"])
+def test_together_as_one_by_one(problem: Problem, method: str) -> None:
+    chosen = make_method(method)
+    together = Evaluator(problem).evaluate(MANY, method=chosen)
+    evaluator = Evaluator(problem)
+    for found, schedule in zip(together, MANY, strict=True):
+        assert same(found, evaluator.evaluate([schedule], method=chosen)[0])
+    part = evaluator.prepared("search")[0]
+    batches = [batch.rows for batch in part.batches]
+    expected = sum(
+        int(
+            shared_flops(
+                problem.shape,
+                [schedule.counts(part.n_visual[rows], 8) for schedule in MANY],
+                part.n_visual[rows],
+                part.n_text[rows],
+                chosen,
+            ).sum()
+        )
+        for rows in batches
+    )
+    assert sum(found.spent_flops for found in together) == expected
+    assert expected < sum(found.flops for found in together)
+    assert together[-1].spent_flops == 0
+    assert together[-1].schedule == "step(layer=3, keep=0.251)"
+
+
+def test_a_memory_limit_changes_cost_only(problem: Problem) -> None:
+    tight = Problem.from_text(SMALL + "memory_mib: 0\n")
+    free, limited = Evaluator(problem).evaluate(MANY), Evaluator(tight).evaluate(MANY)
+    assert all(same(a, b) for a, b in zip(free, limited, strict=True))
+    assert sum(e.spent_flops for e in limited) > sum(e.spent_flops for e in free)
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(problem: Problem, tmp_path: Path) -> None:
+    whole = Evaluator(problem).evaluate(MANY)
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    first = Evaluator(problem, store)
+    run, done = first.runner.run, []
+
+    def stop_after_one(unit: Unit) -> UnitResult:
+        if done:
+            raise KeyboardInterrupt
+        done.append((unit.batch, unit.names))
+        return run(unit)
+
+    first.runner.run = stop_after_one  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first.evaluate(MANY)
+    assert store.get_evaluations([e.id for e in whole]) == {}
+    second = Evaluator(problem, store)
+    run_again, again = second.runner.run, []
+
+    def note(unit: Unit) -> UnitResult:
+        again.append((unit.batch, unit.names))
+        return run_again(unit)
+
+    second.runner.run = note  # type: ignore[method-assign]
+    found = second.evaluate(MANY)
+    assert not set(done) & set(again)
+    assert all(same(a, b) for a, b in zip(whole, found, strict=True))
+    assert store.load_blocks([e.id for e in whole]) == {}
+
+
+@dataclass(frozen=True)
+class Poisoned(Method):
+    """FastV that breaks where it sees few tokens."""
+
+    name = "poisoned"
+    needs = frozenset({"attention"})
+    tokens: int = 40
+
+    def score(self, context: Any) -> torch.Tensor:
+        scores = FastV().score(context)
+        if int(context.visual.sum(dim=1).max()) < self.tokens:
+            return scores * torch.nan
+        return scores
+
+
+def test_a_schedule_that_fails_hurts_no_other(problem: Problem) -> None:
+    healthy = [Step(2, 0.3), Ratios([1, 1, 0.8, 0.7, 0.7, 0.3, 0.3, 0.3])]
+    broken = Ratios([1, 1, 0.8, 0.5, 0.2, 0.2, 0.2, 0.2])
+    evaluator = Evaluator(problem)
+    outcomes = list(evaluator.outcomes([healthy[0], broken, healthy[1]], method=Poisoned()))
+    assert isinstance(outcomes[1], Failed)
+    assert "scores that are not finite before layer 4" in outcomes[1].error
+    assert outcomes[1].schedule == broken.text()
+    for schedule, outcome in zip(healthy, outcomes[::2], strict=True):
+        alone = Evaluator(problem).evaluate([schedule], method=Poisoned())[0]
+        assert isinstance(outcome, Evaluation)
+        assert same(outcome, alone)
+    with pytest.raises(MeasurementError, match=r"ratios\(1\.0, .* with poisoned: .*not finite"):
+        evaluator.evaluate([broken], method=Poisoned())
+
+
+def test_out_of_memory_is_measured_in_halves(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that holds three samples gives what a large one gives."""
+    whole = Evaluator(problem).evaluate(MANY)
+    tried: list[int] = []
+    forward = type(problem.model).forward
+
+    def small_device(self: Any, *arguments: Any, **inputs: Any) -> Any:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 3:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 1 GiB")
+        return forward(self, *arguments, **inputs)
+
+    monkeypatch.setattr(type(problem.model), "forward", small_device)
+    found = Evaluator(problem).evaluate(MANY)
+    assert [e.scores["mosaic-vqa"].tolist() for e in found] == [e.scores["mosaic-vqa"].tolist() for e in whole]
+    assert [e.id for e in found] == [e.id for e in whole]
+    assert sorted({n for n in tried if n > 3}) == [4, 8]
+    assert tried.count(8) == 1, "what did not fit once is not tried again"
+
+    def no_device(self: Any, *arguments: Any, **inputs: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(type(problem.model), "forward", no_device)
+    outcome = next(Evaluator(problem).outcomes([Step(2, 0.5)]))
+    assert isinstance(outcome, Failed)
+    assert "out of memory with one sample" in outcome.error
+
+
+def test_blocks_are_random_whole_groups(problem: Problem) -> None:
+    samples = [
+        Sample(id=f"{g}/{i}", group_id=f"g{g}", images=(), question="", answers=())
+        for g in range(700)
+        for i in range(3)
+    ]
+    blocks = blocks_of(samples, "salt")
+    assert sorted(row for block in blocks for row in block) == list(range(2100))
+    ends = np.cumsum([len(block) for block in blocks])
+    assert ends[0] in range(128, 131)
+    assert all(len({samples[row].group_id for row in block}) * 3 == len(block) for block in blocks)
+    assert np.diff(ends).max() <= 514
+    assert blocks == blocks_of(samples, "salt") != blocks_of(samples, "pepper")
+    # The order of groups does not follow their names.
+    first = [int(samples[row].group_id[1:]) for row in blocks[0]]
+    assert 250 < np.mean(first) < 450
+
+
+def test_answers_of_several_tokens_share_too(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together, one by one, and by the model's own generate, which is asked as soon as its settings are not plain."""
+    monkeypatch.setattr(MosaicVQA, "max_new_tokens", 3)
+    monkeypatch.setattr(MosaicVQA, "score", lambda self, sample, answer: (sum(answer.encode()) % 97) / 97)
+    together = Evaluator(problem).evaluate(MANY)
+    assert len({e.accuracy for e in together}) > 5
+    assert sum(e.spent_flops for e in together) < sum(e.flops for e in together)
+    one = Evaluator(problem)
+    assert all(same(found, one.evaluate([schedule])[0]) for found, schedule in zip(together, MANY, strict=True))
+    calls: list[int] = []
+    generate = type(problem.model).generate
+    monkeypatch.setattr(
+        type(problem.model), "generate", lambda self, **inputs: calls.append(1) or generate(self, **inputs)
+    )
+    monkeypatch.setattr(problem.model.generation_config, "no_repeat_ngram_size", 50)
+    generated = Evaluator(problem).evaluate(MANY[:5])
+    assert len(calls) == 5 * len(Evaluator(problem).prepared("search")[0].batches)
+    assert all(same(a, b) for a, b in zip(generated, together, strict=False))

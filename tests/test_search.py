@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -20,11 +22,12 @@ from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.units import Unit, UnitResult, UnitRunner
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES, StepFamily
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
-from vispco.search.runner import Run, plan, validate
+from vispco.search.runner import Run, Silent, plan, validate
 from vispco.storage.store import Store
 
 COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
@@ -120,22 +123,22 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
 
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vispco.analysis.comparison import Comparison
-    from vispco.search.grid import GridSearch
+    from vispco.storage.trials import TrialLog
 
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
     run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
-    measure = GridSearch.measure
+    add = TrialLog.add
 
-    def stop_after_five(self: GridSearch, schedule: Any) -> None:
+    def stop_after_five(self: TrialLog, *arguments: Any, **more: Any) -> None:
         if len(complete(store, "small/grid")) >= 5:
             raise KeyboardInterrupt
-        measure(self, schedule)
+        add(self, *arguments, **more)
 
-    monkeypatch.setattr(GridSearch, "measure", stop_after_five)
+    monkeypatch.setattr(TrialLog, "add", stop_after_five)
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    monkeypatch.setattr(GridSearch, "measure", measure)
+    monkeypatch.setattr(TrialLog, "add", add)
     assert run.run(["tpe"]) == 3
     found = Comparison(store, "small").to_dict()
     assert [(s["name"], s["trials"]) for s in found["searches"]] == [("grid", 5), ("tpe", 3)]
@@ -147,7 +150,7 @@ def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypat
 
 def outcome(trial: Any) -> tuple[Any, ...]:
     """What must be equal after a kill; what was spent and how long it took may differ."""
-    hidden = {"spent_flops"}
+    hidden = {"spent_flops", "token"}
     attributes = {key: value for key, value in trial.user_attrs.items() if key not in hidden}
     return trial.values, trial.params, attributes
 
@@ -190,6 +193,52 @@ def count(path: Path) -> int:
             return int(connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
+
+
+@pytest.mark.parametrize("lucky", [3, None])
+def test_a_poisoned_schedule_is_tried_three_times_and_reported(
+    problem: Problem, finished: tuple[Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lucky: int | None
+) -> None:
+    """It succeeds at attempt ``lucky``, or never. All other trials are those of an undisturbed run."""
+    text = SMALL.replace("trials: 13", "trials: 13, seeds: [0]")
+    poison, tries, run = "step(layer=3, keep=0.25)", [0], UnitRunner.run
+    tpe = [t.user_attrs["schedule"] for t in complete(finished[0], "small/tpe")]
+
+    def fail(self: UnitRunner, unit: Unit) -> UnitResult:
+        result = run(self, unit)
+        for number, name in enumerate(unit.names):
+            if name in (poison, tpe[4]) and unit.split == "search":
+                tries[0] += unit.batch == 0 and name == poison
+                if lucky is None or tries[0] < lucky or name == tpe[4]:
+                    result.scores[number] = np.nan
+                    result = replace(result, errors={**result.errors, number: "the device caught fire"})
+        return result
+
+    monkeypatch.setattr(UnitRunner, "run", fail)
+    said: list[str] = []
+    quiet = Silent()
+    quiet.say = said.append  # type: ignore[method-assign]
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    Run(made, store, quiet).run(["tpe"])  # before the grid, whose measurements it would find in the cache
+    Run(made, store, quiet).run(["grid"])
+    log = store.trial_log("small/grid")
+    failed = log.trials(optuna.trial.TrialState.FAIL)
+    assert [t.user_attrs["schedule"] for t in failed] == [poison] * (2 if lucky else 3)
+    assert [t.user_attrs["attempts"] for t in failed] == [1, 2, 3][: len(failed)]
+    assert {t.user_attrs["error"] for t in failed} == {"the device caught fire"}
+    mine = {t.user_attrs["schedule"]: t.values for t in log.complete()}
+    theirs = {t.user_attrs["schedule"]: t.values for t in complete(finished[0], "small/grid")}
+    assert mine == {s: v for s, v in theirs.items() if lucky or s != poison}
+    assert any("left out: the device caught fire" in line and poison in line for line in said) == (lucky is None)
+    # The sampler goes on behind the proposal that failed; what came before it is untouched.
+    sampled = store.trial_log("small/tpe@0")
+    assert len(sampled.settled()) == 13
+    assert len(sampled.complete()) == 12
+    before = [t.values for t in sampled.complete()[:4]]
+    assert before == [t.values for t in complete(finished[0], "small/tpe")[:4]]
+    # Finished is finished, also with failures.
+    assert Run(made, store, quiet).run(["grid", "tpe"]) == 0
 
 
 def test_plan_orders_entries_and_refuses_circles() -> None:

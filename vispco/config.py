@@ -91,6 +91,7 @@ class Study(Frozen):
     budgets: Annotated[int, Field(ge=1)] | Annotated[list[float], Field(min_length=1)] = 12
     defaults: list[str] = ["fastv:k2-r50"]
     batch_size: Annotated[int, Field(ge=1)] = 64
+    memory_mib: Annotated[int, Field(ge=0)] = 2048
     searches: dict[str, SearchConfig]
 
     @model_validator(mode="before")
@@ -121,13 +122,18 @@ class Study(Frozen):
                 raise ValueError(f"entry name {name!r}: use letters, digits, _ . + and -")
         return value
 
+    @property
+    def memory_limit(self) -> int:
+        """Bytes of hidden states that may be put aside while schedules share their first layers."""
+        return self.memory_mib << 20
+
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self.model_dump(mode="json")
         return {key: dump[key] for key in ("model", "tasks", "budgets", "method", "family")}
 
     def spec_hash(self) -> str:
-        return content_hash(self.model_dump(mode="json", exclude={"purpose"}))
+        return content_hash(self.model_dump(mode="json", exclude={"purpose", "memory_mib"}))
 
 
 def content_hash(value: Any) -> str:

@@ -7,6 +7,7 @@ embeddings, vision tower and LM head are not in them. Pure functions of integer 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,76 @@ def prefill_flops(
         total = total + np.where(scored, method.scoring_flops(shape, before, n_text[:, None]), 0).sum(axis=1)
         total = total + np.where(scored.any(axis=1), method.begin_flops(shape, n_visual, n_text), 0)
     return total
+
+
+def shared_flops(
+    shape: ModelShape,
+    counts: Sequence[Counts],
+    n_visual: Counts,
+    n_text: Counts,
+    method: Method | None = None,
+) -> NDArray[np.int64]:
+    """FLOPs that each policy adds when all are run on one batch as a tree over layers, int64 [P].
+
+    Policies whose counts agree on every sample up to and including layer l share layers 0..l. A boundary is scored
+    once for all policies that share the layers before it; ``method.begin`` runs once. Entry p is what policy p adds
+    to policies 0..p-1: the sum does not depend on the order, a repeated policy adds 0, a single one costs what
+    :func:`prefill_flops` says.
+
+    Args:
+        counts: of each policy, visual tokens entering each layer, P arrays [B, L].
+        n_visual, n_text: visual and other tokens of the prompt, [B].
+        method: adds its scoring, for each sample in which some policy of the node drops tokens, but not all.
+    """
+    added = np.zeros(len(counts), dtype=np.int64)
+    if not len(counts):
+        return added
+    columns = np.ascontiguousarray(np.asarray(counts, dtype=np.int64).transpose(2, 0, 1))
+    n_visual = np.asarray(n_visual, dtype=np.int64)
+    n_text = np.asarray(n_text, dtype=np.int64)
+    policies, samples = columns.shape[1:]
+    before = np.broadcast_to(n_visual, (policies, samples))
+    node = np.zeros(policies, dtype=np.int64)
+    scorer = np.full(samples, policies)
+    for column in columns:
+        parent, (node, first) = node, _children(node, column)
+        entering = column[first]
+        added[first] += layer_flops(shape, entering + n_text).sum(axis=1)
+        scored = (entering < before[first]) & (entering > 0)
+        if method is not None and scored.any():
+            who = np.where(scored, first[:, None], policies)
+            scorer = np.minimum(scorer, who.min(axis=0))
+            # Of the children of one parent, the first that drops tokens of a sample pays for scoring it.
+            order = np.argsort(parent[first], kind="stable")
+            starts = np.flatnonzero(np.diff(parent[first][order], prepend=-1))
+            payer = np.minimum.reduceat(who[order], starts, axis=0)
+            price = method.scoring_flops(shape, before[first[order[starts]]], n_text[None, :])
+            price = np.broadcast_to(price, payer.shape)
+            np.add.at(added, payer[payer < policies], price[payer < policies])
+        before = column
+    if method is not None:
+        begun = np.broadcast_to(method.begin_flops(shape, n_visual, n_text), samples)
+        np.add.at(added, scorer[scorer < policies], begun[scorer < policies])
+    return added
+
+
+def _children(parent: NDArray[np.int64], column: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Nodes of a layer: each policy's node [P], and of each node its first policy, rising.
+
+    Args:
+        parent: each policy's node in the layer before, [P].
+        column: tokens entering this layer, [P, B].
+    """
+    names: dict[tuple[int, bytes], int] = {}
+    first: list[int] = []
+    nodes = []
+    text, width = column.astype(np.int32).tobytes(), 4 * column.shape[1]
+    for policy, above in enumerate(parent.tolist()):
+        node = names.setdefault((above, text[policy * width : (policy + 1) * width]), len(first))
+        if node == len(first):
+            first.append(policy)
+        nodes.append(node)
+    return np.array(nodes), np.array(first)
 
 
 def unpruned_flops(shape: ModelShape, n_visual: Counts, n_text: Counts) -> NDArray[np.int64]:

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.errors import ConfigError
 from vispco.pruning.families import FAMILIES, ScheduleFamily
@@ -57,6 +59,15 @@ class Problem:
     @classmethod
     def from_text(cls, text: str, source: str = "study") -> Problem:
         return cls(parse_study(text, source), text)
+
+    @property
+    def has_given_model(self) -> bool:
+        return self._given is not None
+
+    @property
+    def portable_text(self) -> str:
+        """YAML that gives another process the same experiment."""
+        return self.text or yaml.safe_dump(self.study.model_dump(mode="json"), sort_keys=False)
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:

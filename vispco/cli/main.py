@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -30,6 +32,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="Override a key: --set tasks.0.splits.search=128")]
 Only = Annotated[Optional[list[str]], typer.Option("--search", help="Run only this entry; may be repeated.")]
+Workers = Annotated[Optional[int], typer.Option(min=1, help="Measure in so many processes of this machine (Ray).")]
+RayAddress = Annotated[
+    Optional[str],
+    typer.Option("--ray", help="Measure on this Ray cluster: host:port or auto; with --workers, on at most so many."),
+]
 StudyFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 
 
@@ -39,19 +46,41 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
         os.environ["VISPCO_DEBUG"] = "1"
 
 
-def _run(problem: Any, storage: str | None, only: list[str] | None, fresh: bool, results: bool = True) -> None:
+def _executor(problem: Any, workers: int | None, ray: str | None) -> Any:
+    if workers is None and ray is None:
+        return nullcontext()
+    from vispco.evaluation.workers import RayWorkers
+
+    return closing(RayWorkers(problem, workers, address=ray))
+
+
+def _run(
+    load: Callable[[], Any],
+    storage: str | None,
+    only: list[str] | None,
+    fresh: bool,
+    workers: int | None,
+    ray: str | None,
+) -> None:
     from vispco.analysis.comparison import compare
     from vispco.cli.comparison import print_comparison
     from vispco.cli.progress import TerminalProgress
+    from vispco.search.distributed import follow, is_follower, leading
     from vispco.search.runner import Run
     from vispco.storage.store import open_store
 
-    name = problem.study.experiment
+    if is_follower():
+        follow()
+        return
     progress = TerminalProgress()
-    with open_store(storage) as store:
-        added = Run(problem, store, progress).run(only, fresh=fresh)
-        progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
-        print_comparison(compare(store, [name]))
+    with leading() as team:
+        problem = load()
+        name = problem.study.experiment
+        with open_store(storage) as store:
+            with _executor(problem, workers, ray) as executor:
+                added = Run(problem, store, progress, executor, team).run(only, fresh=fresh)
+            progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
+            print_comparison(compare(store, [name]))
 
 
 @app.command()
@@ -61,22 +90,33 @@ def run(
     search: Only = None,
     overrides: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the experiment's trials first.")] = False,
+    workers: Workers = None,
+    ray: RayAddress = None,
 ) -> None:
     """Run an experiment file; started again, it resumes or says that it is finished."""
     from vispco.problem import Problem
 
-    _run(Problem.from_yaml(study, overrides), storage, search, fresh)
+    _run(lambda: Problem.from_yaml(study, overrides), storage, search, fresh, workers, ray)
 
 
 @app.command()
-def resume(experiment: str, storage: Storage = None, search: Only = None) -> None:
+def resume(
+    experiment: str,
+    storage: Storage = None,
+    search: Only = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+) -> None:
     """Continue an experiment from the database alone."""
     from vispco.problem import Problem
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
-        text = store.require_experiment(experiment)["spec_text"]
-    _run(Problem.from_text(text, f"study stored for {experiment!r}"), storage, search, False)
+    def load() -> Problem:
+        with open_store(storage, create=False) as store:
+            text = store.require_experiment(experiment)["spec_text"]
+        return Problem.from_text(text, f"study stored for {experiment!r}")
+
+    _run(load, storage, search, False, workers, ray)
 
 
 @app.command("ls")

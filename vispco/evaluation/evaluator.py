@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,40 +15,59 @@ from numpy.typing import NDArray
 
 from vispco.config import content_hash
 from vispco.costs import kv_cache_bytes, prefill_flops, unpruned_flops
-from vispco.errors import MeasurementError
-from vispco.evaluation.prepared import Batch, PreparedSplit, prepare
+from vispco.errors import MeasurementError, VispcoError
+from vispco.evaluation.job import Job, Pending
+from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.records import Evaluation as Evaluation
+from vispco.evaluation.records import Failed, Outcome
+from vispco.evaluation.units import Executor, InProcess, UnitRunner, changed_logits
 from vispco.models.loading import weights_hash
 from vispco.pruning.methods.base import Method
-from vispco.pruning.runtime import prune
+from vispco.pruning.runtime import checked_counts
 from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all
 
 if TYPE_CHECKING:
     from vispco.problem import Problem
 
-EVALUATOR_VERSION = 1
+EVALUATOR_VERSION = 2
+SAVE_SECONDS = 10.0
+
+Watch = Callable[[int], None]
 
 
 class EvaluationStore(Protocol):
-    """Where evaluations are kept between runs."""
+    """Where evaluations are kept between runs, finished ones and parts of others."""
 
-    def get_evaluation(self, evaluation_id: str) -> Evaluation | None: ...
+    def get_evaluations(self, ids: Sequence[str]) -> dict[str, Evaluation]: ...
 
-    def put_evaluation(self, evaluation: Evaluation, groups: Mapping[str, Sequence[str]]) -> None: ...
+    def put_evaluations(self, evaluations: Sequence[Evaluation], groups: Mapping[str, Sequence[str]]) -> None: ...
+
+    def load_blocks(self, ids: Sequence[str]) -> dict[str, dict[tuple[str, int], NDArray[np.float64]]]: ...
+
+    def save_blocks(self, rows: Sequence[tuple[str, str, int, NDArray[np.float32]]]) -> None: ...
 
 
 class Evaluator:
     """Measures policies on the splits of a problem.
 
-    Prompts and visual features are prepared once per split. Results are cached by content, in memory and in
-    ``store`` if one is given: equal context and equal realised counts are never measured twice.
+    Prompts and visual features are prepared once per split. Policies that are asked for together run as a tree over
+    layers: what they have in common runs once, with the results each would have alone. Results are cached by
+    content, in memory and in ``store`` if one is given: equal context and equal realised counts are never measured
+    twice, and an interrupted measurement goes on where it was saved last.
+
+    Args:
+        executor: where the work is done; default: in this process.
     """
 
-    def __init__(self, problem: Problem, store: EvaluationStore | None = None) -> None:
+    def __init__(
+        self, problem: Problem, store: EvaluationStore | None = None, executor: Executor | None = None
+    ) -> None:
         self.problem = problem
         self.store = store
+        self.runner = UnitRunner(problem, problem.study.memory_limit)
+        self.executor: Executor = executor or InProcess(self.runner)
+        self.executor.attach(self.runner)
         self._memory: dict[str, Evaluation] = {}
-        self._prepared: dict[str, list[PreparedSplit]] = {}
 
     # --- measuring -------------------------------------------------------------------------------
 
@@ -61,121 +82,179 @@ class Evaluator:
 
         Raises:
             ScheduleError: a policy does not fit the model or the method.
-            MeasurementError: the model gave logits that are not finite.
+            MeasurementError: the model gave something that cannot be scored, such as logits that are not finite.
+        """
+        found = []
+        for outcome in self.outcomes(policies, split, method):
+            if not isinstance(outcome, Evaluation):
+                raise MeasurementError(f"{outcome.schedule} with {outcome.method}: {getattr(outcome, 'error', '')}")
+            found.append(outcome)
+        return found
+
+    def outcomes(
+        self,
+        policies: Sequence[Policy],
+        split: str = "search",
+        method: Method | None = None,
+        watch: Watch = lambda units: None,
+    ) -> Iterator[Outcome]:
+        """Measure policies, one outcome each, in order, as soon as they are there; one that fails stops no other.
+
+        ``watch`` is told the number of units of work done.
+
+        Raises:
+            ScheduleError: a policy does not fit the model or the method; nothing was measured.
         """
         method = method or self.problem.default_method
-        return [self._evaluate_one(policy, split, method) for policy in policies]
+        counts = [self.counts(policy, split, method) for policy in policies]
+        context = content_hash(self.context(split, method))
+        ids = [content_hash([context, [content_hash([c.shape, c.tolist()]) for c in given]]) for given in counts]
+        self._recall(ids)
+        pending = {
+            i: Pending(i, _text(policy), given, [np.full(len(c), np.nan, np.float32) for c in given])
+            for policy, given, i in zip(policies, counts, ids, strict=True)
+            if i not in self._memory
+        }
+        job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()))
+        finished = self._finish(job, watch)
+        fresh: dict[str, Evaluation] = {}
+        failed: dict[str, Failed] = {}
+        for policy, i in zip(policies, ids, strict=True):
+            while i not in self._memory and i not in failed:
+                outcome = next(finished)
+                if isinstance(outcome, Failed):
+                    failed[outcome.id] = outcome
+                else:
+                    self._memory[outcome.id] = replace(outcome, spent_flops=0, seconds=0.0)
+                    fresh[outcome.id] = outcome
+            if i in failed:
+                yield replace(failed[i], schedule=_text(policy))
+            else:
+                yield replace(fresh.pop(i, self._memory[i]), schedule=_text(policy))
 
-    def _evaluate_one(self, policy: Policy, split: str, method: Method) -> Evaluation:
-        counts = self.counts(policy, split)
-        evaluation_id = content_hash(
-            {
-                "context": self.context(split, method),
-                "counts": [content_hash([part.shape, part.tolist()]) for part in counts],
-            }
-        )
-        known = self._memory.get(evaluation_id)
-        if known is None and self.store is not None:
-            known = self.store.get_evaluation(evaluation_id)
-        if known is not None:
-            self._memory[evaluation_id] = known
-            return replace(known, spent_flops=0, schedule=_text(policy))
-        evaluation = self._measure(evaluation_id, policy, counts, split, method)
-        self._memory[evaluation_id] = evaluation
+    def _recall(self, ids: Sequence[str]) -> None:
+        wanted = [i for i in dict.fromkeys(ids) if i not in self._memory]
+        if wanted and self.store is not None:
+            self._memory.update(self.store.get_evaluations(wanted))
+
+    def _finish(self, job: Job, watch: Watch) -> Iterator[Evaluation | Failed]:
+        """Run a job's units; its evaluations are stored chunk by chunk, unfinished ones now and then."""
+        if not job.pending:
+            return
         if self.store is not None:
-            self.store.put_evaluation(evaluation, {p.task.name: p.groups for p in self.prepared(split)})
-        return evaluation
+            blocks = self.store.load_blocks([pending.id for pending in job.pending])
+            for pending in job.pending:
+                job.restore(pending, blocks.get(pending.id, {}))
+        places = [(task, number) for task, part in enumerate(job.parts) for number in range(len(part.batches))]
+        chunks = job.chunks()
+        waiting = [list(chunk) for chunk in chunks]
+        saved = time.monotonic()
+        self._landed = saved
+        try:
+            yield from self._complete(job, waiting, len(places))
+            for done, (number, result) in enumerate(self.executor.run(job.units(places, chunks)), start=1):
+                job.absorb(number, result)
+                watch(done)
+                yield from self._complete(job, waiting, len(places))
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self._save(job)
+                    saved = time.monotonic()
+        except BaseException:
+            # Whatever stops the work, also Ctrl-C: what is measured is kept. A second error must not hide the first.
+            with suppress(VispcoError, OSError):
+                self._save(job)
+            raise
 
-    def _measure(
-        self, evaluation_id: str, policy: Policy, counts: list[Counts], split: str, method: Method
-    ) -> Evaluation:
+    def _save(self, job: Job) -> None:
+        if self.store is not None and (rows := job.unsaved()):
+            self.store.save_blocks(rows)
+
+    def _complete(self, job: Job, waiting: list[list[Pending]], places: int) -> Iterator[Evaluation | Failed]:
+        """Hand over chunks, in order, whose policies have all ended."""
+        while waiting and all(not p.alive or len(p.done) == places for p in waiting[0]):
+            ended = waiting.pop(0)
+            seconds, self._landed = time.monotonic() - self._landed, time.monotonic()
+            share = seconds / max(1, sum(p.spent_flops for p in ended))
+            made = {p.id: self._evaluation(job, p, share * p.spent_flops) for p in ended if p.error is None}
+            if self.store is not None and made:
+                self.store.put_evaluations(list(made.values()), {p.task.name: p.groups for p in job.parts})
+            for pending in ended:
+                job.pending.remove(pending)
+                if pending.error is None:
+                    yield made[pending.id]
+                else:
+                    yield Failed(pending.id, job.split, job.method.name, pending.name, pending.error)
+
+    def _evaluation(self, job: Job, pending: Pending, seconds: float) -> Evaluation:
         shape, scores, tasks = self.problem.shape, {}, {}
         flops, kept, kv_bytes = 0, [], []
-        for part, part_counts in zip(self.prepared(split), counts, strict=True):
-            right = np.zeros(len(part.samples))
-            for batch in part.batches:
-                given = GivenCounts(part_counts[batch.rows], policy)
-                for row, answer in zip(batch.rows, self._answers(part, batch, given, method), strict=True):
-                    right[row] = part.task.score(part.samples[row], answer)
-            pruned, ratio = self._cost(part, part_counts, method)
-            scores[part.task.name] = right
+        for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
+            pruned, ratio = self._cost(part, counts, job.method)
+            scores[part.task.name] = right.astype(np.float64)
             tasks[part.task.name] = {
-                "accuracy": part.task.aggregate(right, part.groups),
+                "accuracy": part.task.aggregate(scores[part.task.name], part.groups),
                 "flops_ratio": float(ratio.mean()),
             }
             flops += int(pruned.sum())
-            kept.append(part_counts[part.n_visual > 0] / part.n_visual[part.n_visual > 0, None])
+            kept.append(counts[part.n_visual > 0] / part.n_visual[part.n_visual > 0, None])
             width = torch.finfo(self.problem.adapter.dtype()).bits // 8
-            kv_bytes.append(kv_cache_bytes(shape, part_counts, part.n_text, width))
+            kv_bytes.append(kv_cache_bytes(shape, counts, part.n_text, width))
         seen = np.concatenate(kept)
         return Evaluation(
-            id=evaluation_id,
-            split=split,
-            method=method.name,
-            schedule=_text(policy),
+            id=pending.id,
+            split=job.split,
+            method=job.method.name,
+            schedule=pending.name,
             keep_ratio=tuple(float(r) for r in seen.mean(axis=0)) if len(seen) else (1.0,) * shape.layers,
             accuracy=float(np.mean([task["accuracy"] for task in tasks.values()])),
             flops_ratio=float(np.mean([task["flops_ratio"] for task in tasks.values()])),
             flops=flops,
-            spent_flops=flops,
+            spent_flops=pending.spent_flops,
             kv_bytes=float(np.concatenate(kv_bytes).mean()),
             tasks=tasks,
             scores=scores,
+            seconds=seconds,
         )
-
-    @torch.inference_mode()
-    def _answers(self, part: PreparedSplit, batch: Batch, policy: Policy, method: Method) -> list[str]:
-        model, tokenizer = self.problem.model, self.problem.processor.tokenizer
-        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
-        with prune(model, method=method, schedule=policy) as session:
-            session.sample_keys = batch.keys
-            if part.task.max_new_tokens == 1:
-                logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
-                if not bool(torch.isfinite(logits).all()):
-                    raise MeasurementError(
-                        f"{_text(policy)} with {method.name} gave logits that are not finite on task "
-                        f"{part.task.name!r}; check the model's weights and dtype"
-                    )
-                tokens = logits.argmax(dim=-1, keepdim=True)
-            else:
-                prompt = inputs["input_ids"].shape[1]
-                tokens = model.generate(**inputs, max_new_tokens=part.task.max_new_tokens, do_sample=False)[:, prompt:]
-        texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
 
     # --- what measuring needs, and searches may ask -------------------------------------------------
 
     def prepared(self, split: str) -> list[PreparedSplit]:
         """The tasks' samples of ``split``, ready to run."""
-        if split not in self._prepared:
-            self._prepared[split] = [prepare(self.problem, task, split) for task in self.problem.tasks]
-        return self._prepared[split]
+        return self.runner.prepared(split)
 
-    def counts(self, policy: Policy, split: str) -> list[Counts]:
-        """Realised counts of each task's samples, int [S, L]. Schedules need lengths only, other policies prompts."""
+    def counts(self, policy: Policy, split: str, method: Method | None = None) -> list[Counts]:
+        """Realised counts of each task's samples, int [S, L]. Schedules need lengths only, other policies prompts.
+
+        Raises:
+            ScheduleError: the policy does not fit the model or the method.
+        """
+        method = method or self.problem.default_method
         layers = self.problem.shape.layers
-        if isinstance(policy, Schedule):
-            return [np.asarray(policy.counts(part.n_visual, layers)) for part in self.prepared(split)]
         found = []
         for part in self.prepared(split):
+            if isinstance(policy, Schedule):
+                visual, _, which = part.lengths
+                found.append(checked_counts(policy.counts(visual, layers), visual, layers, method)[which])
+                continue
             counts = np.zeros((len(part.samples), layers), dtype=np.int64)
             for batch in part.batches:
+                visual = part.n_visual[batch.rows]
                 with torch.inference_mode():
                     prompt = batch.prompt(self.problem.adapter)
-                counts[batch.rows] = policy.counts(part.n_visual[batch.rows], layers, prompt)
+                counts[batch.rows] = checked_counts(policy.counts(visual, layers, prompt), visual, layers, method)
             found.append(counts)
         return found
 
     def flops_ratio(self, policy: Policy, split: str = "search", method: Method | None = None) -> float:
         """``flops_ratio`` without measuring: sample lengths are enough. Equals the evaluation's to the last bit."""
         method = method or self.problem.default_method
-        parts = zip(self.prepared(split), self.counts(policy, split), strict=True)
+        parts = zip(self.prepared(split), self.counts(policy, split, method), strict=True)
         return float(np.mean([float(self._cost(part, counts, method)[1].mean()) for part, counts in parts]))
 
     def price(self, policy: Policy, split: str = "search", method: Method | None = None) -> int:
         """FLOPs of measuring ``policy`` with nothing cached; equals the evaluation's ``flops``."""
         method = method or self.problem.default_method
-        parts = zip(self.prepared(split), self.counts(policy, split), strict=True)
+        parts = zip(self.prepared(split), self.counts(policy, split, method), strict=True)
         return sum(int(self._cost(part, counts, method)[0].sum()) for part, counts in parts)
 
     def _cost(
@@ -212,23 +291,9 @@ class Evaluator:
             "tasks": [task.fingerprint() for task in self.problem.tasks],
             "split": {"name": split, "samples": [part.digest for part in self.prepared(split)]},
             "batch_size": self.problem.study.batch_size,
-            "decoding": "greedy",
+            "decoding": changed_logits(self.problem.model.generation_config) or "greedy",
             "evaluator": EVALUATOR_VERSION,
         }
-
-
-@dataclass(frozen=True)
-class GivenCounts:
-    """Counts [B, L] that a policy has given for one batch, so that what is run is what was counted."""
-
-    given: Counts
-    policy: Policy
-
-    def counts(self, n_visual: Counts, layers: int, context: Any = None) -> Counts:
-        return self.given
-
-    def __repr__(self) -> str:
-        return _text(self.policy)
 
 
 def _text(policy: Policy) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -50,13 +53,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """Samples of one task and split; ``n_visual``, ``n_text`` int [S] count the prompt's tokens."""
+    """Samples of one task and split; ``n_visual``, ``n_text`` int [S] count the prompt's tokens.
+
+    ``looks``: numbers of batches after which a random subset of whole groups is complete; the last is all.
+    """
 
     task: Task
     samples: list[Sample]
     batches: list[Batch]
+    looks: list[int]
     n_visual: NDArray[np.int64]
     n_text: NDArray[np.int64]
+
+    @cached_property
+    def lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Distinct pairs (visual [U], text [U]) and each sample's pair [S]."""
+        pairs, which = np.unique(np.stack([self.n_visual, self.n_text]), axis=1, return_inverse=True)
+        return pairs[0], pairs[1], which.reshape(-1)
 
     @property
     def groups(self) -> list[str]:
@@ -81,50 +94,84 @@ def render_prompt(processor: Any, sample: Sample) -> str:
     return f"{token * len(sample.images)} {sample.question}".strip()
 
 
+FIRST_LOOK, LARGEST_BLOCK = 128, 512
+
+
+def blocks_of(samples: Sequence[Sample], salt: str) -> list[list[int]]:
+    """Rows in a random order of whole groups, cut into blocks: 128 samples, as many again, doubling up to 512.
+
+    The order follows from the groups' names and ``salt`` alone. A block ends where a group ends.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, sample in enumerate(samples):
+        groups.setdefault(sample.group_id, []).append(row)
+    drawn = sorted(groups, key=lambda group: hashlib.sha256(f"{salt}/{group}".encode()).digest())
+    blocks: list[list[int]] = [[]]
+    size = done = FIRST_LOOK
+    for group in drawn:
+        if len(blocks[-1]) >= size:
+            blocks.append([])
+            size, done = min(done, LARGEST_BLOCK), done + min(done, LARGEST_BLOCK)
+        blocks[-1] += groups[group]
+    return blocks
+
+
 def prepare(
     problem: Problem, task: Task, split: str, *, batch_size: int | None = None, shuffle: int | None = None
 ) -> PreparedSplit:
     """Tokenise a split, encode its pictures, and cut it into fixed batches.
 
-    Batches hold samples of similar length, or random ones drawn with the seed ``shuffle``. They depend on the
-    split alone, so that a result never depends on what else was measured.
+    Batches hold samples of similar length out of one of the split's blocks (:func:`blocks_of`), or random ones
+    drawn with the seed ``shuffle``. They depend on the split alone, so that a result never depends on what else
+    was measured.
     """
-    model, processor, adapter = problem.model, problem.processor, problem.adapter
     samples = task.samples(split)
-    prompts = [render_prompt(processor, sample) for sample in samples]
-    lengths = [len(processor.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    order = sorted(range(len(samples)), key=lambda i: (lengths[i], samples[i].id))
+    prompts = [render_prompt(problem.processor, sample) for sample in samples]
+    lengths = [len(problem.processor.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    blocks = [list(range(len(samples)))] if shuffle is not None else blocks_of(samples, f"{task.name}/{split}")
+    for block in blocks:
+        block.sort(key=lambda row: (lengths[row], samples[row].id))
     if shuffle is not None:
-        random.Random(shuffle).shuffle(order)
-    n_visual, n_text = np.zeros(len(samples), dtype=np.int64), np.zeros(len(samples), dtype=np.int64)
-    batches = []
+        random.Random(shuffle).shuffle(blocks[0])
     size = batch_size or problem.study.batch_size
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        images = [list(samples[row].images) for row in rows]
-        try:
-            inputs = processor(
-                images=images if any(images) else None,
-                text=[prompts[row] for row in rows],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-            ).to(model.device)
-        except (ValueError, TypeError, OSError) as error:
-            ids = ", ".join(samples[row].id for row in rows[:3])
-            raise DataError(f"task {task.name!r}: cannot process samples {ids}, ...: {error}") from error
-        values = dict(inputs)
-        visual = adapter.visual_mask(values["input_ids"], None)
-        n_visual[rows] = visual.sum(dim=1).cpu().numpy()
-        n_text[rows] = (values["attention_mask"].bool() & ~visual).sum(dim=1).cpu().numpy()
-        with torch.inference_mode():
-            features = adapter.encode_images(values) if any(images) else torch.zeros(0)
-        batches.append(
-            Batch(
-                rows=np.array(rows),
-                inputs=adapter.with_features(values, torch.zeros(0)),
-                features=features.clone(),
-                keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
-            )
-        )
-    return PreparedSplit(task, samples, batches, n_visual, n_text)
+    cut = [[block[start : start + size] for start in range(0, len(block), size)] for block in blocks]
+    batches = [make_batch(problem, task, samples, prompts, rows) for rows in itertools.chain(*cut)]
+    n_visual, n_text = np.zeros(len(samples), dtype=np.int64), np.zeros(len(samples), dtype=np.int64)
+    for batch in batches:
+        visual = problem.adapter.visual_mask(batch.inputs["input_ids"], None)
+        n_visual[batch.rows] = visual.sum(dim=1).cpu().numpy()
+        n_text[batch.rows] = (batch.inputs["attention_mask"].bool() & ~visual).sum(dim=1).cpu().numpy()
+    looks = list(itertools.accumulate(len(part) for part in cut))
+    return PreparedSplit(task, samples, batches, looks, n_visual, n_text)
+
+
+def make_batch(
+    problem: Problem, task: Task, samples: Sequence[Sample], prompts: Sequence[str], rows: Sequence[int]
+) -> Batch:
+    """Samples ``rows`` of a split as one batch.
+
+    Raises:
+        DataError: the processor cannot read a sample.
+    """
+    adapter = problem.adapter
+    images = [list(samples[row].images) for row in rows]
+    try:
+        inputs = problem.processor(
+            images=images if any(images) else None,
+            text=[prompts[row] for row in rows],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+        ).to(problem.model.device)
+    except (ValueError, TypeError, OSError) as error:
+        ids = ", ".join(samples[row].id for row in rows[:3])
+        raise DataError(f"task {task.name!r}: cannot process samples {ids}, ...: {error}") from error
+    values = dict(inputs)
+    with torch.inference_mode():
+        features = adapter.encode_images(values) if any(images) else torch.zeros(0)
+    return Batch(
+        rows=np.array(rows),
+        inputs=adapter.with_features(values, torch.zeros(0)),
+        features=features.clone(),
+        keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
+    )

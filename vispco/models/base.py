@@ -61,6 +61,11 @@ class ModelAdapter(ABC):
         layers: Sequence[nn.Module] = self.decoder().layers  # type: ignore[assignment]
         return layers
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [B, n, V] of what leaves the last layer, [B, n, H]."""
+        logits: Tensor = self.model.lm_head(self.decoder().norm(hidden))  # type: ignore[operator]
+        return logits
+
     def shape(self) -> ModelShape:
         """Sizes of the decoder."""
         config = self.model.config.get_text_config()
@@ -111,6 +116,13 @@ class ModelAdapter(ABC):
 
     def dtype(self) -> torch.dtype:
         return next(self.decoder().parameters()).dtype
+
+    def decoding_inputs(self, attention_mask: Tensor, new: int) -> dict[str, Tensor]:
+        """What ``model(input_ids, attention_mask, past_key_values)`` needs besides for ``new`` tokens on its cache.
+
+        ``attention_mask``: [B, T], new tokens included. Default: nothing; the model counts on from its cache.
+        """
+        return {}
 
     # --- pictures --------------------------------------------------------------------------------
 

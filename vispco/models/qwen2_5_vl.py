@@ -21,6 +21,14 @@ KINDS = (("image", "pixel_values", "image_grid_thw"), ("video", "pixel_values_vi
 class Qwen25VLAdapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
+    def decoding_inputs(self, attention_mask: Tensor, new: int) -> dict[str, Tensor]:
+        """Positions [3, B, new]: a picture takes fewer places than tokens; the prefill noted by how much."""
+        ids = (attention_mask.long().cumsum(dim=1) - 1)[:, -new:]
+        deltas = self.model.model.rope_deltas
+        if deltas is not None:
+            ids = ids + deltas.to(ids.device)
+        return {"position_ids": ids.expand(3, -1, -1)}
+
     def visual_token_ids(self) -> tuple[int, ...]:
         return (self.model.config.image_token_id, self.model.config.video_token_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -19,18 +20,40 @@ from vispco.pruning.tokens import Prompt, Tokens, rows_at
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class Path:
+    """What one policy does to a batch: ``counts`` int [B, L], visual tokens that enter each layer.
+
+    Per boundary, the one before layer 0 first: whether tokens are ``dropped``, whether the method then chooses
+    among them (``scored``; where all go at once, nothing is ranked), and whether it ranks at all (``ranked``):
+    for this path, or for another one that shares the layers before.
+    """
+
+    counts: Tensor
+    dropped: list[bool]
+    scored: list[bool]
+    ranked: list[bool]
+
+    @staticmethod
+    def of(counts: Tensor, n_visual: Tensor) -> Path:
+        """The path of a policy alone; ``n_visual`` int [B]."""
+        dropped = (counts.diff(dim=1, prepend=n_visual[:, None]) < 0).any(dim=0).tolist()
+        scored = [drop and some for drop, some in zip(dropped, counts.any(dim=0).tolist(), strict=True)]
+        return Path(counts, dropped, scored, scored)
+
+
 @dataclass
 class Prefill:
     """State of one prefill. Layers' keyword arguments arrive at full length and leave at the tokens' length.
 
-    ``counts`` int [B, L]: visual tokens that enter each layer. ``layers``: the tokens that entered each layer so
-    far. ``gather_always`` gathers at every boundary, also where nothing is dropped (tests, benchmarks).
+    ``layers``: the tokens that entered each layer so far. ``gather_always`` gathers at every boundary, also where
+    nothing is dropped (tests, benchmarks).
     """
 
     adapter: ModelAdapter
     method: Method
     prompt: Prompt
-    counts: Tensor
+    path: Path
     attention: str
     gather_always: bool = False
     layers: list[Tokens] = field(default_factory=list)
@@ -38,23 +61,29 @@ class Prefill:
 
     def __post_init__(self) -> None:
         self.tokens = Tokens.of(self.prompt.visual, self.prompt.valid)
-        self._drops = (self.counts.diff(dim=1, prepend=self.tokens.visual.sum(dim=1, keepdim=True)) < 0).any(dim=0)
-        drops: list[bool] = self._drops.tolist()
-        leaves: list[bool] = self.counts.any(dim=0).tolist()
-        self._dropping = drops
-        # Where all visual tokens go at once, nothing is ranked.
-        self._scoring = [drop and leave for drop, leave in zip(drops, leaves, strict=True)]
-        self._begun = self.method.begin(self.prompt) if any(self._scoring) else None
+        self._begun = self.method.begin(self.prompt) if any(self.path.ranked) else None
         self._captured: dict[str, Tensor] = {}
         self._scored: tuple[ScoreContext, Tensor] | None = None
         self._shortened: dict[int, tuple[Any, Any]] = {}
         self._layer_kwargs: dict[str, Any] = {}
 
+    def fork(self, path: Path) -> Prefill:
+        """The same state on another path, which must agree with this one on the layers that are done."""
+        other = copy.copy(self)
+        other.layers, other._shortened, other._captured = list(self.layers), dict(self._shortened), {}
+        other.path = path
+        return other
+
+    def rank(self, boundary: int) -> None:
+        """Rank now, once for all forks that choose at ``boundary``."""
+        if self._scored is None:
+            self._scored = self._ranked(boundary)
+
     # --- what the hooks call ---------------------------------------------------------------------
 
     def captures(self, layer: int) -> bool:
         """Whether the boundary behind ``layer`` ranks tokens by the attention of ``layer``."""
-        return "attention" in self.method.needs and layer + 1 < len(self._scoring) and self._scoring[layer + 1]
+        return "attention" in self.method.needs and layer + 1 < len(self.path.ranked) and self.path.ranked[layer + 1]
 
     def on_projection(self, layer: int, what: str, output: Tensor) -> None:
         """Rank at once when queries and keys are both there, so that neither is held through the MLP."""
@@ -66,7 +95,7 @@ class Prefill:
 
     def on_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        gathers = self._dropping[number] or (self.gather_always and number > 0)
+        gathers = self.path.dropped[number] or (self.gather_always and number > 0)
         if gathers:
             hidden = self._drop(number, hidden)
         self.layers.append(self.tokens)
@@ -91,11 +120,11 @@ class Prefill:
         """Choose the tokens that enter layer ``number``; returns their hidden states."""
         tokens = self.tokens
         keep = tokens.valid & ~tokens.visual
-        if self._scoring[number]:
+        if self.path.scored[number]:
             context, scores = self._scored or self._ranked(number)
-            chosen, hidden = self.method.reduce(context, scores, self.counts[:, number], hidden)
+            chosen, hidden = self.method.reduce(context, scores, self.path.counts[:, number], hidden)
             keep = keep | chosen
-        elif not self._dropping[number]:
+        elif not self.path.dropped[number]:
             keep = tokens.valid
         self._scored = None
         self.tokens, places = tokens.take(keep)

@@ -9,11 +9,11 @@ keep their indices; rows of dropped tokens are zero.
 
 from __future__ import annotations
 
+import pathlib
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.models.base import ModelAdapter, adapter_for
 from vispco.pruning.decoding import Cached, DecodeStep
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.prefill import Call, Prefill
+from vispco.pruning.prefill import Call, Path, Prefill
 from vispco.pruning.published import named_schedule
-from vispco.pruning.schedules import Policy
+from vispco.pruning.schedules import Counts, Policy
 from vispco.pruning.tokens import Prompt, Tokens
 
 
@@ -132,26 +132,17 @@ class PruningSession:
             read_keys=lambda: list(keys) if keys is not None else _content_keys(inputs.get("input_ids"), valid),
         )
         n_visual = visual.sum(dim=1).cpu().numpy()
-        counts = np.asarray(self.policy.counts(n_visual, layers, prompt))
-        if counts.shape != (len(visual), layers) or (np.diff(counts, axis=1) > 0).any() or (counts < 0).any():
-            raise ScheduleError(
-                f"the policy gave counts of shape {counts.shape} for {len(visual)} samples and {layers} layers; "
-                "it must give one count per sample and layer, never rising over layers and never negative"
-            )
-        counts = np.minimum(counts, n_visual[:, None])
-        if "attention" in self.method.needs and (counts[:, 0] < n_visual).any() and counts[:, 0].any():
-            raise ScheduleError(
-                f"method {self.method.name!r} ranks tokens by the attention of the layer before, and there is none "
-                "before layer 0; let all visual tokens enter layer 0"
-            )
+        counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
         dropping = bool((counts < n_visual[:, None]).any()) or self.gather_always
         if dropping:
             self._refuse(cache, attention, embeds.shape[1])
         self.counts = torch.from_numpy(counts)
-        self._prefill = Prefill(
-            self.adapter, self.method, prompt, self.counts.to(embeds.device), attention, self.gather_always
-        )
+        self._prefill = self._start(prompt, self.counts.to(embeds.device), attention)
         self._last_layers = self._prefill.layers
+
+    def _start(self, prompt: Prompt, counts: Tensor, attention: str) -> Prefill:
+        path = Path.of(counts, prompt.visual.sum(dim=1))
+        return Prefill(self.adapter, self.method, prompt, path, attention, self.gather_always)
 
     def _refuse(self, cache: Any, attention: str, length: int) -> None:
         """What cannot be cut is said before anything runs."""
@@ -197,6 +188,27 @@ class PruningSession:
         return (state.full_length(output[0]), *output[1:])
 
 
+def checked_counts(counts: Counts, n_visual: Counts, layers: int, method: Method) -> Counts:
+    """What a policy gave for samples with ``n_visual`` [B] tokens, int [B, L], at most those.
+
+    Raises:
+        ScheduleError: wrong shape, counts that rise or are negative, or a method that cannot cut before layer 0.
+    """
+    counts = np.asarray(counts)
+    if counts.shape != (len(n_visual), layers) or (np.diff(counts, axis=1) > 0).any() or (counts < 0).any():
+        raise ScheduleError(
+            f"the policy gave counts of shape {counts.shape} for {len(n_visual)} samples and {layers} layers; "
+            "it must give one count per sample and layer, never rising over layers and never negative"
+        )
+    counts = np.minimum(counts, n_visual[:, None])
+    if "attention" in method.needs and (counts[:, 0] < n_visual).any() and counts[:, 0].any():
+        raise ScheduleError(
+            f"method {method.name!r} ranks tokens by the attention of the layer before, and there is none "
+            "before layer 0; let all visual tokens enter layer 0"
+        )
+    return counts
+
+
 class _LayerHook:
     """Pre-hook of one decoder layer."""
 
@@ -233,7 +245,7 @@ def prune(
     model: Any,
     *,
     method: str | Method | None = None,
-    schedule: Policy | str | Path | None = None,
+    schedule: Policy | str | pathlib.Path | None = None,
     gather_always: bool = False,
     **parameters: Any,
 ) -> Iterator[PruningSession]:
@@ -260,7 +272,7 @@ def prune(
         raise ScheduleError("prune needs schedule=, for example vispco.Step(layer=2, keep=0.5)")
     adapter = adapter_for(model)
     policy: Policy
-    if isinstance(schedule, (str, Path)):
+    if isinstance(schedule, (str, pathlib.Path)):
         policy, named = named_schedule(str(schedule), len(adapter.layers()))
     else:
         policy, named = schedule, None

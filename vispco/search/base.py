@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.records import Failed
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule
 from vispco.registry import Registry
-from vispco.storage.trials import TrialLog
+from vispco.search.distributed import Alone, Team
+from vispco.storage.trials import ATTEMPTS, TrialLog
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
     from vispco.storage.store import Store
 
 SEARCHES = Registry("search", "searches")
 
 Advance = Callable[[int, "int | None", str], None]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A schedule to be measured, and what its trial shall say.
+
+    ``parameters``: default, those that the family reads off the schedule. ``seconds``, ``propose_flops``: what
+    finding it took.
+    """
+
+    schedule: Schedule
+    parameters: Mapping[str, Any] | None = None
+    propose_flops: int = 0
+    seconds: float = 0.0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Options(BaseModel):
@@ -38,7 +52,8 @@ class SearchContext:
     """Everything a search may use.
 
     ``allowance``: FLOPs that the entry may be charged, if its compute is limited.
-    ``advance(done, total, note)`` reports progress.
+    ``advance(done, total, note)`` reports progress, ``watch(units)`` work within a measurement, ``say`` what a
+    person should read. ``team``: the processes that share gradients.
     """
 
     evaluator: Evaluator
@@ -50,6 +65,9 @@ class SearchContext:
     store: Store
     allowance: int | None = None
     advance: Advance = field(default=lambda done, total, note: None)
+    watch: Callable[[int], None] = field(default=lambda units: None)
+    say: Callable[[str], None] = field(default=lambda text: None)
+    team: Team = field(default_factory=Alone)
 
 
 class Search(ABC):
@@ -70,25 +88,36 @@ class Search(ABC):
     def run(self) -> None:
         """Search until done."""
 
-    def measure(
-        self,
-        schedule: Schedule,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        distributions: Mapping[str, BaseDistribution] | None = None,
-        propose_flops: int = 0,
-        attributes: Mapping[str, Any] | None = None,
-        started: float | None = None,
-    ) -> None:
-        """Measure ``schedule`` on the search split and store it as a COMPLETE trial."""
-        context = self.context
-        started = time.monotonic() if started is None else started
-        evaluation = context.evaluator.evaluate([schedule], "search", context.method)[0]
-        context.log.add(
-            evaluation,
-            parameters=parameters if parameters is not None else context.family.parameters(schedule),
-            distributions=distributions if distributions is not None else context.family.distributions(),
-            seconds=time.monotonic() - started,
-            propose_flops=propose_flops,
-            attributes=attributes,
-        )
+    def measure(self, proposals: Sequence[Proposal], advance: Callable[[int], None] = lambda landed: None) -> None:
+        """Measure proposals on the search split, together, and store each as a trial, in their order.
+
+        What cannot be measured becomes a FAIL trial that says why, and is tried again, three times in all;
+        ``advance`` is told how many have landed.
+        """
+        context, landed = self.context, 0
+        while proposals:
+            again: list[Proposal] = []
+            schedules = [proposal.schedule for proposal in proposals]
+            outcomes = context.evaluator.outcomes(schedules, "search", context.method, context.watch)
+            for proposal, outcome in zip(proposals, outcomes, strict=True):
+                parameters = proposal.parameters
+                if parameters is None:
+                    parameters = context.family.parameters(proposal.schedule)
+                settings: dict[str, Any] = {
+                    "parameters": parameters,
+                    "distributions": context.family.distributions(),
+                    "attributes": proposal.attributes,
+                }
+                if isinstance(outcome, Failed):
+                    attempt = context.log.attempts().get(outcome.schedule, 0) + 1
+                    context.log.add_failure(outcome.schedule, error=outcome.error, attempt=attempt, **settings)
+                    if attempt < ATTEMPTS:
+                        again.append(proposal)
+                        continue
+                    context.say(f"{outcome.schedule} failed {attempt} times and is left out: {outcome.error}")
+                else:
+                    seconds = proposal.seconds + outcome.seconds
+                    context.log.add(outcome, seconds=seconds, propose_flops=proposal.propose_flops, **settings)
+                landed += 1
+                advance(landed)
+            proposals = again

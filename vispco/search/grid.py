@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from vispco.search.base import SEARCHES, Search
+from vispco.search.base import SEARCHES, Proposal, Search
 
 
 @SEARCHES.register("grid")
@@ -15,8 +15,11 @@ class GridSearch(Search):
 
     def run(self) -> None:
         points = list(self.context.family.dense_grid())
-        done = self.context.log.schedules()
-        for number, schedule in enumerate(points, start=1):
-            if schedule.text() not in done:
-                self.measure(schedule)
-            self.context.advance(number, len(points), schedule.text())
+        settled = {trial.user_attrs["schedule"] for trial in self.context.log.settled()}
+        missing = [schedule for schedule in points if schedule.text() not in settled]
+        before = len(points) - len(missing)
+        self.context.advance(before, len(points), "")
+        self.measure(
+            [Proposal(schedule) for schedule in missing],
+            lambda landed: self.context.advance(before + landed, len(points), missing[landed - 1].text()),
+        )

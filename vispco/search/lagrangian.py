@@ -19,14 +19,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from vispco.costs import layer_flops
 from vispco.errors import MeasurementError
 from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search.augmented_lagrangian import AugmentedLagrangian
-from vispco.search.base import SEARCHES, Options, Search, SearchContext
+from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
 from vispco.search.calibration import Calibration
 
 TIE = 1e-12
@@ -40,11 +40,14 @@ class LagrangianOptions(Options):
     layers further away. ``check`` calibration samples decide between the result and its neighbouring shapes
     (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. Of every two
     neighbouring budgets the shapes are also measured at ``between`` budgets in between, without gradient steps.
+    ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
+    share the gradients by micro-batches.
     """
 
     dual_steps: int = Field(3, ge=1)
     primal_steps: int = Field(6, ge=1)
     batch: int = Field(16, ge=1)
+    micro_batch: int = Field(0, ge=0)
     learning_rate: float = Field(0.3, gt=0)
     penalty: float = Field(20.0, gt=0)
     penalty_cap: float = Field(200.0, gt=0)
@@ -53,6 +56,14 @@ class LagrangianOptions(Options):
     check: int = Field(128, ge=0)
     measure: int = Field(1, ge=1)
     between: int = Field(1, ge=0)
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _divides(cls, value: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch")
+        if value and batch and batch % value:
+            raise ValueError(f"micro_batch must divide batch, which is {batch}")
+        return value
 
 
 @SEARCHES.register("lagrangian")
@@ -77,7 +88,7 @@ class LagrangianSearch(Search):
         for number, budget in enumerate(budgets):
             if budget not in done:
                 if calibration is None:
-                    calibration = Calibration(context.evaluator, context.method, self.options.batch, context.seed)
+                    calibration = self._calibration()
                     # The teacher is paid once, by the first budget; a resumed search has paid it already.
                     calibration.charged *= number == 0
                 free = self._solve(calibration, number, budget, free)
@@ -90,6 +101,17 @@ class LagrangianSearch(Search):
                         self._measure_runner_up(parse_schedule(text), first.user_attrs)
             context.advance(number + 1, len(budgets), f"budget {budget:.3f}")
         self._interpolate(calibration, budgets)
+
+    def _calibration(self) -> Calibration:
+        context, options = self.context, self.options
+        return Calibration(
+            context.evaluator,
+            context.method,
+            options.batch,
+            context.seed,
+            micro=options.micro_batch,
+            team=context.team,
+        )
 
     def _interpolate(self, calibration: Calibration | None, budgets: list[float]) -> None:
         """Between neighbouring budgets: the shapes found for both, snapped to budgets in between."""
@@ -104,21 +126,18 @@ class LagrangianSearch(Search):
                     continue
                 started = time.monotonic()
                 if calibration is None:
-                    calibration = Calibration(context.evaluator, context.method, self.options.batch, context.seed)
+                    calibration = self._calibration()
                     calibration.charged = 0
                 shapes = [parse_schedule(first[b].user_attrs["schedule"]) for b in (above, below)]
                 chosen = self._rank(calibration, shapes, budget)[0]
-                self.measure(
-                    chosen,
-                    propose_flops=calibration.charged,
-                    started=started,
-                    attributes={
-                        **{key: first[above].user_attrs[key] for key in SHARED},
-                        "budget": budget,
-                        "violation": self._violation(chosen, budget),
-                        "interpolated": True,
-                    },
-                )
+                attributes = {
+                    **{key: first[above].user_attrs[key] for key in SHARED},
+                    "budget": budget,
+                    "violation": self._violation(chosen, budget),
+                    "interpolated": True,
+                }
+                seconds = time.monotonic() - started
+                self.measure([Proposal(chosen, None, calibration.charged, seconds, attributes)])
                 calibration.charged = 0
 
     def _solve(self, calibration: Calibration, number: int, budget: float, warm: Tensor | None) -> Tensor:
@@ -142,12 +161,9 @@ class LagrangianSearch(Search):
             "candidates": [candidate.text() for candidate in candidates],
             "free": free.tolist(),
         }
-        self.measure(
-            candidates[0],
-            propose_flops=calibration.charged,
-            started=started,
-            attributes={**attributes, "violation": self._violation(candidates[0], budget)},
-        )
+        first = {**attributes, "violation": self._violation(candidates[0], budget)}
+        seconds = time.monotonic() - started
+        self.measure([Proposal(candidates[0], None, calibration.charged, seconds, first)])
         calibration.charged = 0
         for candidate in candidates[1:]:
             self._measure_runner_up(candidate, attributes)
@@ -156,7 +172,7 @@ class LagrangianSearch(Search):
     def _measure_runner_up(self, schedule: Schedule, attributes: Mapping[str, Any]) -> None:
         violation = self._violation(schedule, attributes["budget"])
         kept = {key: attributes[key] for key in SHARED}
-        self.measure(schedule, attributes={**kept, "violation": violation})
+        self.measure([Proposal(schedule, attributes={**kept, "violation": violation})])
 
     def _violation(self, schedule: Schedule, budget: float) -> float:
         return (self.context.evaluator.flops_ratio(schedule, "search", self.context.method) - budget) / budget
@@ -177,7 +193,7 @@ class LagrangianSearch(Search):
             sharpness = blunt * (sharp / blunt) ** (step / max(1, steps - 1))
             ratios = family.relaxed(free, sharpness)
             batch = rng.randrange(len(calibration.batches))
-            loss = calibration.loss(batch, ratios.float(), options.temperature)
+            loss = calibration.loss(batch, ratios, options.temperature)
             violation = (self._relaxed_flops_ratio(ratios) - budget) / budget
             objective = loss.double() + lagrangian.term(violation)
             (gradient,) = torch.autograd.grad(objective, [free])

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vispco.analysis.selection import points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.records import Evaluation
+from vispco.evaluation.records import Evaluation, Failed, Outcome
+from vispco.evaluation.units import Executor
 from vispco.problem import Problem
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED, named_schedule
-from vispco.pruning.schedules import parse_schedule
+from vispco.pruning.schedules import Ratios, keep_all, parse_schedule
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
+from vispco.search.distributed import Alone, Team
 from vispco.storage.store import Store
 
 ACCOUNTING = "exact"
@@ -125,11 +127,19 @@ def validate(problem: Problem) -> None:
 class Run:
     """One driver's work on one experiment."""
 
-    def __init__(self, problem: Problem, store: Store, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        store: Store,
+        progress: Progress | None = None,
+        executor: Executor | None = None,
+        team: Team | None = None,
+    ) -> None:
         self.problem, self.store = problem, store
+        self.team: Team = team or Alone()
         self.study = problem.study
         self.progress: Progress = progress or Silent()
-        self.evaluator = Evaluator(problem, store)
+        self.evaluator = Evaluator(problem, store, executor)
 
     def run(self, only: Sequence[str] | None = None, *, fresh: bool = False) -> int:
         """Bring the experiment to its end; returns how many trials were added.
@@ -140,7 +150,7 @@ class Run:
         """
         validate(self.problem)
         planned = plan(self.study, only)
-        with self.store.lock(self.study.experiment):
+        with self.store.lock(self.study.experiment), self._workers_shown():
             if fresh:
                 self.store.delete_experiment(self.study.experiment)
             self._check_unchanged()
@@ -167,6 +177,18 @@ class Run:
             self._confirm(planned, budgets)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         return after - before
+
+    @contextmanager
+    def _workers_shown(self) -> Iterator[None]:
+        """Keep the database's table of who works on what up to date; empty when nobody does."""
+        board, name = self.evaluator.executor.board, self.study.experiment
+        board.write = lambda rows: self.store.save_workers(name, rows)
+        try:
+            yield
+        finally:
+            board.write = None
+            with suppress(VispcoError):
+                self.store.save_workers(name, [])
 
     def _check_unchanged(self) -> None:
         """Refuse a changed model, task or entry under a name that has trials."""
@@ -203,8 +225,10 @@ class Run:
         """Measure and link the plain model, the model without pictures, and published defaults."""
         name = self.study.experiment
         for split in ("search", "held_out"):
-            self.store.link(name, "reference", "unpruned", self.evaluator.unpruned(split))
-            self.store.link(name, "reference", "no_image", self.evaluator.no_image(split))
+            plain = [keep_all(), Ratios([0.0] * self.problem.shape.layers)]
+            unpruned, no_image = self.evaluator.evaluate(plain, split)
+            self.store.link(name, "reference", "unpruned", unpruned)
+            self.store.link(name, "reference", "no_image", no_image)
             for default in self.study.defaults:
                 known = PUBLISHED[default]
                 schedule = known.for_layers(self.problem.shape.layers)
@@ -248,6 +272,8 @@ class Run:
                 store=self.store,
                 allowance=self._allowance(item),
                 advance=advance,
+                say=lambda text: self.progress.say(f"{item.study}: {text}"),
+                team=self.team,
             )
             cls(context, item.options).run()
 
@@ -271,16 +297,24 @@ class Run:
 
     def _confirm(self, planned: list[Planned], budgets: list[float]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""
-        todo: dict[tuple[str, str], Method] = {}
+        todo: dict[str, tuple[Method, dict[str, None]]] = {}
         for item in planned:
             method = self.problem.method(item.config)
-            for schedule in points_to_confirm(self.store.trial_log(item.study).complete(), budgets):
-                todo[_method_key(method), schedule] = method
+            _, schedules = todo.setdefault(_method_key(method), (method, {}))
+            schedules.update(dict.fromkeys(points_to_confirm(self.store.trial_log(item.study).complete(), budgets)))
+        total, done = sum(len(schedules) for _, schedules in todo.values()), 0
         with self.progress.track("held-out") as advance:
-            for number, ((key, schedule), method) in enumerate(todo.items(), start=1):
-                evaluation = self.evaluator.evaluate([parse_schedule(schedule)], "held_out", method)[0]
-                self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", evaluation)
-                advance(number, len(todo), schedule)
+            for key, (method, schedules) in todo.items():
+                policies = [parse_schedule(schedule) for schedule in schedules]
+                for schedule, outcome in zip(
+                    schedules, self.evaluator.outcomes(policies, "held_out", method), strict=True
+                ):
+                    if not isinstance(outcome, Evaluation):
+                        self.progress.say(f"held-out: {schedule} with {key} could not be measured: {_why(outcome)}")
+                    else:
+                        self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", outcome)
+                    done += 1
+                    advance(done, total, schedule)
 
 
 def evaluate_once(problem: Problem, schedule: str, split: str, method: str | None = None) -> Evaluation:
@@ -288,6 +322,10 @@ def evaluate_once(problem: Problem, schedule: str, split: str, method: str | Non
     policy, named = named_schedule(schedule, problem.shape.layers)
     chosen = make_method(method) if method else named or problem.default_method
     return Evaluator(problem).evaluate([policy], split, chosen)[0]
+
+
+def _why(outcome: Outcome) -> str:
+    return outcome.error if isinstance(outcome, Failed) else "it was stopped"
 
 
 def _method_key(method: Method) -> str:

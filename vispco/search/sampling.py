@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import optuna
 from pydantic import Field, model_validator
 
-from vispco.search.base import SEARCHES, Options, Search
+from vispco.pruning.schedules import parse_schedule
+from vispco.search.base import SEARCHES, Options, Proposal, Search
 
 
 class SamplingOptions(Options):
@@ -31,34 +34,69 @@ class SamplingOptions(Options):
 
 
 class SamplingSearch(Search):
-    """Draws parameters of the family until the limit is reached."""
+    """Draws parameters of the family until the limit is reached.
+
+    Each trial notes the number of its proposal, so that a run that was stopped anywhere, or a proposal that could
+    not be measured, changes nothing for the others.
+    """
 
     Options: ClassVar[type[Options]] = SamplingOptions
 
     @abstractmethod
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
-        """Parameters of trials ``start`` to ``start + count - 1``, from the seed and the first ``start`` trials."""
+        """Parameters of proposals ``start`` to ``start + count - 1``, from the seed and those before ``start``."""
+
+    @property
+    def together(self) -> int:
+        """How many proposals are asked together."""
+        size: int = self.options.batch
+        return size
+
+    def settled(self) -> dict[int, optuna.trial.FrozenTrial]:
+        """Trials by the number of their proposal, without failures that are still to be tried again."""
+        trials = self.context.log.settled()
+        return {trial.user_attrs.get("proposal", place): trial for place, trial in enumerate(trials)}
 
     def run(self) -> None:
-        context, options = self.context, self.options
-        charged = context.log.charged_flops()
-        while True:
-            done = len(context.log.complete())
-            if options.trials is not None and done >= options.trials:
-                break
-            start = done - done % options.batch
-            for parameters in self.propose(start, options.batch)[done - start :]:
+        options, context = self.options, self.context
+        charged = sum(self._charge(trial) for trial in self.settled().values())
+        limited = False
+        while not limited:
+            settled = self.settled()
+            start = next(
+                n for n in itertools.count(0, self.together) if not settled.keys() >= {*range(n, n + self.together)}
+            )
+            drawn = enumerate(self.propose(start, self.together), start=start)
+            wanted: list[Proposal] = []
+            for number, parameters in drawn:
+                if options.trials is not None and number >= options.trials:
+                    limited = True
+                    break
+                if number in settled:
+                    continue
                 schedule = context.family.schedule(parameters)
                 price = context.evaluator.price(schedule, "search", context.method)
                 if context.allowance is not None and charged + price > context.allowance:
-                    return
-                if options.trials is not None and done >= options.trials:
-                    return
-                self.measure(schedule, parameters=parameters)
-                charged, done = charged + price, done + 1
-                share = None if context.allowance is None else charged / context.allowance
-                note = schedule.text() if share is None else f"{schedule.text()}, {share:.0%} of the compute"
-                context.advance(done, options.trials, note)
+                    limited = True
+                    break
+                charged += price
+                wanted.append(Proposal(schedule, parameters, attributes={"proposal": number}))
+            self.measure(wanted, partial(self._advance, len(settled), wanted))
+
+    def _charge(self, trial: optuna.trial.FrozenTrial) -> int:
+        """What a proposal took of the allowance; one that failed as much as one that did not."""
+        charged = trial.user_attrs.get("charged_flops")
+        if charged is not None:
+            return int(charged)
+        schedule = parse_schedule(trial.user_attrs["schedule"])
+        return self.context.evaluator.price(schedule, "search", self.context.method)
+
+    def _advance(self, before: int, wanted: list[Proposal], landed: int) -> None:
+        context = self.context
+        note = wanted[landed - 1].schedule.text()
+        if context.allowance is not None:
+            note += f", {context.log.charged_flops() / context.allowance:.0%} of the compute"
+        context.advance(before + landed, self.options.trials, note)
 
 
 @SEARCHES.register("random")
@@ -66,6 +104,11 @@ class RandomSearch(SamplingSearch):
     """Independent uniform draws: the baseline at equal compute."""
 
     kind: ClassVar[str] = "random"
+
+    @property
+    def together(self) -> int:
+        """Draws do not depend on each other: many at once share the most."""
+        return 64
 
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
         return [_draw(self._sampler(start + i), self.context.family.distributions(), 1)[0] for i in range(count)]
@@ -90,7 +133,8 @@ class TPESearch(SamplingSearch):
             sampler = optuna.samplers.TPESampler(
                 multivariate=True, seed=(self.context.seed * 1_000_003 + start) % 2**32
             )
-        return _draw(sampler, self.context.family.distributions(), count, self.context.log.complete()[:start])
+        settled = self.settled()
+        return _draw(sampler, self.context.family.distributions(), count, [settled[n] for n in range(start)])
 
 
 def _draw(

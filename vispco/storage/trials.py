@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection
 
-from vispco.evaluation.records import Evaluation
+from vispco.evaluation.records import Evaluation, Stopped
 from vispco.storage.bulk import append, has_system_attribute, lock_study, newest
 from vispco.storage.redaction import redact_text
 
@@ -89,38 +89,31 @@ class TrialLog:
 
     def add(
         self,
-        evaluation: Evaluation,
+        evaluation: Evaluation | Stopped,
         *,
         parameters: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
         seconds: float,
         propose_flops: int = 0,
         attributes: Mapping[str, Any] | None = None,
-        state: TrialState = TrialState.COMPLETE,
     ) -> None:
-        """Store a measured schedule.
+        """Store a measured schedule, COMPLETE, or one that a race stopped, PRUNED.
 
-        ``charged_flops`` is the whole price, measuring and proposing, as if nothing had been cached.
-
-        Args:
-            state: COMPLETE, or PRUNED for a schedule that was stopped early: it has no values, so that it can be
-                on no front; ``accuracy`` and ``flops_ratio`` so far become user attributes beside ``samples``, the
-                number of samples that ``evaluation`` has seen.
+        ``charged_flops`` is the whole price, measuring and proposing, as if nothing had been cached. A PRUNED trial
+        has no values, so that it can be on no front; ``accuracy`` so far and ``flops_ratio`` become user attributes
+        beside ``samples``, the number of samples seen.
 
         Raises:
             LockedError: another driver took the experiment; nothing was stored.
             StorageError: the database did not work for too long; nothing was stored.
         """
-        if state not in (TrialState.COMPLETE, TrialState.PRUNED):
-            raise ValueError(f"a measured trial is COMPLETE or PRUNED, not {state.name}; see add_failure")
         measured = [evaluation.accuracy, evaluation.flops_ratio]
-        stopped = {}
-        if state == TrialState.PRUNED:
-            stopped = dict(zip(METRICS, measured, strict=True))
-            stopped["samples"] = sum(len(scores) for scores in evaluation.scores.values())
+        stopped: dict[str, Any] = {}
+        if isinstance(evaluation, Stopped):
+            stopped = {**dict(zip(METRICS, measured, strict=True)), "samples": evaluation.samples}
         trial = create_trial(
-            state=state,
-            values=measured if state == TrialState.COMPLETE else None,
+            state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
+            values=None if stopped else measured,
             params=dict(parameters),
             distributions=dict(distributions),
             user_attrs={

@@ -135,5 +135,28 @@ class AdapterConformance:
         for schedule in (*SCHEDULES, Ratios([1, 1, 0.6, 0.1])):
             checks.check_flops(self.tiny, [(3, 1, 5), (2, 2, 3), (6, 0, 2)], make_method(method), schedule)
 
+    def test_head_gives_the_models_logits(self) -> None:
+        batch, model = self.tiny.batch(checks.RAGGED), self.tiny.model()
+        adapter, seen = adapter_for(model), []
+        hook = adapter.layers()[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+        with torch.no_grad():
+            logits = model(**batch).logits
+            hidden = seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
+            hook.remove()
+            assert torch.equal(adapter.head(hidden), logits)
+
+    @pytest.mark.parametrize("limit", [None, 0])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_policies_run_together_as_they_do_alone(self, model: Any, method: str, limit: int | None) -> None:
+        policies = [*SCHEDULES, *checks.MANY]
+        checks.check_sharing(model, self.tiny.batch(checks.RAGGED), make_method(method), policies, limit)
+
+    @pytest.mark.parametrize("limit", [None, 0])
+    @pytest.mark.parametrize("method", ["fastv", "random"])
+    def test_answers_together_are_those_of_generate(self, model: Any, method: str, limit: int | None) -> None:
+        policies = [*checks.MANY[:6], Step(1, 0.0), *([Step(0, 0.5), Step(0, 0.0)] if method == "random" else [])]
+        batch = self.tiny.batch([(3, 1, 5), (1, 1, 9), (2, 2, 3)])
+        checks.check_sharing_answers(model, batch, make_method(method), policies, limit)
+
     def test_leaves_no_trace(self) -> None:
         checks.check_no_trace(self.tiny.model(), self.tiny.batch(checks.RAGGED), make_method("fastv"), Step(1, 0.3))

@@ -13,7 +13,8 @@ from torch import Tensor
 from vispco.models.base import adapter_for
 from vispco.pruning.methods.base import Method
 from vispco.pruning.runtime import PruningSession, prune
-from vispco.pruning.schedules import Policy
+from vispco.pruning.schedules import Policy, Ratios, Schedule, Step, keep_all
+from vispco.pruning.shared import SharedPrefill
 from vispco.testing.tiny import LAYERS, TinyFamily
 
 TOLERANCE = 1e-4
@@ -23,6 +24,14 @@ Kept = list[list[list[int]]]
 # (text before, pictures, text after) per row
 ONE = [(3, 1, 5)]
 RAGGED = [(3, 1, 5), (1, 1, 9), (2, 2, 3), (6, 0, 2)]
+# Schedules with much in common: the same twice, ends that differ, all tokens, none.
+MANY: tuple[Schedule, ...] = (
+    keep_all(),
+    *(Ratios([1, a, b, c]) for a in (1, 0.75, 0.3) for b in (0.75, 0.3) for c in (0.3, 0.1, 0.0) if a >= b),
+    Step(1, 0.3),
+    Step(1, 0.3),
+    Step(1, 0.0),
+)
 
 
 def counts_of(policy: Policy, visual: Tensor) -> Tensor:
@@ -175,6 +184,46 @@ def check_cache_lengths(model: Any, batch: Batch, policy: Policy, cache: Any, ne
         window = adapter.sliding_window(number)
         expected = length if window is None else min(length, window - 1)
         assert layer.keys.shape[-2] == expected, f"layer {number} holds {layer.keys.shape[-2]}, not {expected}"
+
+
+def check_sharing(model: Any, batch: Batch, method: Method, policies: Sequence[Policy], limit: int | None) -> None:
+    """Run together as a tree, policies give the logits that each gives alone, to the last bit, and leave no trace.
+
+    ``limit``: bytes of hidden states that may be put aside.
+    """
+    adapter = adapter_for(model)
+    visual = adapter.visual_mask(batch["input_ids"], None)
+    counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
+    before, found = installed_hooks(model), {}
+    shared = SharedPrefill(adapter, method, counts, limit)
+    for members, logits in shared.logits(batch):
+        for member in members:
+            assert member not in found, f"policy {member} came twice"
+            found[member] = logits
+    assert installed_hooks(model) == before
+    assert sorted(found) == list(range(len(policies)))
+    for number, policy in enumerate(policies):
+        with torch.inference_mode(), prune(model, method=method, schedule=policy):
+            alone = model(**batch, use_cache=False, logits_to_keep=1).logits[:, -1]
+        assert torch.equal(found[number], alone), f"{policy}: {float((found[number] - alone).abs().max())}"
+
+
+def check_sharing_answers(
+    model: Any, batch: Batch, method: Method, policies: Sequence[Policy], limit: int | None, tokens: int = 5
+) -> None:
+    """Answers of several tokens: run together, policies give what ``generate`` gives each alone."""
+    adapter, prompt = adapter_for(model), batch["input_ids"].shape[1]
+    visual = adapter.visual_mask(batch["input_ids"], None)
+    counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
+    stop, pad, found = model.generation_config.eos_token_id, model.generation_config.pad_token_id, {}
+    shared = SharedPrefill(adapter, method, counts, limit)
+    for members, logits in shared.logits(batch, cached=True):
+        answer = shared.greedy(logits, tokens, [stop], pad)
+        found.update(dict.fromkeys(members, answer))
+    for number, policy in enumerate(policies):
+        with torch.inference_mode(), prune(model, method=method, schedule=policy):
+            alone = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, prompt:]
+        assert found[number].tolist() == alone.tolist(), f"{policy}"
 
 
 def installed_hooks(model: Any) -> set[tuple[str, int]]:

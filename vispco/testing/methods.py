@@ -95,5 +95,9 @@ class MethodConformance:
                 soft = model(**batch, use_cache=False).logits[:, -1]
         assert float((pruned - soft).abs().max()) <= checks.TOLERANCE
 
+    @pytest.mark.parametrize("limit", [None, 12_000, 0])
+    def test_policies_run_together_as_they_do_alone(self, tiny: TinyFamily, limit: int | None) -> None:
+        checks.check_sharing(tiny.model(), tiny.batch(checks.RAGGED), self.method, checks.MANY, limit)
+
     def test_leaves_no_trace(self, tiny: TinyFamily) -> None:
         checks.check_no_trace(tiny.model(), tiny.batch(checks.RAGGED), self.method, Step(1, 0.3))

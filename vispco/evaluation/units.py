@@ -1,0 +1,268 @@
+"""Units of work: some policies on one batch of one task. What an executor hands out, and how one is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vispco.errors import MeasurementError
+from vispco.evaluation.board import Board, Worker, describe
+from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare, render_prompt
+from vispco.pruning.methods.base import Method
+from vispco.pruning.runtime import prune
+from vispco.pruning.schedules import Counts
+from vispco.pruning.shared import SharedPrefill
+
+if TYPE_CHECKING:
+    from vispco.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Policies ``names`` [P] with ``counts`` int [P, B, L] on batch number ``batch`` of task number ``task``."""
+
+    split: str
+    task: int
+    batch: int
+    method: Method
+    names: tuple[str, ...]
+    counts: Counts
+
+
+@dataclass(frozen=True, eq=False)
+class UnitResult:
+    """``scores`` float32 [P, B]; rows of policies in ``errors`` (number -> why) are NaN.
+
+    ``recomputed_flops``: what a memory limit cost.
+    """
+
+    scores: NDArray[np.float32]
+    errors: Mapping[int, str]
+    recomputed_flops: int = 0
+
+
+class Executor(Protocol):
+    """Runs units somewhere; the process that asks stays the only one that writes.
+
+    ``board`` is shown who works on what while units run.
+    """
+
+    board: Board
+
+    def attach(self, runner: UnitRunner) -> None:
+        """Told which runner of the asking process has the splits prepared."""
+
+    def workers(self) -> list[Worker]:
+        """Who works on what."""
+
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, UnitResult]]:
+        """Numbered units in, their results out, in any order, each once. ``units`` is read as work gets done."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class UnitRunner:
+    """Runs units with a model of its own; splits are prepared when first needed.
+
+    ``memory_limit``: bytes of hidden states that the shared prefill may put aside; None: no limit.
+    """
+
+    def __init__(self, problem: Problem, memory_limit: int | None = None) -> None:
+        self.problem = problem
+        self.memory_limit = memory_limit
+        self._prepared: dict[str, list[PreparedSplit]] = {}
+        self._texts: dict[tuple[int, ...], str] = {}
+        self._scores: dict[tuple[str, str, int, str], float] = {}
+        self._most_rows: int | None = None
+
+    def prepared(self, split: str) -> list[PreparedSplit]:
+        """The tasks' samples of ``split``, ready to run."""
+        if split not in self._prepared:
+            self._prepared[split] = [prepare(self.problem, task, split) for task in self.problem.tasks]
+        return self._prepared[split]
+
+    def run(self, unit: Unit) -> UnitResult:
+        """Scores of the unit's policies; those that cannot be measured are named in the result's errors.
+
+        What runs out of memory is run again in halves, down to single samples.
+        """
+        part = self.prepared(unit.split)[unit.task]
+        return self._run(unit, part, part.batches[unit.batch], unit.counts)
+
+    def _run(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        if self._most_rows is not None and len(batch.rows) > self._most_rows:
+            return self._in_halves(unit, part, batch, counts)
+        try:
+            return self._together(unit, part, batch, counts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"out of memory with one sample: {_one_line(error)}"
+        # Outside the except block, so that the failed attempt's tensors are gone.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch.rows) == 1:
+            return _failed(counts, reason)
+        self._most_rows = len(batch.rows) // 2
+        return self._in_halves(unit, part, batch, counts)
+
+    def _in_halves(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        prompts = [render_prompt(self.problem.processor, sample) for sample in part.samples]
+        middle = (len(batch.rows) + 1) // 2
+        halves = []
+        for where in (slice(0, middle), slice(middle, None)):
+            rows = make_batch(self.problem, part.task, part.samples, prompts, batch.rows[where].tolist())
+            halves.append(self._run(unit, part, rows, counts[:, where]))
+        return UnitResult(
+            np.concatenate([half.scores for half in halves], axis=1),
+            {**halves[1].errors, **halves[0].errors},
+            sum(half.recomputed_flops for half in halves),
+        )
+
+    def _together(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        """All policies in one tree; if the tree breaks, each alone, so that only the broken ones fail."""
+        if part.task.max_new_tokens > 1 and changed_logits(self.problem.model.generation_config):
+            return self._generated(unit, part, batch, counts)
+        try:
+            return self._tree(unit, part, batch, counts)
+        except MeasurementError as error:
+            if len(counts) == 1:
+                return _failed(counts, _one_line(error))
+        alone = [self._together(unit, part, batch, counts[number][None]) for number in range(len(counts))]
+        return UnitResult(
+            np.concatenate([result.scores for result in alone]),
+            {number: result.errors[0] for number, result in enumerate(alone) if result.errors},
+        )
+
+    def _tree(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
+        scores, errors = np.full(counts.shape[:2], np.nan, dtype=np.float32), {}
+        shared, longest = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit), part.task
+        stop, pad = stop_tokens(self.problem.model.generation_config)
+        for members, logits in shared.logits(inputs, batch.keys, cached=longest.max_new_tokens > 1):
+            if not bool(torch.isfinite(logits).all()):
+                errors.update(dict.fromkeys(members, _not_finite(part)))
+                continue
+            tokens = shared.greedy(logits, longest.max_new_tokens, stop, pad)
+            scores[members] = self._score(unit.split, part, batch, tokens)
+        return UnitResult(scores, errors, shared.recomputed_flops)
+
+    @torch.inference_mode()
+    def _generated(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
+        """Each policy alone, by the model's own ``generate``: its settings change tokens in ways of their own."""
+        model, errors = self.problem.model, {}
+        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
+        prompt, scores = inputs["input_ids"].shape[1], np.full(counts.shape[:2], np.nan, dtype=np.float32)
+        for number, given in enumerate(counts):
+            try:
+                with prune(model, method=unit.method, schedule=GivenCounts(given)) as session:
+                    session.sample_keys = batch.keys
+                    found = model.generate(**inputs, max_new_tokens=part.task.max_new_tokens, do_sample=False)
+            except MeasurementError as error:
+                errors[number] = _one_line(error)
+            else:
+                scores[number] = self._score(unit.split, part, batch, found[:, prompt:])
+        return UnitResult(scores, errors)
+
+    def _score(self, split: str, part: PreparedSplit, batch: Batch, tokens: Tensor) -> NDArray[np.float32]:
+        """Scores [B] of the answers [B, m]; equal answers to one question are read and scored once."""
+        found = np.zeros(len(batch.rows), dtype=np.float32)
+        for place, (row, ids) in enumerate(zip(batch.rows.tolist(), map(tuple, tokens.tolist()), strict=True)):
+            if ids not in self._texts:
+                self._texts[ids] = self.problem.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+            key = (split, part.task.name, row, self._texts[ids])
+            if key not in self._scores:
+                self._scores[key] = part.task.score(part.samples[row], key[-1])
+            found[place] = self._scores[key]
+        return found
+
+
+class InProcess:
+    """Runs units in this process, one after another."""
+
+    def __init__(self, runner: UnitRunner) -> None:
+        self.runner = runner
+        self.board = Board()
+        self._worker = Worker("driver")
+
+    def attach(self, runner: UnitRunner) -> None:
+        self.runner = runner
+
+    def workers(self) -> list[Worker]:
+        return [self._worker]
+
+    def run(self, units: Iterable[tuple[int, Unit]]) -> Iterator[tuple[int, UnitResult]]:
+        for number, unit in units:
+            self._worker.begin(describe(unit, self.runner))
+            self.board.show(self.workers())
+            result = self.runner.run(unit)
+            self._worker.done += 1
+            yield number, result
+        self._worker.begin("")
+
+    def close(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class GivenCounts:
+    """The policy of counts [B, L] that are known already."""
+
+    given: Counts
+
+    def counts(self, n_visual: Counts, layers: int, context: object = None) -> Counts:
+        return self.given
+
+
+def stop_tokens(config: Any) -> tuple[list[int], int]:
+    """(tokens that end an answer, token that fills up behind one) of a generation config."""
+    stop = config.eos_token_id
+    stops = [] if stop is None else list(stop) if isinstance(stop, (list, tuple)) else [stop]
+    return stops, config.pad_token_id if config.pad_token_id is not None else (stops or [0])[0]
+
+
+CHANGES_LOGITS = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+    **dict.fromkeys(("min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "watermarking_config")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "stop_strings", "prompt_lookup_num_tokens")),
+}
+
+
+def changed_logits(config: Any) -> dict[str, Any]:
+    """Settings of a generation config by which ``generate`` takes another token than the most probable one."""
+    found = {name: getattr(config, name, None) for name in CHANGES_LOGITS}
+    return {name: value for name, value in found.items() if value not in (None, CHANGES_LOGITS[name])}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on whatever device, or Python ran out of memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text
+
+
+def _failed(counts: Counts, reason: str) -> UnitResult:
+    scores = np.full(counts.shape[:2], np.nan, dtype=np.float32)
+    return UnitResult(scores, dict.fromkeys(range(len(counts)), reason))
+
+
+def _not_finite(part: PreparedSplit) -> str:
+    return f"logits are not finite on task {part.task.name!r}; check the model's weights and dtype"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
