@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from test_copying import GROUPS, fill, measured
+from test_copying import GROUPS, fill, measured, stopped
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.selection import choose
 from vispco.analysis.statistics import difference, group_bootstrap, interval, mean_scores
@@ -83,15 +83,14 @@ def test_only_complete_trials_are_on_a_front_or_chosen(store: Store) -> None:
     """PRUNED, FAIL and RUNNING trials that look better than all others, and COMPLETE ones that are not finite."""
     before = Comparison(store, "exp").to_dict()
     study = store.trial_log("exp/grid").study
-    stopped = measured("stopped", "search", 1.0, 0.05)
+    early = stopped(measured("stopped", "search", 1.0, 0.05))
     for state in (TrialState.FAIL, TrialState.RUNNING):
         study.add_trial(create_trial(state=state, user_attrs={"schedule": "step(layer=1, keep=0.0)"}))
     store.trial_log("exp/grid").add(
-        stopped,
+        early,
         parameters={"layer": 1, "keep": 0.0},
         distributions=StepFamily(4).distributions(),
         seconds=2.0,
-        state=TrialState.PRUNED,
     )
     with_values = create_trial(state=TrialState.PRUNED, values=[1.0, 0.01], user_attrs={"charged_flops": 5})
     with_values.user_attrs.update(spent_flops=3, propose_flops=0)
@@ -100,7 +99,7 @@ def test_only_complete_trials_are_on_a_front_or_chosen(store: Store) -> None:
         append(connection, study_ids(connection, "exp")["exp/grid"], [with_values, infinite])
     after = Comparison(store, "exp").to_dict()
     grid, was = after["searches"][0], before["searches"][0]
-    paid = {"charged_flops": stopped.flops + 5, "spent_flops": stopped.flops + 3}
+    paid = {"charged_flops": early.flops + 5, "spent_flops": early.flops + 3}
     for name, more in paid.items():
         assert grid[name] == was[name] + more
     assert grid["wall_seconds"] > was["wall_seconds"] + 1.9

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sqlalchemy import select
 from test_reading import FIELDS, TRIALS
 from vispco.analysis.comparison import compare
 from vispco.errors import LockedError, StorageError
-from vispco.evaluation.records import Evaluation
+from vispco.evaluation.records import Evaluation, Stopped
 from vispco.pruning.families import StepFamily
 from vispco.pruning.schedules import Step
 from vispco.storage.copying import Copied, copy_experiments
@@ -51,6 +52,12 @@ def measured(name: str, split: str, accuracy: float, ratio: float) -> Evaluation
         tasks={"x": task},
         scores={"x": scores},
     )
+
+
+def stopped(evaluation: Evaluation) -> Stopped:
+    """The same measurement, as if a race had stopped it."""
+    names = [field.name for field in fields(Stopped) if field.name not in ("samples", "seconds")]
+    return Stopped(**{name: getattr(evaluation, name) for name in names}, samples=3)
 
 
 def fill(store: Store, experiment: str, points: int = 4) -> None:

@@ -270,6 +270,7 @@ def test_workers_are_shown_while_somebody_runs(cli: Callable[..., tuple[int, str
 def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     """Trials of vispco.objective; the second run keeps the entry, and its held-out numbers are those of the grid."""
     import vispco
+    from vispco.problem import Problem
     from vispco.search.runner import Run
 
     store = Store(f"sqlite:///{tmp_path}/a.db")
@@ -280,6 +281,9 @@ def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     study.optimize(vispco.objective(problem), n_trials=2)
     import_trials(store, "their study", "small", entry="mine")
     assert Run(problem, store).run(["tpe"]) == 0
+    taken = problem.text.replace("  tpe:", "  mine:")
+    with pytest.raises(ConfigError, match="entry 'mine' of experiment 'small' was imported; rename the entry"):
+        Run(Problem.from_text(taken), store).run(["mine"])
     comparison = Comparison(store, "small")
     mine = next(search for search in comparison.searches if search.name == "mine")
     repeated = mine.trials[0]

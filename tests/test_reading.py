@@ -159,22 +159,23 @@ def same(ours: list[optuna.trial.FrozenTrial], theirs: list[optuna.trial.FrozenT
 
 def test_a_log_that_remembers_equals_one_that_reads(store: Store, database_url: str) -> None:
     """After its own trials, after somebody else's, and while some are not finished."""
+    from test_copying import stopped
     from test_storage import make_evaluation
 
-    def add(log: Any, number: int, state: TrialState = TrialState.COMPLETE) -> None:
+    def add(log: Any, number: int, raced: bool = False) -> None:
+        evaluation = make_evaluation(f"e{number}", accuracy=number / 10)
         log.add(
-            make_evaluation(f"e{number}", accuracy=number / 10),
+            stopped(evaluation) if raced else evaluation,
             parameters={"zeta": 1 / 3, "depth": 4, "kind": None},
             distributions=SPACE,
             seconds=1 / 7,
             attributes={"pair": (1, 2.5), "budget": 0.5},
-            state=state,
         )
 
     log, other = store.trial_log("exp/a"), Store(database_url)
     assert log.trials() == []
     for number in range(4):
-        add(log, number, TrialState.PRUNED if number == 2 else TrialState.COMPLETE)
+        add(log, number, raced=number == 2)
         assert same(log.trials(), other.trial_log("exp/a").trials())
     log.add_failure("s", parameters={}, distributions={}, error="e", attempt=1)
     add(other.trial_log("exp/a"), 5)

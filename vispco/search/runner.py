@@ -203,6 +203,11 @@ class Run:
                     f"({_short(stored['identity'].get(key))} there, {_short(value)} here); "
                     f"its trials cannot be mixed: {way_out}"
                 )
+        for item in plan(self.study):
+            if stored["facts"].get("studies", {}).get(item.study, {}).get("kind") == "imported":
+                raise ConfigError(
+                    f"entry {item.entry!r} of experiment {self.study.experiment!r} was imported; rename the entry"
+                )
         earlier = parse_study(stored["spec_text"], "stored study")
         for name, entry in self.study.searches.items():
             if name in earlier.searches and _fixed(earlier.searches[name]) != _fixed(entry):
