@@ -17,6 +17,7 @@ from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import METHODS
 from vispco.pruning.schedules import parse_schedule
 from vispco.search import SEARCHES
+from vispco.search.racing import RacingOptions
 from vispco.search.runner import validate
 from vispco.tasks.base import TASKS
 
@@ -112,6 +113,18 @@ def test_study_document_shows_a_valid_study() -> None:
         for option in SEARCHES[name].Options.model_fields:
             assert f"`{option}" in page, (name, option)
     assert "seeds" in SearchConfig.model_fields
+
+
+def test_the_races_of_the_documents_are_valid() -> None:
+    (entries,) = blocks("docs/measuring.md", "yaml")
+    (text,) = blocks("docs/studies.md", "yaml")
+    raced = text.split("searches:")[0] + entries
+    validate(Problem(parse_study(raced), raced))
+    page = (ROOT / "docs/measuring.md").read_text()
+    for name, field in RacingOptions.model_fields.items():
+        row = re.findall(rf"^\| `{name}` \| (.*) \|$", page, flags=re.MULTILINE)
+        assert len(row) == 1, name
+        assert f"({field.default})" in row[0], name
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").rglob("*.yaml")), ids=lambda p: p.name)

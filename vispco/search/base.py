@@ -107,7 +107,8 @@ class Search(ABC):
 
         def make(costs: Sequence[float], parts: Sequence[PreparedSplit]) -> Race:
             places = [part.place for part in parts]
-            stages = block_ends(sum(len(place) for place in places))
+            *ends, samples = block_ends(sum(len(place) for place in places))
+            stages = [*(end for end in ends if end >= options.first), samples]
             return Race(costs, order_by(places), options, context.budgets, stages)
 
         found = context.evaluator.race(schedules, make, "search", context.method, context.watch)

@@ -207,7 +207,7 @@ class Race:
         running &= ~self.failed
         part = np.where(running[:, None], part, 0.0)
         if part.size and (part.min() < 0 or part.max() > 1):
-            raise MeasurementError(f"racing needs scores in [0, 1], got {part.min():g} to {part.max():g}; race=null")
+            raise MeasurementError(f"racing needs scores in [0, 1], got {part.min():g} to {part.max():g}; remove race:")
         starts = self._starts[self._seen : stop]
         units = np.add.reduceat(part * self._weight[begin:stage], starts - begin, axis=1)
         pairs = np.flatnonzero(running[self._first] & running[self._second])
