@@ -306,8 +306,7 @@ def main() -> int:
             print(f"     {existing} trials there, ms: {told}")
             claims.append((f"overhead of a trial beside {existing}, over one demo evaluation", total / one, 0.02))
         (whole, cpu, inside), (doubled, _, doubled_inside) = (compare_seconds(url(n), rounds) for n in (10_000, 20_000))
-    print(f"     CPU time of the command: {cpu:.2f} s")
-    print(f"     in a process: {inside:.2f} s, twice the trials {doubled_inside:.2f} s")
+    print(f"     its CPU time: {cpu:.2f} s; inside: {inside:.2f} s, twice as many {doubled_inside:.2f} s")
     claims.append(("vispco compare, 10,000 trials, 1,000 x 5,000 scores, whole command, seconds", whole, 3.0))
     claims.append(
         ("compare of twice the trials and evaluations, in the process, over once", doubled_inside / inside, 2.2)
