@@ -445,7 +445,7 @@ services.resolve_ip_for_localhost = lambda host: host
 from ray.scripts.scripts import main
 main()
 """
-MEDIUM = SMALL.replace("search: 24", "search: 64").replace("{kind: tpe, trials: 8, batch: 4}", "{kind: grid}")
+MEDIUM = SMALL.replace("{kind: tpe, trials: 8, batch: 4}", "{kind: grid}")
 
 
 def name_of(pid: int) -> str:
@@ -496,9 +496,8 @@ def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
     driver = command("run", "--ray", address, database=database, text=MEDIUM, **settings)
     try:
         wait_for(lambda: len(working(database)) == 2)
-        for pid in children_of(node.pid):
-            if "raylet" in name_of(pid):
-                os.kill(pid, signal.SIGKILL)
+        (raylet,) = [pid for pid in children_of(node.pid) if "raylet" in name_of(pid)]
+        os.kill(raylet, signal.SIGKILL)
         output, errors = driver.communicate(timeout=300)
     finally:
         driver.kill()
