@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -425,11 +429,84 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path) -> None:
     assert errors.splitlines() == ["vispco: workers need Ray, which is not installed; run: pip install 'vispco[ray]'"]
 
 
-def test_no_cluster_is_one_line(tmp_path: Path) -> None:
-    done = command("run", "--ray", "127.0.0.1:1", database=tmp_path / "a.db")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://somewhere", "nonsense"])
+def test_no_cluster_is_one_line(tmp_path: Path, address: str) -> None:
+    done = command("run", "--ray", address, database=tmp_path / "a.db")
     _, errors = done.communicate(timeout=120)
     assert done.returncode == 2
-    assert "no Ray cluster at '127.0.0.1:1'" in errors.splitlines()[-1]
+    (line,) = errors.splitlines()
+    assert line.startswith(f"vispco: no Ray cluster at '{address}'")
+
+
+# `ray start` takes the machine's outward address where it is told 127.0.0.1; here it stays on the loopback.
+RAY_START = """
+from ray._private import services
+services.resolve_ip_for_localhost = lambda host: host
+from ray.scripts.scripts import main
+main()
+"""
+MEDIUM = SMALL.replace("search: 24", "search: 64").replace("{kind: tpe, trials: 8, batch: 4}", "{kind: grid}")
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def head_and_worker() -> Iterator[tuple[str, dict[str, str], subprocess.Popen[bytes]]]:
+    """A cluster of two nodes with a CPU each: its address, the settings of who joins it, the second node."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    folder = tempfile.mkdtemp(prefix="ray-")  # the path of a socket must be short
+    common = ["--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--object-store-memory", "80000000"]
+    head = ["--head", "--port", address.rpartition(":")[2], "--include-dashboard", "false", "--temp-dir", folder]
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        for words in (head, ["--address", address]):
+            node = subprocess.Popen(
+                [sys.executable, "-c", RAY_START, "start", *words, *common],
+                env={**others, **settings, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            nodes.append(node)
+            wait_for(lambda: any("raylet" in name_of(child) for child in children_of(nodes[-1].pid)))
+            time.sleep(3)
+        yield address, {**settings, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, nodes[1]
+    finally:
+        below = {pid for node in nodes for pid in children_of(node.pid)}
+        for node in reversed(nodes):
+            node.terminate()
+            node.wait(60)
+        wait_for(lambda: not alive(below), 120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
+    tmp_path: Path, head_and_worker: tuple[str, dict[str, str], subprocess.Popen[bytes]]
+) -> None:
+    address, settings, node = head_and_worker
+    database = tmp_path / "cluster.db"
+    driver = command("run", "--ray", address, database=database, text=MEDIUM, **settings)
+    try:
+        wait_for(lambda: len(working(database)) == 2)
+        for pid in children_of(node.pid):
+            if "raylet" in name_of(pid):
+                os.kill(pid, signal.SIGKILL)
+        output, errors = driver.communicate(timeout=300)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, errors
+    assert output.startswith("small: accuracy on held-out samples")
+    store = Store(f"sqlite:///{tmp_path}/process.db")
+    Run(Problem.from_text(MEDIUM), store).run()
+    assert trials(Store(f"sqlite:///{database}")) == trials(store)
 
 
 def test_ray_is_not_imported_unless_asked() -> None:

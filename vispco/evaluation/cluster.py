@@ -6,7 +6,10 @@ import ipaddress
 import logging
 import math
 import os
+import secrets
 import shutil
+import socket
+import sys
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +48,10 @@ class Cluster:
     """
 
     def __init__(self, address: str | None, workers: int | None, device: str, threads: int = 1) -> None:
-        settings = ALWAYS if address else STARTED_HERE
+        settings = dict(STARTED_HERE if address is None else ALWAYS)
+        if address is None and "ray" not in sys.modules:
+            # Other people of this machine reach its loopback interface, too.
+            settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
         self.ray = _import_ray()
@@ -102,14 +108,17 @@ class Cluster:
 
     def _join(self, address: str) -> None:
         try:
+            if address != "auto":
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             self.ray.init(address=address, **_quiet())
         except Exception as error:
+            self.close()
             raise ConfigError(
-                f"no Ray cluster at {address!r}: {_one_line(error)}; start one with: ray start --head"
+                f"no Ray cluster at {address!r}: {_one_line(error)}; give host:port or auto, start one with: ray start "
+                "--head, and if it asks for a token, set RAY_AUTH_MODE=token"
             ) from error
-
-        finally:
-            self._mute()
+        self._mute()
 
     def _mute(self) -> None:
         """Ray tells about dead workers on stdout, which is for results; we tell it ourselves."""
