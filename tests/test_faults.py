@@ -64,11 +64,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
 
 def worker_processes(driver: psutil.Process) -> list[psutil.Process]:
-    """Processes that hold a Ray actor of this driver."""
+    """Processes that hold a Ray actor of this driver; Ray's own helpers are not among them."""
     found = []
     for process in driver.children(recursive=True):
         try:
-            if " ".join(process.cmdline()).startswith("ray::"):
+            if " ".join(process.cmdline()).startswith("ray::UnitWorker"):
                 found.append(process)
         except psutil.Error:
             continue

@@ -278,6 +278,7 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
         assert trial.user_attrs["flops_ratio"] == values[trial.user_attrs["proposal"]][1]
         assert 0 < trial.user_attrs["charged_flops"] < trial.user_attrs["full_flops"]
     assert log.charged_flops() < full.trial_log("raced/random").charged_flops()
+    assert all(trial.duration.total_seconds() > 0 for trial in log.settled())
     found = Comparison(raced, "raced").to_dict()["searches"][0]
     assert found["trials"] == len(log.complete())
     assert not {point["schedule"] for point in found["front"]} & {t.user_attrs["schedule"] for t in stopped}

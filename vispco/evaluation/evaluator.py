@@ -158,7 +158,7 @@ class Evaluator:
         Raises:
             ScheduleError: a policy does not fit the model or the method; nothing was measured.
         """
-        method = method or self.problem.default_method
+        method, started = method or self.problem.default_method, time.monotonic()
         ids, pending = self._ask(policies, split, method)
         job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()))
         race = make_race([self._ratio(job, waiting) for waiting in job.pending], job.parts)
@@ -179,15 +179,17 @@ class Evaluator:
             self._run(job, [place for block in blocks for place in job.block(block)], watch)
             self._save(job)
         made: dict[str, Outcome] = {}
+        share = (time.monotonic() - started) / max(1, sum(waiting.spent_flops for waiting in runners))
         for waiting in runners:
+            seconds = share * waiting.spent_flops
             if waiting.error is not None:
                 made[waiting.id] = Failed(waiting.id, split, method.name, waiting.name, waiting.error)
             elif waiting.stopped_at:
-                made[waiting.id] = self._stopped(job, waiting)
+                made[waiting.id] = self._stopped(job, waiting, seconds)
             elif waiting.id in self._memory:
                 made[waiting.id] = self._memory[waiting.id]
             else:
-                made[waiting.id] = self._evaluation(job, waiting, 0.0)
+                made[waiting.id] = self._evaluation(job, waiting, seconds)
         finished = [e for e in made.values() if isinstance(e, Evaluation) and e.id not in self._memory]
         self._keep(job, finished)
         self._memory.update({e.id: replace(e, spent_flops=0, seconds=0.0) for e in finished})
@@ -195,7 +197,7 @@ class Evaluator:
         for policy, i in zip(policies, ids, strict=True):
             outcome = made[i]
             found.append(replace(outcome, schedule=_text(policy)))
-            made[i] = outcome if isinstance(outcome, Failed) else replace(outcome, spent_flops=0)
+            made[i] = outcome if isinstance(outcome, Failed) else replace(outcome, spent_flops=0, seconds=0.0)
         return found
 
     def _ask(self, policies: Sequence[Policy], split: str, method: Method) -> tuple[list[str], dict[str, Pending]]:
@@ -287,7 +289,7 @@ class Evaluator:
         parts = zip(job.parts, pending.counts, strict=True)
         return float(np.mean([float(self._cost(part, counts, job.method)[1].mean()) for part, counts in parts]))
 
-    def _stopped(self, job: Job, pending: Pending) -> Stopped:
+    def _stopped(self, job: Job, pending: Pending, seconds: float) -> Stopped:
         accuracies, flops, full = [], 0, 0
         for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
             seen = part.place < pending.stopped_at
@@ -307,6 +309,7 @@ class Evaluator:
             full_flops=full,
             spent_flops=pending.spent_flops,
             samples=pending.stopped_at,
+            seconds=seconds,
         )
 
     def _kept(self, job: Job, pending: Pending) -> tuple[float, ...]:
