@@ -46,7 +46,7 @@ searches:
 SCHEDULES = [Step(layer=layer, keep=keep) for layer in (2, 3, 5) for keep in (0.25, 0.5)]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
