@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import SMALL
 from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.models.base import ADAPTERS, ModelAdapter, register_builtin
 from vispco.problem import Problem
@@ -155,3 +157,27 @@ def test_commands_of_the_database_section_run(
         assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
     assert "theirs" in capsys.readouterr().out
     assert Store(pg_url).experiment_names() == ["my-study"]
+
+
+def test_commands_about_machines_run(tmp_path: Path) -> None:
+    """In the short form; what needs more than one machine is no bash block."""
+    pytest.importorskip("ray")
+    small = "experiment: quickstart\n" + SMALL.split("\n", 2)[2]
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies/quickstart.yaml").write_text(small)
+    programs = {"vispco": "vispco", "torchrun": "torch.distributed.run"}
+    lines = [line for block in blocks("docs/machines.md", "bash") for line in block.splitlines()]
+    assert [line.split()[0] for line in lines] == ["vispco", "vispco", "torchrun"]
+    for line in lines:
+        program, *words = line.split()
+        done = subprocess.run(
+            [sys.executable, "-m", programs[program], *words],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "VISPCO_STORAGE": f"sqlite:///{tmp_path}/{program}.db"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        if "run" in words:
+            assert re.search(r"quickstart: \d+ new trials", done.stderr), line

@@ -228,18 +228,21 @@ def test_units_are_read_as_work_gets_done(small: Problem, expected: list[Any], w
 def test_a_worker_killed_in_mid_unit_costs_nothing(
     small: Problem, expected: list[Any], workers: RayWorkers, sturdy_again: None
 ) -> None:
-    """Killed from outside, again and again, while units run."""
-    workers.wait()
-    evaluator = Evaluator(small, executor=workers)
+    """Killed from outside, again and again, while units run: the answers are the same."""
     killed: list[int] = []
 
     def kill(done: int) -> None:
-        if done in (1, 4):
-            victim = next(member for member in workers.members if member.starting is None and member.tasks)
-            killed.append(victim.pid)
-            os.kill(victim.pid, signal.SIGKILL)
+        busy = [member.pid for member in workers.members if member.starting is None and member.tasks]
+        if busy and len(killed) < 2 and busy[0] not in killed:
+            killed.append(busy[0])
+            os.kill(busy[0], signal.SIGKILL)
 
-    assert_same(list(evaluator.outcomes(SCHEDULES, watch=kill)), expected)
+    # Whether somebody is busy when a result lands is a matter of luck, so it may take several rounds to kill twice.
+    for _ in range(20):
+        workers.wait()
+        assert_same(list(Evaluator(small, executor=workers).outcomes(SCHEDULES, watch=kill)), expected)
+        if len(killed) == 2:
+            break
     assert len(killed) == 2
     assert not alive(set(killed))
 
@@ -257,7 +260,8 @@ def test_a_policy_that_kills_its_workers_fails_alone(
     outcomes = list(Evaluator(small, executor=workers).outcomes(SCHEDULES))
     assert re.match(r"its worker died 3 times, in batch 2; .* smaller batch_size", outcomes.pop(poisoned).error)
     assert_same(outcomes, [e for number, e in enumerate(expected) if number != poisoned])
-    assert len((tmp_path / "deaths").read_text()) == 2 + 3
+    # Twice together, three times alone, and once while it is not known which of its worker's two units killed.
+    assert len((tmp_path / "deaths").read_text()) in (2 + 3, 1 + 2 + 3)
 
 
 def test_a_policy_that_kills_once_is_tried_again(

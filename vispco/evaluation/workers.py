@@ -1,8 +1,8 @@
 """Units of work on Ray actors, each with a model of its own. This process hands out, collects, and alone writes.
 
 Every worker has at most two units: one that it runs and one that waits. A worker that dies is replaced; what it had
-is handed out again. Only the unit it was running is blamed: a unit of several policies that was twice there when its
-worker died is taken apart, and a policy alone with three dead workers fails.
+is handed out again, now each as the only one of its worker, so that it is known which unit kills. A unit of several
+policies whose worker died twice is taken apart, and a policy alone with three dead workers fails.
 """
 
 from __future__ import annotations
@@ -68,12 +68,16 @@ class UnitWorker:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A unit, or one policy of it, on its way; ``deaths`` of workers while they ran it."""
+    """A unit, or one policy of it, on its way.
+
+    ``suspect``: a worker that had it died; it gets a worker to itself. ``deaths`` of workers that had nothing else.
+    """
 
     number: int
     unit: Unit
     policy: int | None = None
     deaths: int = 0
+    suspect: bool = False
 
     def sent(self) -> Unit:
         if self.policy is None:
@@ -178,16 +182,20 @@ class RayWorkers:
                 member.begin("")
 
     def _hand_out(self, again: deque[Task], source: Iterator[Task]) -> bool:
-        """Fill the workers up, the emptiest first; False when there is nothing left to hand out."""
+        """Fill the workers up, the emptiest first; False when ``source`` is at its end."""
+        more = True
         for depth in range(IN_FLIGHT):
             for member in self.members:
-                if member.starting is None and len(member.tasks) <= depth:
-                    task = again.popleft() if again else next(source, None)
-                    if task is None:
-                        return False
-                    member.tasks[member.actor.run.remote(task.sent())] = task
-                    self._tell(member)
-        return True
+                busy = len(member.tasks) > depth or any(task.suspect for task in member.tasks.values())
+                if member.starting is not None or busy:
+                    continue
+                task = again.popleft() if again and not member.tasks else next(source, None)
+                if task is None:
+                    more = False
+                    continue
+                member.tasks[member.actor.run.remote(task.sent())] = task
+                self._tell(member)
+        return more
 
     def _collect(self, again: deque[Task]) -> list[tuple[Task, UnitResult]]:
         """What has come back since; what was lost is put into ``again``."""
@@ -275,7 +283,7 @@ class RayWorkers:
             _compare(member, what, theirs, ours[what])
 
     def _died(self, member: Member, again: deque[Task]) -> list[tuple[Task, UnitResult]]:
-        """Replace a worker. What it had finished is taken, the rest handed out again, the first of which is blamed."""
+        """Replace a worker. What it had finished is taken, the rest handed out again; a single unit is blamed."""
         self.ray.wait(list(member.tasks), num_returns=len(member.tasks), timeout=DEATH_SECONDS)
         self.ray.kill(member.actor)
         found: list[tuple[Task, UnitResult]] = []
@@ -288,12 +296,11 @@ class RayWorkers:
                 found.append((task, result))
         member.tasks.clear()
         self._start(member)
-        for task in reversed(lost[1:]):
-            again.appendleft(task)
-        if lost:
-            blamed = replace(lost[0], deaths=lost[0].deaths + 1)
+        for task in lost:
+            blamed = replace(task, suspect=True, deaths=task.deaths + (len(lost) == 1))
             if len(blamed.unit.names) > 1 and blamed.policy is None and blamed.deaths >= TRIES_TOGETHER:
-                again.extend(Task(blamed.number, blamed.unit, policy) for policy in range(len(blamed.unit.names)))
+                policies = range(len(blamed.unit.names))
+                again.extend(Task(blamed.number, blamed.unit, policy, suspect=True) for policy in policies)
             elif blamed.deaths >= TRIES:
                 found.append((blamed, _given_up(blamed)))
             else:
