@@ -103,7 +103,9 @@ def test_only_complete_trials_are_on_a_front_or_chosen(store: Store) -> None:
     for name, more in paid.items():
         assert grid[name] == was[name] + more
     assert grid["wall_seconds"] > was["wall_seconds"] + 1.9
-    same = set(grid) - {*paid, "wall_seconds"}
+    naive = was["charged_flops"] + early.full_flops + 5
+    assert grid["cost_ratio_to_grid"] == grid["charged_flops"] / naive < was["cost_ratio_to_grid"]
+    same = set(grid) - {*paid, "wall_seconds", "cost_ratio_to_grid"}
     assert {key: grid[key] for key in same} == {key: was[key] for key in same}
     assert [row["chosen"] for row in after["by_budget"]] == [row["chosen"] for row in before["by_budget"]]
 

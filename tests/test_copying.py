@@ -56,8 +56,9 @@ def measured(name: str, split: str, accuracy: float, ratio: float) -> Evaluation
 
 def stopped(evaluation: Evaluation) -> Stopped:
     """The same measurement, as if a race had stopped it."""
-    names = [field.name for field in fields(Stopped) if field.name not in ("samples", "seconds")]
-    return Stopped(**{name: getattr(evaluation, name) for name in names}, samples=3)
+    names = {field.name for field in fields(Stopped)} & {field.name for field in fields(Evaluation)}
+    same = {name: getattr(evaluation, name) for name in names if name != "seconds"}
+    return Stopped(**same, samples=3, full_flops=2 * evaluation.flops)
 
 
 def fill(store: Store, experiment: str, points: int = 4) -> None:
