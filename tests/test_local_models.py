@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,31 +43,97 @@ def llava(model: Any) -> Any:
     )
 
 
-class QwenImages:
-    """Qwen2_5_VLProcessor without its video processor, which needs torchvision: same tokens, same pixels."""
+def without_videos(cls: Any) -> Any:
+    """The family's processor without its video processor, which needs torchvision: same pictures, same text."""
 
-    chat_template = CHAT.replace("PLACE", "<image>")
+    class Pictures(cls):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+            return None if argument is None else super().check_argument_for_proper_class(name, argument)
 
-    def __init__(self) -> None:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    return Pictures
 
-        self.tokenizer = tokenizer_with(image_token="<image>")
-        self.image_processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1600)
 
-    def apply_chat_template(self, messages: Any, **kwargs: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, tokenize=False))
+def llava_next(model: Any) -> Any:
+    from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        return str(self.tokenizer.decode(*args, **kwargs))
+    pixels = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 16},
+        crop_size={"height": 16, "width": 16},
+        image_grid_pinpoints=model.config.image_grid_pinpoints,
+    )
+    return LlavaNextProcessor(
+        pixels,
+        tokenizer_with(image_token="<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT.replace("PLACE", "<image>"),
+    )
 
-    def __call__(self, images: Any, text: list[str], **kwargs: Any) -> Any:
-        pixels = self.image_processor([image for row in images for image in row], return_tensors="pt")
-        for index, (grid, line) in enumerate(zip(pixels["image_grid_thw"], text, strict=True)):
-            text = [*text[:index], line.replace("<image>", "<image>" * (int(grid.prod()) // 4)), *text[index + 1 :]]
-        inputs = self.tokenizer(text, **kwargs)
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == 4).int()
-        inputs.update(pixels)
-        return inputs
+
+def llava_onevision(model: Any) -> Any:
+    from transformers import LlavaOnevisionProcessor
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    pixels = LlavaOnevisionImageProcessorPil(
+        size={"height": 24, "width": 24}, image_grid_pinpoints=model.config.image_grid_pinpoints
+    )
+    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
+    model.config.video_token_id = tokenizer.video_token_id
+    return without_videos(LlavaOnevisionProcessor)(
+        pixels,
+        tokenizer,
+        None,
+        num_image_tokens=9,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT.replace("PLACE", "<image>"),
+    )
+
+
+def qwen(model: Any) -> Any:
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    families = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}
+    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
+    model.config.video_token_id = tokenizer.video_token_id  # 5 is a word of this tokenizer
+    pixels = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1600)
+    family = without_videos(families[model.config.model_type])
+    return family(pixels, tokenizer, None, chat_template=CHAT.replace("PLACE", "<image>"))
+
+
+def internvl(model: Any) -> Any:
+    from transformers import InternVLProcessor
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
+    tokenizer = tokenizer_with(context_image_token="<image>", **names)
+    pixels = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=4)
+    chat = CHAT.replace("PLACE", "<image>")
+    return without_videos(InternVLProcessor)(pixels, tokenizer, None, image_seq_length=4, chat_template=chat)
+
+
+def idefics3(model: Any) -> Any:
+    from transformers import Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    pixels = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    chat = CHAT.replace("PLACE", "<image>")
+    return Idefics3Processor(pixels, tokenizer_with(image_token="<image>"), image_seq_len=4, chat_template=chat)
+
+
+def smolvlm(model: Any) -> Any:
+    from transformers.models.smolvlm import processing_smolvlm
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    processing_smolvlm.num2words = str  # asked for at the start, used for videos only
+    pixels = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    family, chat = without_videos(processing_smolvlm.SmolVLMProcessor), CHAT.replace("PLACE", "<image>")
+    made = family(pixels, tokenizer_with(image_token="<image>"), None, image_seq_len=4, chat_template=chat)
+    made.video_processor = SimpleNamespace(num_frames=None, fps=None)  # read, whatever is in the prompt
+    return made
 
 
 def gemma(model: Any) -> Any:
@@ -78,18 +145,30 @@ def gemma(model: Any) -> Any:
     return Gemma3Processor(pixels, tokenizer, image_seq_length=16, chat_template=CHAT.replace("PLACE", "<boi>"))
 
 
-PROCESSORS = {"llava": llava, "gemma3": gemma}
+PROCESSORS = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "qwen2_vl": qwen,
+    "qwen2_5_vl": qwen,
+    "qwen3_vl": qwen,
+    "gemma3": gemma,
+    "internvl": internvl,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+}
+LOADABLE = ("llava", "llava_next", "gemma3", "idefics3")
 
 
 @pytest.fixture(params=list(TINY))
 def problem(request: Any, tmp_path: Path) -> vispco.Problem:
-    """A study of a model in a folder; of Qwen2.5-VL, whose processor cannot be had here, a model in memory."""
+    """A study of a model in a folder; where transformers loads processors with torchvision only, a model in memory."""
     model = TINY[request.param].build()
-    if request.param == "qwen2_5_vl":
-        model.config.video_token_id = 59  # 5 is a word of this tokenizer
-        return vispco.Problem(parse_study(SMALL), SMALL, model=model, processor=QwenImages())
+    processor = PROCESSORS[request.param](model)
+    if request.param not in LOADABLE:
+        return vispco.Problem(parse_study(SMALL), SMALL, model=model, processor=processor)
     model.save_pretrained(tmp_path)
-    PROCESSORS[request.param](model).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
     return vispco.Problem.from_text(SMALL.replace("model: demo", f"model: {tmp_path}"))
 
 
@@ -134,15 +213,28 @@ def test_the_learned_search_runs_on_every_family(problem: Any) -> None:
         assert np.isfinite(calibration.pruned_loss(MultiStep((1, 3), (0.5, 0.2)), 1))
 
 
+def prompt_tokens(problem: Any, sample: Any) -> int:
+    """Visual tokens of one sample."""
+    from vispco.evaluation.prepared import render_prompt
+
+    prompt = render_prompt(problem.processor, sample)
+    ids = problem.processor(images=[list(sample.images)], text=[prompt], return_tensors="pt")["input_ids"]
+    return int(problem.adapter.visual_mask(ids, None).sum())
+
+
 def test_tokens_are_drawn_for_every_family(problem: Any) -> None:
     from vispco.survivors import survivors
 
     sample = problem.tasks[0].samples("held_out")[0]
     found = survivors(problem, sample, vispco.make_method("stride"), MultiStep((1, 3), (0.5, 0.0)))
-    whole, half, none = (found.kept[layer][0] for layer in (0, 1, 3))
-    assert whole.all()
-    assert half.sum() == keep_count(0.5, whole.size)
-    assert none.sum() == 0
+    tokens, cells = int(prompt_tokens(problem, sample)), sum(view.size for view in found.kept[0])
+    whole, half, none = (sum(int(view.sum()) for view in found.kept[layer]) for layer in (0, 1, 3))
+    assert whole == cells
+    # Newline tokens are kept or dropped like others, but there is no cell to draw for them.
+    assert cells <= tokens
+    assert keep_count(0.5, tokens) - (tokens - cells) <= half <= keep_count(0.5, tokens)
+    assert none == 0
+    assert len(found.pictures) == len(found.kept[0])
     assert found.pictures[0].width > 0
 
 
@@ -153,16 +245,17 @@ def test_text_only_samples_beside_pictures(problem: Any) -> None:
     from vispco.evaluation.prepared import prepare
     from vispco.tasks.base import Sample
 
-    if isinstance(problem.processor, QwenImages):
-        pytest.skip("the stand-in reads pictures only")
-
     class Mixed(type(problem.tasks[0])):  # type: ignore[misc]
         def samples(self, split: str) -> list[Sample]:
             red = Image.new("RGB", (40, 40), "red")
             return [Sample(str(n), str(n), (red,) * n, "what color is it?", ("red",)) for n in (1, 0, 2)]
 
     part = prepare(problem, Mixed({"search": 3}), "search")
-    assert part.n_visual.tolist() == [16, 0, 32]
+    one, none, two = part.n_visual.tolist()
+    assert one > 0
+    assert none == 0
+    # Of several pictures together, LLaVA-OneVision sees thumbnails only.
+    assert two == (2 * (9 + 1) if problem.model.config.model_type == "llava_onevision" else 2 * one)
 
 
 def test_what_cannot_be_loaded_gets_one_line(tmp_path: Path) -> None:

@@ -11,16 +11,19 @@ import torch
 import vispco
 from conftest import make_batch
 from vispco.errors import ModelError, ScheduleError
-from vispco.models.base import adapter_for
-from vispco.pruning.schedules import Ratios, Step
+from vispco.models.base import Grid, adapter_for
+from vispco.pruning.schedules import Ratios, Step, keep_count
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY
+
+VIDEOS = ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("method", ["fastv", "fitprune", "sparsevlm", "random", "stride"])
-def test_video_and_picture_in_one_prompt(method: str, side: str) -> None:
-    tiny = TINY["qwen2_5_vl"]
+@pytest.mark.parametrize("name", VIDEOS)
+def test_video_and_picture_in_one_prompt(name: str, method: str, side: str) -> None:
+    tiny: Any = TINY[name]
     batch, chosen = tiny.video_batch(side), vispco.make_method(method)
     schedule = Ratios([1, 0.8, 0.4, 0.1])
     checks.check_keep_one(tiny.model(), batch, chosen)
@@ -29,8 +32,9 @@ def test_video_and_picture_in_one_prompt(method: str, side: str) -> None:
         checks.check_generation(tiny, batch, chosen, schedule)
 
 
-def test_features_and_coordinates_of_a_video() -> None:
-    tiny = TINY["qwen2_5_vl"]
+@pytest.mark.parametrize("name", VIDEOS)
+def test_features_and_coordinates_of_a_video(name: str) -> None:
+    tiny: Any = TINY[name]
     model, batch = tiny.model(), tiny.video_batch()
     adapter = adapter_for(model)
     visual = adapter.visual_mask(batch["input_ids"], None)
@@ -38,17 +42,26 @@ def test_features_and_coordinates_of_a_video() -> None:
         given = adapter.with_features(batch, adapter.encode_images(batch))
         assert torch.equal(model(**given).logits, model(**batch).logits)
     places = adapter.coordinates(batch, visual)[0, visual[0]]
-    video, picture = places[:18], places[18:]
-    assert video.amax(0).tolist() == [0, 2, 1, 2]
-    assert picture.amax(0).tolist() == [1, 0, 1, 5]
+    video, picture = places[: -tiny.picture_tokens], places[-tiny.picture_tokens :]
+    onevision = name == "llava_onevision"
+    assert len(set(map(tuple, video.tolist()))) == len(video) == (3 * 4 + 1 if onevision else 18)
+    assert video.amax(0).tolist() == [0, 2, 1, 2]  # the newline behind OneVision's 2 x 2 cells is in column 2
+    assert picture.amax(0).tolist() == ([2, 0, 2, 4] if onevision else [1, 0, 1, 5])
+    # ``generate`` gives the model features instead of pixels, and no table of sizes.
+    kept = []
+    with torch.no_grad(), vispco.prune(model, method="pool", schedule=Ratios([1, 0.5, 0.3, 0.1])) as session:
+        for run in (lambda: model(**batch), lambda: model.generate(**batch, max_new_tokens=1)):
+            run()
+            kept.append([session.kept(layer) for layer in range(LAYERS)])
+    assert kept[0] == kept[1]
 
 
 def test_features_without_their_grids_are_one_row_of_cells() -> None:
     adapter = adapter_for(TINY["qwen2_5_vl"].model())
-    assert adapter.grids({}, [5, 7]) == [(1, 1, 5), (1, 1, 7)]
+    assert adapter.grids({}, [5, 7]) == [Grid(1, 1, 5), Grid(1, 1, 7)]
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def test_several_thousand_visual_tokens(name: str) -> None:
     """Many pictures in one row, longer than any table or block inside; dropping still equals masking."""
     tiny = TINY[name]
@@ -132,7 +145,7 @@ def test_beams_and_samples_share_their_prompts_tokens(name: str, how: dict[str, 
     with vispco.prune(model, schedule=Step(1, 0.25)) as session:
         generate()
     assert session.counts is not None
-    assert session.counts[:, 1].tolist() == [tiny.picture_tokens // 4] * len(session.counts)
+    assert session.counts[:, 1].tolist() == [keep_count(0.25, tiny.picture_tokens)] * len(session.counts)
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
@@ -207,7 +220,7 @@ def test_refusals(tiny_llava: Any) -> None:
         with pytest.raises(ModelError, match="already inside"), vispco.prune(tiny_llava, schedule=Step(1, 0.5)):
             pass
     with (
-        pytest.raises(ModelError, match=r"'Linear'; known families: gemma3, llava, qwen2_5_vl.*docs/extending.md"),
+        pytest.raises(ModelError, match=r"'Linear'; known families: gemma3, idefics3, .*docs/extending.md"),
         vispco.prune(torch.nn.Linear(1, 1), schedule=Step(1, 1)),
     ):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vispco.pruning.runtime import prune
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vispco.models.base import Grid
     from vispco.problem import Problem
     from vispco.pruning.methods.base import Method
     from vispco.pruning.schedules import Schedule
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 class Survivors:
     """``pictures`` as the model saw them; ``kept[layer][picture]``: bool [rows, columns], patches that enter it.
 
-    Layers are 0 and those that fewer tokens enter than the layer before.
+    A picture that the model saw as several views (a thumbnail, tiles) is several pictures here. Layers are 0 and
+    those that fewer tokens enter than the layer before.
     """
 
     pictures: list[Image]
@@ -52,24 +55,24 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
     places = adapter.coordinates(inputs, visual)[0].cpu().numpy()
     layers = problem.shape.layers
     shown = [layer for layer in range(layers) if layer == 0 or session.kept(layer) != session.kept(layer - 1)]
-    sizes = [places[visual[0].cpu().numpy()][:, 0] == number for number in range(len(sample.images))]
-    grids = [places[visual[0].cpu().numpy()][size][:, 2:].max(axis=0) + 1 for size in sizes]
+    grids = adapter.views(inputs, visual)
     kept: dict[int, list[NDArray[np.bool_]]] = {}
     for layer in shown:
-        kept[layer] = [np.zeros(grid, dtype=bool) for grid in grids]
+        kept[layer] = [np.zeros((grid.rows, grid.columns), dtype=bool) for grid in grids]
         for picture, _, row, column in places[session.kept(layer)[0]]:
-            kept[layer][picture][row, column] = True
+            if column < grids[picture].columns:
+                kept[layer][picture][row, column] = True
     text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    return Survivors(_as_seen(processor, inputs, sample), kept, text)
+    return Survivors(_as_seen(problem, inputs, sample, grids), kept, text)
 
 
-def _as_seen(processor: Any, inputs: dict[str, Any], sample: Sample) -> list[Image]:
-    """The pictures after the processor's crop, where it gives whole pictures; else the originals."""
+def _as_seen(problem: Problem, inputs: dict[str, Any], sample: Sample, grids: list[Grid]) -> list[Image]:
+    """A picture for each grid: after the processor's crop, where a grid covers that; else the original."""
     from PIL import Image
 
-    pixels = inputs["pixel_values"]
-    if pixels.ndim != 4:
-        return list(sample.images)
+    pixels, processor = problem.adapter.seen(inputs), problem.processor
+    if pixels is None:
+        return [sample.images[n - 1] for n in itertools.accumulate(grid.view == 0 for grid in grids)]
     config = processor.image_processor
     mean, std = np.array(config.image_mean), np.array(config.image_std)
     arrays = pixels.permute(0, 2, 3, 1).float().cpu().numpy() * std + mean

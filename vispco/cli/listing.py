@@ -31,8 +31,12 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
 
         register_builtin()
 
-        rows = [{"model": "demo", "about": "small LLaVA that is part of this package"}]
-        return [*rows, *({"model": f"family {n}", "about": _module_line(ADAPTERS[n])} for n in ADAPTERS)]
+        rows = [("demo", "llava", "demo", "small LLaVA that is part of this package")]
+        for name in ADAPTERS:
+            family = ADAPTERS[name]
+            about = (", ".join(family.model_types), ", ".join(family.examples), _module_line(family))
+            rows.append((f"family {name}", *about))
+        return [dict(zip(("model", "model_type", "for_example", "about"), row, strict=True)) for row in rows]
     if what == "methods":
         from vispco.pruning.methods import METHODS
 

@@ -41,7 +41,8 @@ class Batch:
         visual = adapter.visual_mask(ids, None)
         embeddings = adapter.model.get_input_embeddings()(ids.masked_fill(visual, 0))
         if len(self.features):
-            embeddings = embeddings.masked_scatter(visual[..., None], self.features.to(embeddings))
+            first = self.features[:, : embeddings.shape[-1]]
+            embeddings = embeddings.masked_scatter(visual[..., None], first.to(embeddings))
         return Prompt(
             embeddings=embeddings,
             visual=visual & valid,

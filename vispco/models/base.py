@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vispco.errors import ModelError
 from vispco.registry import Registry
@@ -31,15 +31,66 @@ class ModelShape:
     mlp: int
 
 
+class Grid(NamedTuple):
+    """Cells of one picture or video as the vision tower saw it, in the order of its tokens.
+
+    ``row_end``: a token that is no cell stands behind every row; ``end``: behind the last cell. It has a place all
+    the same, the column behind its row's last one. ``view``: 0, or which further view (thumbnail, tile, crop) of
+    the picture before it this is.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    row_end: bool = False
+    end: bool = False
+    view: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.rows * (self.columns + self.row_end) + self.end
+
+    def places(self) -> Tensor:
+        """int [tokens, 3]: frame, row, column."""
+        import torch
+
+        axes = torch.arange(self.frames), torch.arange(self.rows), torch.arange(self.columns + self.row_end)
+        cells = torch.cartesian_prod(*axes).view(-1, 3)
+        last = torch.tensor([[self.frames - 1, self.rows - 1, self.columns + self.row_end]])
+        return torch.cat([cells, last]) if self.end else cells
+
+
+@dataclass(frozen=True, eq=False)
+class Deepstack:
+    """Visual features that a decoder adds to hidden states behind its layers 0, 1, ...
+
+    ``places``: bool [B, T], the tokens that get them; ``features``: per layer [places.sum(), H], in reading order.
+    """
+
+    places: Tensor
+    features: Sequence[Tensor]
+
+    def add(self, layer: int, hidden: Tensor, index: Tensor) -> Tensor:
+        """What leaves ``layer``, [B, n, H], of the tokens at ``index`` [B, n] of the prompt, with its features."""
+        rows = self.places.flatten().cumsum(0).sub(1).view(self.places.shape).gather(1, index)
+        here = self.places.gather(1, index)
+        features = self.features[layer]
+        chosen = features[rows[here].to(features.device)].to(hidden.device, hidden.dtype)
+        here, hidden = here.to(hidden.device), hidden.clone()
+        hidden[here] = hidden[here] + chosen
+        return hidden
+
+
 class ModelAdapter(ABC):
     """Everything that differs between model families; methods and searches never look at the class.
 
-    Subclasses set ``model_types`` (the values of ``config.model_type`` they serve) and register with
-    ``@ADAPTERS.register(name)``. Nothing here may leave an attribute or a hook on the model. The defaults
+    Subclasses set ``model_types`` (the values of ``config.model_type`` they serve) and ``examples`` (hub ids), and
+    register with ``@ADAPTERS.register(name)``. Nothing here may leave an attribute or a hook on the model. The defaults
     describe a model with ``model.language_model.layers`` and Llama-like attention.
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    examples: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -81,12 +132,17 @@ class ModelAdapter(ABC):
     # --- attention -------------------------------------------------------------------------------
 
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        """The modules whose outputs are queries and keys just before rotation; :meth:`to_heads` reads them."""
+        """The modules whose outputs are queries and keys just before rotation; :meth:`to_heads` reads them.
+
+        Default: the projections, or the norms behind them where there are any (Qwen 3).
+        """
         attention: Any = self.layers()[layer].self_attn
+        if hasattr(attention, "q_norm"):
+            return attention.q_norm, attention.k_norm
         return attention.q_proj, attention.k_proj
 
     def to_heads(self, projected: Tensor, heads: int) -> Tensor:
-        """[B, heads, n, d] of a projection's output, here [B, n, heads * d]."""
+        """[B, heads, n, d] of such an output, here [B, n, heads * d] or [B, n, heads, d]."""
         return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
 
     def rotate(self, heads: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
@@ -124,6 +180,28 @@ class ModelAdapter(ABC):
         """
         return {}
 
+    def with_text(self, inputs: dict[str, Any], ids: Tensor) -> dict[str, Any]:
+        """``inputs`` with text tokens ``ids`` [B, n] behind every (left-padded) prompt."""
+        import torch
+
+        longer = dict(inputs)
+        new = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for key in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+            if inputs.get(key) is not None:
+                more = new.get(key, torch.zeros_like(ids))
+                longer[key] = torch.cat([inputs[key], more.to(inputs[key].dtype)], dim=1)
+        return longer
+
+    # --- visual features that the decoder adds between its layers ----------------------------------
+
+    def deepstack_layers(self) -> int:
+        """Behind how many of its first layers the decoder adds visual features. Default: none."""
+        return 0
+
+    def take_deepstack(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
+        """The decoder's arguments without such features, and the features: what is left adds none by itself."""
+        return kwargs, None
+
     # --- pictures --------------------------------------------------------------------------------
 
     @abstractmethod
@@ -131,8 +209,10 @@ class ModelAdapter(ABC):
         """Token ids that stand for visual tokens in ``input_ids``."""
 
     @abstractmethod
-    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(frames, rows, columns) of every picture in the batch, in reading order.
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> Sequence[Grid | tuple[int, int, int]]:
+        """Grid of every picture in the batch, in reading order; plain (frames, rows, columns) will do.
+
+        A picture that is encoded as several views (a thumbnail and tiles) has a grid for each.
 
         Args:
             inputs: what the entry module received.
@@ -141,7 +221,10 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
-        """Visual features of a batch, [total visual tokens, H], in the order of their places in ``input_ids``."""
+        """Visual features of a batch, [total visual tokens, H], in the order of their places in ``input_ids``.
+
+        A family with deepstack appends those features: [total visual tokens, H + layers * H].
+        """
 
     @abstractmethod
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
@@ -149,11 +232,14 @@ class ModelAdapter(ABC):
 
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """bool [B, T], True where the position came from pixels."""
+        return self.places_of(self.visual_token_ids(), input_ids, inputs_embeds)
+
+    def places_of(self, tokens: Sequence[int], input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """bool [B, T], True where one of ``tokens`` stands."""
         import torch
 
-        tokens = self.visual_token_ids()
         if input_ids is not None:
-            return torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
+            return torch.isin(input_ids, torch.tensor(list(tokens), device=input_ids.device))
         assert inputs_embeds is not None
         table = self.model.get_input_embeddings()
         found = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
@@ -162,18 +248,30 @@ class ModelAdapter(ABC):
             found |= (inputs_embeds == embedded).all(-1)
         return found
 
+    def seen(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Normalised pixels [grids, 3, height, width] of what each grid covers; None: the whole original pictures."""
+        pixels: Tensor = inputs["pixel_values"]
+        return pixels if pixels.ndim == 4 else None
+
+    def views(self, inputs: dict[str, Any], visual: Tensor) -> list[Grid]:
+        """Grids of the pictures whose tokens are at ``visual`` [B, T], less those that have none."""
+        grids = [Grid(*grid) for grid in self.grids(inputs, _runs(visual.cpu()))]
+        return [grid for grid in grids if grid.tokens]
+
     def coordinates(self, inputs: dict[str, Any], visual: Tensor) -> Tensor:
-        """int [B, T, 4]: (picture, frame, row, column) of visual tokens, 0 elsewhere; pictures count per sample."""
+        """int [B, T, 4]: (picture, frame, row, column) of visual tokens, 0 elsewhere; pictures count per sample.
+
+        Every view of a picture counts as one; tokens that are no cell stand in the column behind their row.
+        """
         import torch
 
         found = torch.zeros(*visual.shape, 4, dtype=torch.long)
         places = visual.cpu()
-        grids = iter(self.grids(inputs, _runs(places)))
+        grids = iter(self.views(inputs, visual))
         for row in range(len(places)):
             at, picture, start = places[row].nonzero()[:, 0], 0, 0
             while start < len(at):
-                t, h, w = next(grids)
-                cells = torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).view(-1, 3)
+                cells = next(grids).places()
                 part = at[start : start + len(cells)]
                 found[row, part, 0] = picture
                 found[row, part, 1:] = cells[: len(part)]
@@ -190,18 +288,26 @@ def _runs(visual: Tensor) -> list[int]:
     return lengths
 
 
-def fixed_grids(runs: Sequence[int], tokens: int) -> list[tuple[int, int, int]]:
+def fixed_grids(runs: Sequence[int], tokens: int) -> list[Grid]:
     """Square grids of ``tokens`` cells for runs of one or more such pictures."""
     side = math.isqrt(tokens)
-    grid = (1, side, side) if side * side == tokens else (1, 1, tokens)
+    grid = Grid(1, side, side) if side * side == tokens else Grid(1, 1, tokens)
     return [grid for run in runs for _ in range(max(1, run // tokens))]
 
 
 def register_builtin() -> None:
     """Import the adapters of this package; each registers itself."""
-    import vispco.models.gemma3
-    import vispco.models.llava
-    import vispco.models.qwen2_5_vl  # noqa: F401
+    from vispco.models import (  # noqa: F401
+        gemma3,
+        idefics3,
+        internvl,
+        llava,
+        llava_next,
+        llava_onevision,
+        qwen2_5_vl,
+        qwen2_vl,
+        qwen3_vl,
+    )
 
 
 def adapter_for(model: Any) -> ModelAdapter:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, ModelAdapter, fixed_grids
+from vispco.models.base import ADAPTERS, Grid, ModelAdapter, fixed_grids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @ADAPTERS.register("gemma3")
 class Gemma3Adapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    examples: ClassVar[tuple[str, ...]] = ("google/gemma-3-4b-it",)
 
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
         attention: Any = self.layers()[layer].self_attn
@@ -34,7 +35,7 @@ class Gemma3Adapter(ModelAdapter):
     def visual_token_ids(self) -> tuple[int, ...]:
         return (self.model.config.image_token_id,)
 
-    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         return fixed_grids(runs, self.model.config.mm_tokens_per_image)
 
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:

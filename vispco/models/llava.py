@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, ModelAdapter, fixed_grids
+from vispco.models.base import ADAPTERS, Grid, ModelAdapter, fixed_grids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 @ADAPTERS.register("llava")
 class LlavaAdapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    examples: ClassVar[tuple[str, ...]] = ("llava-hf/llava-1.5-7b-hf",)
 
     def visual_token_ids(self) -> tuple[int, ...]:
         return (self.model.config.image_token_id,)
 
-    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         vision = self.model.config.vision_config
         tokens = (vision.image_size // vision.patch_size) ** 2
         if self.model.config.vision_feature_select_strategy == "full":

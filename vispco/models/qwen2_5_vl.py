@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, ModelAdapter
+from vispco.models.base import ADAPTERS, Grid
+from vispco.models.video import KINDS, PIXELS, VideoAdapter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = (("image", "pixel_values", "image_grid_thw"), ("video", "pixel_values_videos", "video_grid_thw"))
+TABLES = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
 
 @ADAPTERS.register("qwen2_5_vl")
-class Qwen25VLAdapter(ModelAdapter):
+class Qwen25VLAdapter(VideoAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    examples: ClassVar[tuple[str, ...]] = ("Qwen/Qwen2.5-VL-7B-Instruct",)
 
     def decoding_inputs(self, attention_mask: Tensor, new: int) -> dict[str, Tensor]:
         """Positions [3, B, new]: a picture takes fewer places than tokens; the prefill noted by how much."""
@@ -29,62 +31,50 @@ class Qwen25VLAdapter(ModelAdapter):
             ids = ids + deltas.to(ids.device)
         return {"position_ids": ids.expand(3, -1, -1)}
 
-    def visual_token_ids(self) -> tuple[int, ...]:
-        return (self.model.config.image_token_id, self.model.config.video_token_id)
-
-    def _sizes(self, inputs: dict[str, Any], grid: str) -> list[tuple[int, int, int]]:
-        merge = self.model.config.vision_config.spatial_merge_size
-        table = inputs.get(grid)
-        return [] if table is None else [(t, h // merge, w // merge) for t, h, w in table.tolist()]
-
-    def _is_video(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[bool]:
-        """For every run of visual tokens, in reading order, whether it is a video's."""
-        ids = inputs.get("input_ids")
-        if ids is None:
-            return [inputs.get("video_grid_thw") is not None] * len(runs)
-        flat = ids.flatten()
-        tokens = flat[self.visual_mask(ids, None).flatten()]
-        starts = [sum(runs[:number]) for number in range(len(runs))]
-        return [bool(tokens[start] == self.model.config.video_token_id) for start in starts]
-
-    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[tuple[int, int, int]]:
-        left = {False: self._sizes(inputs, "image_grid_thw"), True: self._sizes(inputs, "video_grid_thw")}
-        found = []
-        for run, video in zip(runs, self._is_video(inputs, runs), strict=True):
-            while run > 0:
-                # A caller may give features without their grids; then only the order of tokens is known.
-                grid = left[video].pop(0) if left[video] else (1, 1, run)
-                found.append(grid)
-                run -= grid[0] * grid[1] * grid[2]
-        return found
-
-    def encode_images(self, inputs: dict[str, Any]) -> Tensor:
+    def encode(self, kind: str, inputs: dict[str, Any]) -> Tensor:
         import torch
 
-        parts: dict[str, Tensor] = {}
-        for kind, pixels, grid in KINDS:
-            if inputs.get(pixels) is not None:
-                encode = self.model.get_image_features if kind == "image" else self.model.get_video_features
-                parts[kind] = torch.cat(list(encode(inputs[pixels], inputs[grid]).pooler_output))
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        ids = inputs["input_ids"]
-        video = ids[self.visual_mask(ids, None)] == self.model.config.video_token_id
-        joined = torch.empty(len(video), parts["image"].shape[-1], dtype=parts["image"].dtype, device=video.device)
-        joined[video], joined[~video] = parts["video"], parts["image"]
-        return joined
+        encode = self.model.get_image_features if kind == "image" else self.model.get_video_features
+        return torch.cat(list(encode(inputs[PIXELS[kind]], inputs[TABLES[kind]]).pooler_output))
 
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
+    def encoder_output(self, kind: str, features: Tensor) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        rest = {key: value for key, value in inputs.items() if not key.startswith("pixel_values")}
-        if not len(features):
-            return rest
-        ids = inputs["input_ids"]
-        video = ids[self.visual_mask(ids, None)] == self.model.config.video_token_id
-        rest["mm_encoder_outputs"] = {
-            kind: BaseModelOutputWithPooling(pooler_output=[features[where]])
-            for kind, where in (("image", ~video), ("video", video))
-            if bool(where.any())
-        }
-        return rest
+        return BaseModelOutputWithPooling(pooler_output=[features])
+
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
+        known = {kind: self._known(inputs, kind) for kind in KINDS}
+        found: list[Grid] = []
+        owed = done = 0  # tokens of the runs so far that no grid has yet, or that the last one still claims
+        for run, kind in zip(runs, self.kinds(inputs, runs), strict=True):
+            owed += run
+            while owed > 0:
+                grid = known[kind].pop(0) if known[kind] else owed
+                if isinstance(grid, int):
+                    grid = self._by_positions(inputs, done, owed, grid)
+                found.append(grid)
+                owed, done = owed - grid.tokens, done + grid.tokens
+        return found
+
+    def _known(self, inputs: dict[str, Any], kind: str) -> list[Any]:
+        """Grids of pictures or videos, or at least their tokens, which is what ``generate`` leaves."""
+        merge = self.model.config.vision_config.spatial_merge_size
+        if inputs.get(TABLES[kind]) is not None:
+            return [Grid(t, h // merge, w // merge) for t, h, w in inputs[TABLES[kind]].tolist()]
+        encoded = (inputs.get("mm_encoder_outputs") or {}).get(kind)
+        return [] if encoded is None else [len(features) for features in encoded.pooler_output]
+
+    def _by_positions(self, inputs: dict[str, Any], start: int, run: int, tokens: int) -> Grid:
+        """The grid of ``tokens`` from the rotary positions of the first ``run`` from visual token ``start`` on."""
+        positions = inputs.get("position_ids")
+        if positions is not None and positions.ndim == 3:
+            visual = self.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+            rows, columns = positions[-2:][:, visual][:, start : start + min(run, tokens)]
+            h, w = (int(axis.max() - axis.min()) + 1 for axis in (rows, columns))
+            if tokens % (h * w) == 0:
+                return Grid(tokens // (h * w), h, w)
+        # A caller may give features without anything else; then only the order of tokens is known.
+        return Grid(1, 1, tokens)
+
+    def seen(self, inputs: dict[str, Any]) -> None:
+        return None

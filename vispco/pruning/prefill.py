@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vispco.errors import MeasurementError
-from vispco.models.base import ModelAdapter
+from vispco.models.base import Deepstack, ModelAdapter
 from vispco.pruning.attention import LayerAttention
 from vispco.pruning.masks import as_backend_mask, causal_mask, gather_mask, with_diagonal
 from vispco.pruning.methods.base import Method, ScoreContext
@@ -56,6 +56,7 @@ class Prefill:
     path: Path
     attention: str
     gather_always: bool = False
+    deepstack: Deepstack | None = None
     layers: list[Tokens] = field(default_factory=list)
     cut: bool = False
 
@@ -107,6 +108,14 @@ class Prefill:
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
+
+    def on_output(self, layer: int, output: Any) -> Any:
+        """What leaves ``layer``, with the visual features that the decoder would have added behind it."""
+        if self.deepstack is None or layer >= len(self.deepstack.features):
+            return output
+        hidden = output if isinstance(output, Tensor) else output[0]
+        hidden = self.deepstack.add(layer, hidden, self.tokens.index)
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
     def full_length(self, hidden: Tensor) -> Tensor:
         """The decoder's output [B, n, H] back at the prompt's length [B, T, H]; rows of dropped tokens are zero."""

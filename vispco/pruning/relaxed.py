@@ -77,7 +77,7 @@ class RelaxedForward:
         return capture
 
     def _on_entry(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        self._inputs = kwargs
+        self._inputs = {**({"input_ids": args[0]} if args else {}), **kwargs}
         self._captured.clear()
 
     def _on_decoder(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -75,6 +75,8 @@ class PruningSession:
             add(self.adapter.decoder().register_forward_hook(self._on_output))
             for number, layer in enumerate(layers):
                 add(layer.register_forward_pre_hook(_LayerHook(self, number), with_kwargs=True))
+                if number < self.adapter.deepstack_layers():
+                    add(layer.register_forward_hook(_OutputHook(self, number)))
                 if "attention" in self.method.needs and number + 1 < len(layers):
                     queries, keys = self.adapter.projections(number)
                     add(queries.register_forward_hook(_Capture(self, number, "queries")))
@@ -101,7 +103,9 @@ class PruningSession:
         past = cache.get_seq_length() if cache is not None else 0
         if past == 0:
             self._begin_prefill(embeds, self._visual_mask(), kwargs, cache)
-            return None
+            assert self._prefill is not None
+            kwargs, self._prefill.deepstack = self.adapter.take_deepstack(kwargs)
+            return args, kwargs
         if (known is None or embeds.shape[1] > 1) and bool(self._visual_mask().any()):
             raise ModelError(
                 "visual tokens arrive behind a filled cache; prefill the whole prompt in one call, "
@@ -173,6 +177,9 @@ class PruningSession:
             return args, {**kwargs, "attention_mask": self._decode.for_layer(number)}
         return None
 
+    def on_output(self, number: int, output: Any) -> Any:
+        return output if self._prefill is None else self._prefill.on_output(number, output)
+
     def on_projection(self, layer: int, what: str, output: Tensor) -> None:
         if self._prefill is not None and self._prefill.captures(layer):
             self._prefill.on_projection(layer, what, output)
@@ -218,6 +225,17 @@ class _LayerHook:
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.session.on_layer(self.number, args, kwargs)
+
+
+class _OutputHook:
+    """Hook behind one decoder layer."""
+
+    def __init__(self, session: PruningSession, number: int) -> None:
+        self.session = session
+        self.number = number
+
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        return self.session.on_output(self.number, output)
 
 
 class _Capture:

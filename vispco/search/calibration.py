@@ -148,9 +148,7 @@ class Calibration:
         inputs: dict[str, Any] = dict(micro.batch.inputs)
         m = teacher.answer.shape[1]
         fed = teacher.answer[:, :-1]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], fed], dim=1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(fed)], dim=1)
-        inputs = self.adapter.with_features(inputs, micro.batch.features)
+        inputs = self.adapter.with_features(self.adapter.with_text(inputs, fed), micro.batch.features)
         with relaxed(
             self.adapter,
             self.method,

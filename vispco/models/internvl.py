@@ -1,0 +1,43 @@
+"""InternVL 3: tiles of the picture and a thumbnail behind them, each pooled by pixel shuffle; any text decoder.
+
+How the tiles lie is not among the model's inputs, so that every tile counts as a picture of its own. The frames of
+a video reach the model as pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vispco.models.base import ADAPTERS, Grid, ModelAdapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@ADAPTERS.register("internvl")
+class InternVLAdapter(ModelAdapter):
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    examples: ClassVar[tuple[str, ...]] = ("OpenGVLab/InternVL3-1B-hf",)
+
+    def visual_token_ids(self) -> tuple[int, ...]:
+        return (self.model.config.image_token_id,)
+
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
+        config = self.model.config
+        sizes = zip(config.vision_config.image_size, config.vision_config.patch_size, strict=True)
+        rows, columns = (int(size // patch * config.downsample_ratio) for size, patch in sizes)
+        tiles = [max(1, run // (rows * columns)) for run in runs]
+        return [Grid(1, rows, columns, view=tile) for count in tiles for tile in range(count)]
+
+    def encode_images(self, inputs: dict[str, Any]) -> Tensor:
+        features: Tensor = self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+        return features.flatten(0, 1)
+
+    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
+        if len(features):
+            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features[None])}
+        return rest

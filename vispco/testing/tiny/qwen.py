@@ -1,0 +1,131 @@
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: pictures and videos of any size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vispco.testing.tiny.base import IMAGE, TEXT, VIDEO, TinyFamily
+
+TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 6, "vision_end_token_id": 7}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+
+
+class TinyQwen25VL(TinyFamily):
+    """Pictures of 2 x 6 cells; :meth:`video_batch` adds a video."""
+
+    name = "qwen2_5_vl"
+    picture_tokens = 12
+    patch = 3 * 2 * 4 * 4
+    video_times = {"second_per_grid_ts": torch.tensor([0.5])}
+
+    def build(self) -> Any:
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        torch.manual_seed(0)
+        vision = {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "window_size": 16,
+            "fullatt_block_indexes": [0],
+            "initializer_range": 0.3,
+        }
+        config = Qwen2_5_VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **TOKENS)
+        return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+    def types(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()}
+
+    def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if not count:
+            return {}
+        return {
+            "pixel_values": torch.randn(count * 48, self.patch, generator=generator),
+            "image_grid_thw": torch.tensor([[1, 4, 12]] * count),
+        }
+
+    def take_pictures(self, batch: dict[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
+        return {
+            "pixel_values": batch["pixel_values"][start * 48 : (start + count) * 48],
+            "image_grid_thw": batch["image_grid_thw"][start : start + count],
+        }
+
+    def video(self) -> Tensor:
+        """Token ids of a video of 3 x 2 x 3 cells, with whatever text belongs to it."""
+        return torch.full((18,), VIDEO)
+
+    def video_batch(self, side: str = "left") -> dict[str, Tensor]:
+        """A video of three frames and a picture in one row, a text-only row beside it."""
+        generator = torch.Generator().manual_seed(1)
+        text = torch.randint(10, 60, (20,), generator=generator)
+        rows = [torch.cat([text[:2], self.video(), text[2:4], self.picture(), text[4:9]]), text[9:]]
+        return {
+            **self.pad(rows, side),
+            **self.pictures(1, generator),
+            "pixel_values_videos": torch.randn(72, self.patch, generator=generator),
+            "video_grid_thw": torch.tensor([[3, 4, 6]]),
+            **self.video_times,
+        }
+
+
+class TinyQwen2VL(TinyQwen25VL):
+    name = "qwen2_vl"
+    video_times = {}
+
+    def build(self) -> Any:
+        from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+        torch.manual_seed(0)
+        vision = {
+            "depth": 1,
+            "embed_dim": 16,
+            "hidden_size": 32,
+            "mlp_ratio": 2,
+            "num_heads": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "initializer_range": 0.3,
+        }
+        config = Qwen2VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **TOKENS)
+        return Qwen2VLForConditionalGeneration(config).eval()
+
+
+class TinyQwen3VL(TinyQwen25VL):
+    """Features of two vision layers are added behind the decoder's first two; frames with timestamps between them."""
+
+    name = "qwen3_vl"
+    video_times = {}
+
+    def build(self) -> Any:
+        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+        torch.manual_seed(0)
+        vision = {
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+            "initializer_range": 0.3,
+        }
+        text = {**TEXT, "head_dim": 8, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
+        config = Qwen3VLConfig(vision_config=vision, text_config=text, **TOKENS)
+        return Qwen3VLForConditionalGeneration(config).eval()
+
+    def video(self) -> Tensor:
+        frame = torch.cat([torch.tensor([8, 6]), torch.full((6,), VIDEO), torch.tensor([7])])
+        return frame.repeat(3)
