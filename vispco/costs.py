@@ -34,6 +34,21 @@ def layer_flops(shape: ModelShape, tokens: Any) -> Any:
     return 2 * tokens * linear + 4 * tokens * tokens * width
 
 
+def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
+    """FLOPs of the backward pass of a relaxed forward of ``tokens`` tokens: gradients of masks, none of weights.
+
+    Nothing reaches layer 0. In layer 1 only the mask carries a gradient: one of attention's products, and the output
+    projection and MLP behind it. From layer 2 on every linear map has one product with the gradient of its output,
+    and attention four. Equals torch's counter, as the forward does.
+    """
+    width = shape.heads * shape.head_dim
+    into = 2 * tokens * shape.hidden * (width + 2 * shape.kv_heads * shape.head_dim)
+    attention = 4 * tokens * tokens * width
+    behind = layer_flops(shape, tokens) - into - attention
+    later = max(0, shape.layers - 2) * (behind + into + 2 * attention)
+    return later + (behind + attention // 2 if shape.layers > 1 else 0)
+
+
 def prefill_flops(
     shape: ModelShape, counts: Counts, n_visual: Counts, n_text: Counts, method: Method | None = None
 ) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from vispco.evaluation.prepared import PreparedSplit, block_ends
 from vispco.evaluation.records import Failed, Outcome
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Policy, Schedule, TextPolicy, parse_schedule
 from vispco.registry import Registry
 from vispco.search.distributed import Alone, Team
 from vispco.search.racing import Race, RacingOptions, order_by
@@ -32,13 +32,13 @@ Advance = Callable[[int, "int | None", str], None]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A schedule to be measured, and what its trial shall say.
+    """A schedule to be measured, or another policy, and what its trial shall say.
 
-    ``parameters``: default, those that the family reads off the schedule. ``seconds``, ``propose_flops``: what
-    finding it took.
+    ``parameters``: default, those that the family reads off the schedule; a policy has none, ``{}``. ``seconds``,
+    ``propose_flops``: what finding it took.
     """
 
-    schedule: Schedule
+    schedule: Schedule | TextPolicy
     parameters: Mapping[str, Any] | None = None
     propose_flops: int = 0
     seconds: float = 0.0
@@ -92,6 +92,10 @@ class Search(ABC):
     def run(self) -> None:
         """Search until done."""
 
+    def policy(self, text: str) -> Policy:
+        """The policy of a trial's ``schedule`` attribute."""
+        return parse_schedule(text)
+
     def race(self, schedules: Sequence[Schedule], options: RacingOptions) -> dict[str, Outcome]:
         """Race schedules on the search split; outcome of each by its text.
 
@@ -139,10 +143,11 @@ class Search(ABC):
             for proposal, outcome in zip(proposals, outcomes, strict=True):
                 parameters = proposal.parameters
                 if parameters is None:
+                    assert isinstance(proposal.schedule, Schedule)
                     parameters = context.family.parameters(proposal.schedule)
                 settings: dict[str, Any] = {
                     "parameters": parameters,
-                    "distributions": context.family.distributions(),
+                    "distributions": context.family.distributions() if parameters else {},
                     "attributes": proposal.attributes,
                 }
                 if isinstance(outcome, Failed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED, named_schedule
-from vispco.pruning.schedules import Ratios, keep_all, parse_schedule
+from vispco.pruning.schedules import Policy, Ratios, keep_all
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
@@ -137,6 +137,7 @@ class Run:
     ) -> None:
         self.problem, self.store = problem, store
         self.team: Team = team or Alone()
+        self._policies: dict[str, Callable[[str], Policy]] = {}
         self.study = problem.study
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
@@ -275,7 +276,9 @@ class Run:
                 say=lambda text: self.progress.say(f"{item.study}: {text}"),
                 team=self.team,
             )
-            cls(context, item.options).run()
+            search = cls(context, item.options)
+            search.run()
+            self._policies[item.study] = search.policy
 
     def _allowance(self, item: Planned) -> int | None:
         """Compute that the referenced entry was charged: at the same seed if it ran there, else its mean."""
@@ -297,17 +300,18 @@ class Run:
 
     def _confirm(self, planned: list[Planned], budgets: list[float]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""
-        todo: dict[str, tuple[Method, dict[str, None]]] = {}
+        todo: dict[str, tuple[Method, dict[str, Policy]]] = {}
         for item in planned:
             method = self.problem.method(item.config)
             _, schedules = todo.setdefault(_method_key(method), (method, {}))
-            schedules.update(dict.fromkeys(points_to_confirm(self.store.trial_log(item.study).complete(), budgets)))
+            for text in points_to_confirm(self.store.trial_log(item.study).complete(), budgets):
+                if text not in schedules:
+                    schedules[text] = self._policies[item.study](text)
         total, done = sum(len(schedules) for _, schedules in todo.values()), 0
         with self.progress.track("held-out") as advance:
             for key, (method, schedules) in todo.items():
-                policies = [parse_schedule(schedule) for schedule in schedules]
                 for schedule, outcome in zip(
-                    schedules, self.evaluator.outcomes(policies, "held_out", method), strict=True
+                    schedules, self.evaluator.outcomes(list(schedules.values()), "held_out", method), strict=True
                 ):
                     if not isinstance(outcome, Evaluation):
                         self.progress.say(f"held-out: {schedule} with {key} could not be measured: {_why(outcome)}")
