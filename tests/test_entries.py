@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
+from vispco.dashboards import figures
 
 from conftest import SMALL
 from vispco.analysis.anytime import anytime
@@ -25,7 +26,6 @@ from vispco.analysis.statistics import holm, mean_scores
 from vispco.analysis.two_level import estimate, resample
 from vispco.cli.main import main
 from vispco.config import CHECKPOINTS, parse_study
-from vispco.dashboards import figures
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.pruning.families import StepFamily
