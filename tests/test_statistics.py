@@ -92,14 +92,14 @@ def test_standard_error_of_many_runs_and_groups() -> None:
 
 
 def test_ten_seeds_are_as_few_as_students_t_says() -> None:
-    """Samples agree, seeds do not: the classic interval of ten numbers, 2.26 standard errors to each side."""
+    """Samples agree, seeds do not: about the classic interval of ten numbers, 2.26 standard errors to each side."""
     rng, reached = np.random.default_rng(2), []
-    for _ in range(60):
+    for _ in range(100):
         scores = crossed(rng, 10, 8, seeds=1.0, samples=0.0, both=0.0)
         drawn = resample({"a": one_task(scores)}, each_its_own(8), resamples=999)
         low, high = estimate(drawn["a"]).interval or (0.0, 0.0)
         reached.append((high - low) / 2 / (scores[:, 0].std(ddof=1) / np.sqrt(10)))
-    assert np.mean(reached) == pytest.approx(2.262, rel=0.08)
+    assert np.median(reached) == pytest.approx(2.262, rel=0.1)
 
 
 def test_groups_and_tasks_weigh_as_in_the_score() -> None:
@@ -184,15 +184,16 @@ WORLDS = {
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_intervals_hold_the_truth_as_often_as_they_say(world: str) -> None:
-    """Ten seeds against a deterministic search whose own score is part of what samples add; 300 experiments."""
+    """Ten seeds against a deterministic search whose own scores are part of what samples add; 300 experiments."""
     rng, held = np.random.default_rng(7), 0
-    groups = each_its_own(40)
+    groups = each_its_own(100)
     for number in range(300):
-        scores = crossed(rng, 10, 40, **WORLDS[world])
-        drawn = resample({"a": one_task(scores), "b": one_task(np.zeros(40))}, groups, fixed=["b"], resamples=199)
+        scores = crossed(rng, 10, 100, **WORLDS[world])
+        sides = {"a": one_task(scores), "b": one_task(np.zeros(100))}
+        drawn = resample(sides, groups, fixed=["b"], resamples=199, seed=number)
         low, high = estimate(drawn["a"], drawn["b"], seed=number).interval or (1.0, 1.0)
         held += low <= 0 <= high
-    assert 0.92 <= held / 300 <= 0.99, held
+    assert 0.91 <= held / 300 <= 0.985, held
 
 
 def test_percentiles_would_not() -> None:

@@ -113,7 +113,11 @@ def test_an_old_database_compares_as_it_did_and_can_be_extended(tmp_path: Path) 
     store = Store(old_database(tmp_path), create=False)
     assert version_of(store) == [len(MIGRATIONS)]
     expected = json.loads((DATA / "version-1.json").read_text())
-    assert json.loads(json.dumps(Comparison(store, "old").to_dict())) == near(expected)
+    found = json.loads(json.dumps(Comparison(store, "old").to_dict()))
+    for search in found["searches"]:
+        for added in ("budgets_missed", "score_within_budget", "score_within_budget_ci"):
+            del search[added]
+    assert found == near(expected)
 
     # Six of ten trials per seed: the five that are there are kept as they are, one is added.
     stored = store.require_experiment("old")["spec_text"]

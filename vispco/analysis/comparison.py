@@ -226,6 +226,10 @@ class Comparison:
             known.update({number: _ratios(found.get(number)) for number in numbers})
         return known[trial.number]
 
+    def hypervolume(self, search: Searched) -> float:
+        """Hypervolume of the front at search accuracy, up to the experiment's own reference point."""
+        return hypervolume([_values(trial) for trial in self.front(search)], reference=self.reference_point())
+
     def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Hypervolume of the front's schedules at their held-out accuracy, and its interval.
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.indicators import hypervolume
 from vispco.analysis.statistics import Scores, holm, mean_scores
 from vispco.analysis.two_level import LEVEL, RESAMPLES, Estimate, Runs, estimate, resample
 from vispco.errors import ConfigError
@@ -134,7 +133,7 @@ def _resampled(comparison: Comparison, found: dict[str, Entry]) -> dict[tuple[st
     for name, entry in found.items():
         for score in SCORES:
             delivered = [comparison.delivered(run, within=score != SCORES[0]) for run in entry.runs]
-            scores = [mean_scores([e.scores for e in given]) for given in delivered if given is not None]
+            scores: list[Scores] = [mean_scores([e.scores for e in given]) for given in delivered if given is not None]
             if len(scores) == len(entry.runs):
                 measured[name, score] = scores
     fixed = [key for key in measured if found[key[0]].deterministic]
@@ -181,12 +180,9 @@ def _mean_total(entry: Entry, name: str) -> float | None:
 
 
 def _hypervolume_ratio(comparison: Comparison, entry: Entry) -> float | None:
-    grid, reference = comparison.grid(), comparison.reference_point()
-    whole = hypervolume([t.values for t in comparison.front(grid)], reference=reference) if grid else 0.0
-    if not whole:
-        return None
-    volumes = [hypervolume([t.values for t in comparison.front(run)], reference=reference) for run in entry.runs]
-    return float(np.mean(volumes)) / whole
+    grid = comparison.grid()
+    whole = comparison.hypervolume(grid) if grid else 0.0
+    return float(np.mean([comparison.hypervolume(run) for run in entry.runs])) / whole if whole else None
 
 
 def compare_against(

@@ -179,6 +179,7 @@ def compare(
     if score is not None and against is None:
         raise ConfigError(f"--score {score} says what --against compares; name an entry: --against grid")
     rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
+    show: Callable[[dict[str, Any]], None]
     with open_store(storage, create=False) as store:
         if against is not None:
             from vispco.analysis.entries import compare_against

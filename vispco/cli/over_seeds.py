@@ -65,7 +65,7 @@ def print_against(found: dict[str, Any]) -> None:
                 "propose": row["propose_share"],
                 "charged": row["charged_share"],
                 "hv/grid": row["hypervolume_ratio_to_grid"],
-                "missed": round(row["budgets_missed"], 1),
+                "missed": f"{row['budgets_missed']:.1f}",
                 "within": row["score_within_budget"],
             }
             for row in found["entries"]
@@ -102,12 +102,12 @@ def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
 def print_anytime(found: dict[str, Any]) -> None:
     """One table: entries by shares of the dense grid's cost."""
     shares = found["shares"]
-    print(f"{found['experiment']}: score_within_budget, had a search been stopped at a share of the grid's cost")
+    print(f"{found['experiment']}: score_within_budget when stopped at a share of the grid's cost,")
     if shares:
-        print("held-out samples, mean over seeds\n")
+        print("on held-out samples, mean over seeds\n")
     else:
-        print("shares: on the search split, where schedules were chosen, so optimistic; for")
-        print("held-out samples add anytime: true to the study and run it again\n")
+        print("on the search split, where schedules were chosen, so optimistic: for held-out")
+        print("samples add anytime: true to the study and run it again; mean over seeds\n")
     rows = []
     for entry in found["entries"]:
         end = entry["end"]
