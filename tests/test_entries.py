@@ -342,6 +342,16 @@ def test_mistakes_are_one_line(cli: Cli, url: str, words: list[str], message: st
     assert len(err.splitlines()) == 1
 
 
+def test_the_report_says_what_may_be_said(cli: Cli, url: str, tmp_path: Path) -> None:
+    code, _, _ = cli("report", "exp", "-o", tmp_path / "r.html", "--storage", url)
+    assert code == 0
+    page = (tmp_path / "r.html").read_text().split("<body>")[1]
+    for text in ("What may be said of the searches", "not shown to differ", "too few seeds: 3 of 10", "samples only"):
+        assert text in page
+    assert page.count("Fronts over seeds") == 2
+    assert "Had a search been stopped early" in page
+
+
 # --- attainment ----------------------------------------------------------------------------------
 
 FRONTS = st.lists(
@@ -389,26 +399,27 @@ def test_bands_are_those_of_the_fronts(comparison: Comparison) -> None:
 
 
 class Trial:
-    """A finished trial."""
+    """A finished trial; Optuna lets a PRUNED one have values too."""
 
-    def __init__(self, number: int, values: tuple[float, float] | None, charged: int) -> None:
+    def __init__(self, number: int, values: tuple[float, float] | None, charged: int, pruned: bool) -> None:
         self.number, self.values = number, values
-        self.state = TrialState.PRUNED if values is None else TrialState.COMPLETE
+        self.state = TrialState.PRUNED if pruned or values is None else TrialState.COMPLETE
         self.user_attrs = {"charged_flops": charged}
 
 
 POINTS = st.tuples(st.integers(0, 4), st.integers(0, 4))
-TRIALS = st.lists(st.tuples(st.one_of(st.none(), POINTS), st.integers(1, 5)), max_size=12)
+TRIALS = st.lists(st.tuples(st.one_of(st.none(), POINTS), st.integers(1, 5), st.booleans()), max_size=12)
 
 
 @given(given_=TRIALS, limits=st.lists(st.integers(0, 40), max_size=4))
 def test_choices_are_those_of_the_trials_paid_by_then(given_: list[Any], limits: list[int]) -> None:
-    trials = [Trial(number, values, charged) for number, (values, charged) in enumerate(given_)]
+    trials = [Trial(number, *row) for number, row in enumerate(given_)]
     found = choices_at(trials[::-1], [1, 3], sorted(limits))
     assert len(found) == len(limits)
     for limit, row in zip(sorted(limits), found, strict=True):
-        paid = np.cumsum([charged for _, charged in given_])
-        known = [t for t, total in zip(trials, paid, strict=True) if total <= limit and t.values is not None]
+        paid = np.cumsum([charged for _, charged, _ in given_])
+        complete = [(t, total) for t, total in zip(trials, paid, strict=True) if t.state == TrialState.COMPLETE]
+        known = [t for t, total in complete if total <= limit]
         for budget, choice in zip([1, 3], row, strict=True):
             slow = choose(known, budget)
             assert choice is (slow if slow is not None and fits(slow, budget) else None)

@@ -76,6 +76,18 @@ def test_deterministic_searches_by_hand() -> None:
     assert found.p_value == (1 + (off >= abs(value)).sum()) / 1000
 
 
+@pytest.mark.parametrize("more", [2, 3, 4])
+def test_ties_count_against_a_difference(more: int) -> None:
+    """Scores of 0 and 1: many resamples are off by exactly the difference, whatever rounding makes of it."""
+    samples = 21
+    sides = {"a": one_task((np.arange(samples) < 4 + more) * 1.0), "b": one_task((np.arange(samples) < 4) * 1.0)}
+    drawn = resample(sides, each_its_own(samples), fixed=sides, resamples=999)
+    counts = np.round((drawn["a"].draws[0] - drawn["b"].draws[0]) * samples).astype(int)
+    off = np.abs(counts - more)
+    assert (off == more).any()
+    assert estimate(drawn["a"], drawn["b"]).p_value == (1 + int((off >= more).sum())) / 1000
+
+
 def test_standard_error_of_many_runs_and_groups() -> None:
     """Half an interval is 1.96 standard errors: variance of seeds, samples and both over their numbers."""
     rng = np.random.default_rng(1)

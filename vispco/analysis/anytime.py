@@ -123,7 +123,6 @@ def _search_curve(comparison: Comparison, entry: Entry, end: float, grid_flops: 
     blind = _no_image(comparison, "search") or 0.0
     first = min(min(run.paid, key=lambda trial: trial.number).user_attrs["charged_flops"] for run in entry.runs)
     limits = np.geomspace(first, end, CURVE_POINTS).tolist()
-    limits[0], limits[-1] = first, end
     scores = np.zeros(len(limits))
     for run in entry.runs:
         for place, row in enumerate(choices_at(run.paid, comparison.budgets, limits)):
