@@ -80,7 +80,7 @@ def test_deterministic_searches_by_hand() -> None:
 def test_ties_count_against_a_difference(more: int) -> None:
     """Scores of 0 and 1: many resamples are off by exactly the difference, whatever rounding makes of it."""
     samples = 21
-    sides = {"a": one_task((np.arange(samples) < 4 + more) * 1.0), "b": one_task((np.arange(samples) < 4) * 1.0)}
+    sides = {"a": one_task((np.arange(samples) < 9 + more) * 1.0), "b": one_task((np.arange(samples) < 9) * 1.0)}
     drawn = resample(sides, each_its_own(samples), fixed=sides, resamples=999)
     counts = np.round((drawn["a"].draws[0] - drawn["b"].draws[0]) * samples).astype(int)
     off = np.abs(counts - more)

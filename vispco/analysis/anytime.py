@@ -121,7 +121,7 @@ def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores |
 def _search_curve(comparison: Comparison, entry: Entry, end: float, grid_flops: int) -> list[dict[str, float]]:
     """Mean over runs of the score on the search split, from the first trial of any run to the end of all."""
     blind = _no_image(comparison, "search") or 0.0
-    first = min(min(run.paid, key=lambda trial: trial.number).user_attrs["charged_flops"] for run in entry.runs)
+    first = max(1, min(min(run.paid, key=lambda t: t.number).user_attrs["charged_flops"] for run in entry.runs))
     limits = np.geomspace(first, end, CURVE_POINTS).tolist()
     scores = np.zeros(len(limits))
     for run in entry.runs:
