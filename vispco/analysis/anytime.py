@@ -7,7 +7,7 @@ every budget with it, and fall as the search gets better.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -48,13 +48,17 @@ def anytime(comparison: Comparison) -> dict[str, Any]:
         )
     shares = [float(share) for share in comparison.facts.get("anytime", {}).get("shares", [])]
     found = [entry for entry in entries(comparison).values() if all(r.total("charged_flops") for r in entry.runs)]
-    curves = [_curve(comparison, entry, shares, grid_flops) for entry in found]
+    paths = [Path(comparison, entry, [share * grid_flops for share in shares]) for entry in found]
+    measured = {(path.entry.name, place): scores for path in paths for place, scores in path.scores().items()}
+    fixed = [key for key in measured if next(p.entry for p in paths if p.entry.name == key[0]).deterministic]
+    drawn = resample(measured, comparison.groups, fixed=fixed)
+    estimates = {key: estimate(runs) for key, runs in drawn.items()}
     return {
         "experiment": comparison.experiment,
         "grid_flops": grid_flops,
         "shares": shares,
         "no_image": {split: _no_image(comparison, split) for split in ("search", "held_out")},
-        "entries": curves,
+        "entries": [_curve(path, estimates, grid_flops) for path in paths],
     }
 
 
@@ -63,48 +67,55 @@ def _no_image(comparison: Comparison, split: str) -> float | None:
     return found.accuracy if found else None
 
 
-def _curve(comparison: Comparison, entry: Entry, shares: Sequence[float], grid_flops: int) -> dict[str, Any]:
-    charged = [float(run.total("charged_flops") or 0) for run in entry.runs]
-    is_grid = entry.runs[0].facts["kind"] == "grid"
-    inside = [] if is_grid else list(shares)
-    limits = [*(share * grid_flops for share in inside), max(charged)]
-    choices = [choices_at(run.paid, comparison.budgets, limits) for run in entry.runs]
-    pairs = zip(entry.runs, choices, strict=True)
-    comparison.load_held_out((run, t) for run, rows in pairs for row in rows for t in row if t is not None)
-    made = _held_out(comparison, entry, [list(row) for row in zip(*choices, strict=True)])
-    points = [
-        {
-            "share": share,
-            "flops": limit,
-            "score": estimated.value if estimated else None,
-            "score_ci": list(estimated.interval) if estimated and estimated.interval else None,
-            "covers": estimated.covers if estimated else None,
-            "budgets_missed": float(np.mean([row[place].count(None) for row in choices])),
-            "runs_ended": sum(total <= limit for total in charged),
-        }
-        for place, (share, limit, estimated) in enumerate(
-            zip([*inside, np.mean(charged) / grid_flops], [*limits[:-1], float(np.mean(charged))], made, strict=True)
+class Path:
+    """What the runs of an entry had found at limits of charged compute and, last, at their ends."""
+
+    def __init__(self, comparison: Comparison, entry: Entry, limits: Sequence[float]) -> None:
+        self.comparison, self.entry = comparison, entry
+        # Totals stay integers: beyond 2**53 a float could lie below the charge that it was made of.
+        self.charged = [run.total("charged_flops") or 0 for run in entry.runs]
+        self.is_grid = entry.runs[0].facts["kind"] == "grid"
+        self.limits: list[float] = [*([] if self.is_grid else limits), max(self.charged)]
+        self.choices = [choices_at(run.paid, comparison.budgets, self.limits) for run in entry.runs]
+        found = [(run, t) for run, rows in zip(entry.runs, self.choices, strict=True) for row in rows for t in row]
+        comparison.load_held_out((run, trial) for run, trial in found if trial is not None)
+
+    def scores(self) -> dict[int, list[Scores]]:
+        """Number of a limit -> held-out scores of each run; without limits where one is not measured."""
+        scored = {}
+        for place in range(len(self.limits)):
+            rows = zip(self.entry.runs, self.choices, strict=True)
+            found = [_scores(self.comparison, run, choices[place]) for run, choices in rows]
+            measured = [scores for scores in found if scores is not None]
+            if len(measured) == len(found):
+                scored[place] = measured
+        return scored
+
+
+def _curve(path: Path, estimates: Mapping[tuple[str, int], Estimate], grid_flops: int) -> dict[str, Any]:
+    points = []
+    for place, limit in enumerate(path.limits):
+        at_end = place == len(path.limits) - 1
+        flops = float(np.mean(path.charged)) if at_end else limit
+        estimated = estimates.get((path.entry.name, place))
+        points.append(
+            {
+                "share": flops / grid_flops,
+                "flops": flops,
+                "score": estimated.value if estimated else None,
+                "score_ci": list(estimated.interval) if estimated and estimated.interval else None,
+                "covers": estimated.covers if estimated else None,
+                "budgets_missed": float(np.mean([row[place].count(None) for row in path.choices])),
+                "runs_ended": sum(total <= limit for total in path.charged),
+            }
         )
-    ]
     return {
-        "entry": entry.name,
-        "runs": len(entry.runs),
+        "entry": path.entry.name,
+        "runs": len(path.entry.runs),
         "checkpoints": points[:-1],
         "end": points[-1],
-        "search_curve": [] if is_grid else _search_curve(comparison, entry, max(charged), grid_flops),
+        "search_curve": [] if path.is_grid else _search_curve(path, grid_flops),
     }
-
-
-def _held_out(comparison: Comparison, entry: Entry, moments: list[list[Choices]]) -> list[Estimate | None]:
-    """Estimate of the score at each moment from its choices [runs][budgets]; None while one is not measured."""
-    scored: dict[int, list[Scores]] = {}
-    for place, rows in enumerate(moments):
-        found = [_scores(comparison, run, row) for run, row in zip(entry.runs, rows, strict=True)]
-        measured = [scores for scores in found if scores is not None]
-        if len(measured) == len(found):
-            scored[place] = measured
-    drawn = resample(scored, comparison.groups, fixed=list(scored) if entry.deterministic else ())
-    return [estimate(drawn[place]) if place in drawn else None for place in range(len(moments))]
 
 
 def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores | None:
@@ -118,11 +129,12 @@ def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores |
     return mean_scores([evaluation.scores for evaluation in found])
 
 
-def _search_curve(comparison: Comparison, entry: Entry, end: float, grid_flops: int) -> list[dict[str, float]]:
+def _search_curve(path: Path, grid_flops: int) -> list[dict[str, float]]:
     """Mean over runs of the score on the search split, from the first trial of any run to the end of all."""
+    comparison, entry, end = path.comparison, path.entry, max(path.charged)
     blind = _no_image(comparison, "search") or 0.0
     first = max(1, min(min(run.paid, key=lambda t: t.number).user_attrs["charged_flops"] for run in entry.runs))
-    limits = np.geomspace(first, end, CURVE_POINTS).tolist()
+    limits = [*np.geomspace(first, end, CURVE_POINTS).tolist()[:-1], end]
     scores = np.zeros(len(limits))
     for run in entry.runs:
         for place, row in enumerate(choices_at(run.paid, comparison.budgets, limits)):
