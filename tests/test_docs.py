@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL
-from vispco.config import SearchConfig, Study, load_study, parse_study
+from vispco.analysis.entries import SEEDS_NEEDED
+from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
+from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.models.base import ADAPTERS, ModelAdapter, register_builtin
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
@@ -157,6 +159,34 @@ def test_commands_of_the_database_section_run(
         assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
     assert "theirs" in capsys.readouterr().out
     assert Store(pg_url).experiment_names() == ["my-study"]
+
+
+def test_what_the_comparing_page_shows_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_entries import fill_entries
+    from vispco.cli.main import main
+    from vispco.storage.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    few = {"grid": ("grid", None, 4, 0.0, 0.2), "tpe": ("tpe", 10, 2, 0.2, 0.25)}
+    fill_entries(Store("sqlite:///vispco.db"), "my-study", few)
+    (commands,), (code,) = blocks("docs/comparing.md", "bash"), blocks("docs/comparing.md", "python")
+    for line in commands.strip().splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
+    shown: dict[str, object] = {}
+    exec(compile(code, "docs/comparing.md", "exec"), shown)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("tpe 0.")
+    assert shown["median"]
+    page = (ROOT / "docs/comparing.md").read_text()
+    assert (SEEDS_NEEDED, FEWEST_RUNS) == (10, 5)
+    for text in ("ten seeds or more", "fewer than five seeds", f"{RESAMPLES:,} resamples"):
+        assert text in page
+    assert f"from {CHECKPOINTS[0]:g} to {CHECKPOINTS[-1]:g}" in page
 
 
 def test_commands_about_machines_run(tmp_path: Path) -> None:

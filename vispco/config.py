@@ -45,6 +45,9 @@ def _method(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+CHECKPOINTS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]  # shares of the dense grid's cost, for anytime: true
+
+
 Seeds = Annotated[list[int], Field(min_length=1)]
 
 
@@ -80,7 +83,11 @@ class SearchConfig(Frozen):
 
 
 class Study(Frozen):
-    """An experiment: a model, tasks, budgets and named search entries."""
+    """An experiment: a model, tasks, budgets and named search entries.
+
+    ``anytime``: shares of the dense grid's naive cost at which what a search would have chosen by then is measured on
+    the held-out split too; True for the usual ones.
+    """
 
     experiment: str
     purpose: str = ""
@@ -90,6 +97,7 @@ class Study(Frozen):
     family: str = "step"
     budgets: Annotated[int, Field(ge=1)] | Annotated[list[float], Field(min_length=1)] = 12
     defaults: list[str] = ["fastv:k2-r50"]
+    anytime: bool | Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = False
     batch_size: Annotated[int, Field(ge=1)] = 64
     memory_mib: Annotated[int, Field(ge=0)] = 2048
     searches: dict[str, SearchConfig]
@@ -127,13 +135,21 @@ class Study(Frozen):
         """Bytes of hidden states that may be put aside while schedules share their first layers."""
         return self.memory_mib << 20
 
+    @property
+    def checkpoints(self) -> list[float]:
+        """``anytime`` as ascending shares."""
+        if isinstance(self.anytime, bool):
+            return list(CHECKPOINTS) if self.anytime else []
+        return sorted(set(self.anytime))
+
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self.model_dump(mode="json")
         return {key: dump[key] for key in ("model", "tasks", "budgets", "method", "family")}
 
     def spec_hash(self) -> str:
-        return content_hash(self.model_dump(mode="json", exclude={"purpose", "memory_mib"}))
+        """Of what decides what is searched; neither words, nor memory, nor what is measured besides."""
+        return content_hash(self.model_dump(mode="json", exclude={"purpose", "memory_mib", "anytime"}))
 
 
 def content_hash(value: Any) -> str:

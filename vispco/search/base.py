@@ -79,9 +79,12 @@ class Search(ABC):
 
     ``run`` continues from the COMPLETE trials in the log: what it proposes next is a function of the seed and
     of those trials, so that a resumed search proposes what an undisturbed one would have.
+
+    ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
     """
 
     kind: ClassVar[str]
+    deterministic: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
 
     def __init__(self, context: SearchContext, options: Any) -> None:

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vispco.analysis.selection import points_to_confirm
+from optuna.trial import TrialState
+
+from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
@@ -170,12 +172,15 @@ class Run:
                 advance(1, 3, "references")
                 facts = self._references()
                 advance(3, 3, "references")
+            checkpoints = self._checkpoints()
             facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
+            if checkpoints:
+                facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
             before = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
             for item in planned:
                 self._search(item, budgets)
-            self._confirm(planned, budgets)
+            self._confirm(planned, budgets, checkpoints)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         return after - before
 
@@ -253,6 +258,7 @@ class Run:
                 "method_key": _method_key(method),
                 "family": item.config.family or self.study.family,
                 "points": points,
+                "deterministic": SEARCHES[item.config.kind].deterministic,
             }
         return {"studies": studies}
 
@@ -298,13 +304,29 @@ class Run:
             )
         return sum(charged) // len(charged)
 
-    def _confirm(self, planned: list[Planned], budgets: list[float]) -> None:
+    def _checkpoints(self) -> dict[str, Any]:
+        """The study's ``anytime`` shares, and the dense grid's naive cost that they are shares of; {} without."""
+        shares = self.study.checkpoints
+        if not shares:
+            return {}
+        entries = [entry for entry in self.study.searches.values() if entry.kind == "grid"]
+        entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
+        grid, method = self.problem.family(entry).dense_grid(), self.problem.method(entry)
+        return {"shares": shares, "grid_flops": sum(self.evaluator.price(s, "search", method) for s in grid)}
+
+    def _confirm(self, planned: list[Planned], budgets: list[float], checkpoints: dict[str, Any]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""
+        limits = [share * checkpoints["grid_flops"] for share in checkpoints.get("shares", [])]
         todo: dict[str, tuple[Method, dict[str, Policy]]] = {}
         for item in planned:
             method = self.problem.method(item.config)
             _, schedules = todo.setdefault(_method_key(method), (method, {}))
-            for text in points_to_confirm(self.store.trial_log(item.study).complete(), budgets):
+            log = self.store.trial_log(item.study)
+            wanted = points_to_confirm(log.complete(), budgets)
+            if limits and item.config.kind != "grid":
+                paid = log.trials(TrialState.COMPLETE, TrialState.PRUNED)
+                wanted = [*wanted, *checkpoints_to_confirm(paid, budgets, limits)]
+            for text in wanted:
                 if text not in schedules:
                     schedules[text] = self._policies[item.study](text)
         total, done = sum(len(schedules) for _, schedules in todo.values()), 0
