@@ -324,11 +324,16 @@ def measured(schedule: Schedule, split: str, errors: int) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A grid of layers 1 to 3, and a gradient search with two seeds whose steps have slopes at one budget of two."""
     url = f"sqlite:///{tmp_path_factory.mktemp('layers')}/a.db"
-    store = Store(url)
+    write_experiment(url, "exp")
+    return url
+
+
+def write_experiment(url: str, name: str) -> None:
+    """A grid of layers 1 to 3, and a gradient search with two seeds whose steps have slopes at one budget of two."""
+    experiment, store = name, Store(url)
     store.save_experiment(
-        "exp",
+        experiment,
         spec_text="x",
         spec_hash="h",
         identity={"model": {"name": "m"}},
@@ -336,7 +341,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     names = {"grid": "grid", "lagrangian@0": "lagrangian", "lagrangian@1": "lagrangian"}
     studies = {
-        f"exp/{name}": {
+        f"{experiment}/{name}": {
             "entry": name.partition("@")[0],
             "seed": int(name[-1]) if "@" in name else 0,
             "kind": kind,
@@ -348,12 +353,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         for name, kind in names.items()
     }
     facts = {"accounting": "exact", "floor": 0.2, "budgets": [0.2, 0.5, 0.8], "studies": studies, "layers": 4}
-    store.save_facts("exp", facts)
+    store.save_facts(experiment, facts)
     for split in ("search", "held_out"):
         for key, schedule, errors in (("unpruned", Step(0, 1.0), 0), ("no_image", Step(0, 0.0), 30)):
             reference = measured(schedule, split, errors)
             store.put_evaluation(reference, GROUPS)
-            store.link("exp", "reference", key, reference)
+            store.link(experiment, "reference", key, reference)
 
     def add(study: str, layer: int, keep: float, **attributes: Any) -> None:
         schedule = Step(layer, keep)
@@ -361,11 +366,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
             evaluation = measured(schedule, split, wrong(layer, keep))
             store.put_evaluation(evaluation, GROUPS)
             if split == "held_out":
-                store.link("exp", "schedule", f"fastv|{schedule.text()}", evaluation)
+                store.link(experiment, "schedule", f"fastv|{schedule.text()}", evaluation)
             else:
                 distributions = StepFamily(4).distributions()
                 parameters = {"layer": layer, "keep": keep}
-                store.trial_log(f"exp/{study}").add(
+                store.trial_log(f"{experiment}/{study}").add(
                     evaluation, parameters=parameters, distributions=distributions, seconds=0.0, attributes=attributes
                 )
 
@@ -378,9 +383,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
             add(study, layer, keep, budget=budget, trajectory=f"budget-{number}")
             slope = {"slope": [0.0, -1.0 - seed, -0.5, 0.0]} if number == 0 else {}
             row = {"loss": 1.0, "violation": 0.0, "multiplier": 0.0, "penalty": 1.0, "free": [0.0], **slope}
-            store.save_steps(f"exp/{study}", f"budget-{number}", [row, row])
+            store.save_steps(f"{experiment}/{study}", f"budget-{number}", [row, row])
     store.engine.dispose()
-    return url
 
 
 def test_record_of_a_database(url: str) -> None:

@@ -74,7 +74,7 @@ def even_areas(
     """Area that each picture is resized to: the i-th smallest of n gets the i-th of n evenly spaced ones.
 
     As the official code does it, but for ties: equal areas stand in a seeded random order there, not in that of the
-    list. (Half of LLaVA-Instruct's pictures are 640 by 480.)
+    list. (LLaVA-Instruct has many: COCO's pictures of 640 by 480.)
     """
     target = [0.0] * len(areas)
     order = sorted(shuffled(keys, seed), key=lambda i: areas[i])
