@@ -9,12 +9,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from vispco.dashboards import figures
+from vispco.dashboards import figures, heatmaps
 
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.entries import against
+from vispco.analysis.layers import layer_record
 from vispco.analysis.selection import FITS
 from vispco.errors import ConfigError
 from vispco.storage.store import Store
@@ -36,6 +37,7 @@ def write_report(store: Store, experiment: str, output: Path) -> None:
         {s.name: steps for s in comparison.searches if (steps := store.trajectory(s.study))},
         comparison.stored,
         over_seeds(comparison),
+        layer_record(comparison),
     )
     try:
         output.write_text(page, encoding="utf-8")
@@ -59,6 +61,7 @@ def render(
     trajectories: dict[str, dict[str, list[dict[str, Any]]]],
     stored: dict[str, Any],
     seeds: dict[str, Any],
+    layers: dict[str, Any],
 ) -> str:
     """The page's HTML."""
     searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
@@ -72,6 +75,7 @@ def render(
         *(_figure(figure, f"figure-{i}") for i, figure in enumerate(drawn)),
         "<h2>Schedules, layer by layer</h2>",
         '<div class="pair">' + "".join(_figure(f, f"map-{i}") for i, f in enumerate(maps)) + "</div>",
+        _layer_section(layers),
         _budget_table(comparison),
         *_seeds_section(seeds),
         *(["<h2>How the gradient search went</h2>"] if paths else []),
@@ -121,6 +125,13 @@ def _summary(comparison: dict[str, Any]) -> str:
         if search["cost_ratio_to_grid"] is not None and search["cost_ratio_to_grid"] != 1.0:
             sentences.append(f"{escape(search['name'])} cost {search['cost_ratio_to_grid']:.2f} of the grid.")
     return " ".join(sentences) or "No search has finished yet."
+
+
+def _layer_section(record: dict[str, Any]) -> str:
+    """What was learned and what layers cost: sentences, then heat maps."""
+    maps = "".join(_figure(figure, f"layers-{i}") for i, figure in enumerate(heatmaps.all_maps(record)))
+    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["summary"])
+    return f'<h2>What each layer is worth</h2><ul>{told}</ul><div class="pair">{maps}</div>'
 
 
 def _percent(value: float | None) -> str:

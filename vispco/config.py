@@ -36,6 +36,24 @@ class TaskConfig(Frozen):
     options: dict[str, Any] = {}
 
 
+class CalibrationConfig(Frozen):
+    """Samples that gradients are taken on, where these are not the tasks' own calibration splits."""
+
+    name: str
+    samples: Annotated[int, Field(ge=1)]
+    split: str = "calibration"
+    options: dict[str, Any] = {}
+
+    @field_validator("split")
+    @classmethod
+    def _gradients_only(cls, value: str) -> str:
+        if value in ("search", "held_out"):
+            raise ValueError("schedules are chosen or judged there; take gradients on split calibration")
+        if value != "calibration":
+            raise ValueError("a task's own data for gradients is its split calibration")
+        return value
+
+
 class MethodConfig(Frozen):
     name: str
     parameters: dict[str, Any] = {}
@@ -93,6 +111,7 @@ class Study(Frozen):
     purpose: str = ""
     model: ModelConfig = ModelConfig()
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+    calibration: CalibrationConfig | None = None
     method: MethodConfig = MethodConfig(name="fastv")
     family: str = "step"
     budgets: Annotated[int, Field(ge=1)] | Annotated[list[float], Field(min_length=1)] = 12
@@ -145,11 +164,15 @@ class Study(Frozen):
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self.model_dump(mode="json")
-        return {key: dump[key] for key in ("model", "tasks", "budgets", "method", "family")}
+        return {key: dump[key] for key in ("model", "tasks", "calibration", "budgets", "method", "family")}
 
     def spec_hash(self) -> str:
-        """Of what decides what is searched; neither words, nor memory, nor what is measured besides."""
-        return content_hash(self.model_dump(mode="json", exclude={"purpose", "memory_mib", "anytime"}))
+        """Of what decides what is searched; neither words, nor memory, nor what is measured besides.
+
+        A study without ``calibration`` has the hash from before that key was known.
+        """
+        left_out = {"purpose", "memory_mib", "anytime"} | ({"calibration"} if self.calibration is None else set())
+        return content_hash(self.model_dump(mode="json", exclude=left_out))
 
 
 def content_hash(value: Any) -> str:
@@ -226,6 +249,7 @@ def _override(data: dict[str, Any], item: str) -> None:
 _MODELS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "tasks": TaskConfig,
+    "calibration": CalibrationConfig,
     "method": MethodConfig,
     "searches": SearchConfig,
 }

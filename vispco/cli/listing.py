@@ -44,6 +44,7 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         families = [{"schedule": f"family {name}", "about": _first_line(FAMILIES[name])} for name in FAMILIES]
         return [*families, *({"schedule": name, "about": known.about()} for name, known in PUBLISHED.items())]
     if what == "tasks":
+        import vispco.tasks.llava_instruct
         import vispco.tasks.mosaic_vqa  # noqa: F401
         from vispco.tasks.base import TASKS
 

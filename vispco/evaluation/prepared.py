@@ -88,7 +88,7 @@ class PreparedSplit:
 def render_prompt(processor: Any, sample: Sample) -> str:
     """The text the model reads: by the processor's chat template if it has one, else pictures then question."""
     if getattr(processor, "chat_template", None):
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in range(len(sample.images))]
         content.append({"type": "text", "text": sample.question})
         text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return text

@@ -92,7 +92,7 @@ class Calibration:
                     "micro": micro,
                 }
             )
-        for task in self.problem.tasks:
+        for task in self.problem.calibration_tasks:
             part = prepare(self.problem, task, "calibration", batch_size=micro or batch_size, shuffle=seed)
             together = batch_size // (micro or batch_size)
             numbers = list(range(len(self.micros), len(self.micros) + len(part.batches)))

@@ -88,7 +88,8 @@ def make_task(name: str, sizes: Mapping[str, int], options: Mapping[str, Any] | 
     Raises:
         ConfigError: unknown task, unknown split or option, or a size that is not positive.
     """
-    import vispco.tasks.mosaic_vqa  # noqa: F401  (registers)
+    import vispco.tasks.llava_instruct
+    import vispco.tasks.mosaic_vqa  # noqa: F401  (both register)
 
     for split, size in sizes.items():
         if split not in SPLITS:
