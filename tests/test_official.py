@@ -334,6 +334,26 @@ def test_kernels(family: str) -> None:
         assert torch.allclose(official.step_kernel(centre, keep, 8)[0], ratios[0])
 
 
+def test_snapped_steps_fill_their_budget_and_never_exceed_it() -> None:
+    kernel, values = make_kernel("step", 8), torch.tensor([3.5, 0.4])
+
+    def tokens(schedule: Any) -> int:
+        return int(schedule.counts(np.array([64]), 8).sum())
+
+    def make(values: torch.Tensor) -> Any:
+        return kernel.schedule(values, 64, torch.float32)
+
+    assert make(values).counts(np.array([64]), 8)[0].tolist() == [64, 64, 63, 62, 25, 24, 23, 23]
+    for limit in (500, 400, 300, 200, 100):
+        schedule, parameters = kernel.snap(values, make, lambda schedule, limit=limit: tokens(schedule) <= limit)
+        assert limit - 5 <= tokens(schedule) <= limit
+        assert make(torch.tensor(list(parameters.values()))) == schedule
+        assert (parameters["centre"] == 3.5) == (limit > 255)
+        assert (parameters["keep"] == 0) == (limit < 255)
+    cheapest, _ = kernel.snap(values, make, lambda schedule: False)
+    assert tokens(cheapest) == 64
+
+
 # --- multipliers, learning rate, presets ------------------------------------------------------------
 
 
@@ -488,7 +508,7 @@ def test_loss_by_hand(problem: Problem, shift: bool) -> None:
 def test_training_moves_towards_its_targets_and_leaves_no_trace(problem: Problem) -> None:
     """With the budget's weight of the paper's model, the mean distance from the targets falls."""
     flags = [parameter.requires_grad for parameter in problem.model.parameters()]
-    settings = replace(SETTINGS, w=1.0, sigma=100.0, epochs=5, batch=4, learning_rate=5e-3)
+    settings = replace(SETTINGS, w=1.0, sigma=100.0, epochs=5, batch=2, learning_rate=1e-2)
     random = torch.random.get_rng_state()
     training = training_of(problem, settings=settings, full_tflops=3.56)
     before = training.predictor.entry.weight.detach().clone()
@@ -545,7 +565,7 @@ budgets: 3
 batch_size: 8
 searches:
   official: {kind: vispco_official, full_tflops: 3.56, epochs: 1, batch: 6, conditioned: true}
-  curve: {kind: vispco_official, family: sigmoid, epochs: 1, batch: 6, preset: script}
+  curve: {kind: vispco_official, family: sigmoid, epochs: 1, batch: 6, preset: script, snap: true}
 """
 
 
@@ -581,14 +601,18 @@ def test_a_trial_per_budget(problem: Problem, finished: tuple[Store, list[str]])
             assert given["official_accounting"] == "vispco"
             assert given["stopped"] == "epochs"
             assert {"multiplier", "penalty", "loss", "official_target", "official_actual"} <= given.keys()
+            if entry == "curve":
+                assert trial.values[1] <= given["budget"] + 1e-9
+                assert given["budget"] - trial.values[1] < 0.02
+                assert FAMILIES["sigmoid"](8).parameters(parse_schedule(given["schedule"])) == trial.params
+                continue
             counts = [round(ratio * 64) for ratio in given["keep_ratio"]]
             assert [ratio * 64 for ratio in given["keep_ratio"]] == pytest.approx(counts)
             assert parse_schedule(given["schedule"]).counts(np.array([64]), 8)[0].tolist() == counts
-            if entry == "official":
-                ratios = official.step_kernel(*(torch.tensor([trial.params[n]]) for n in ("centre", "keep")), 8)
-                assert official_counts(ratios, [64])[0].tolist() == counts
-                assert 0 <= given["conditioned_accuracy"] <= 1
-                assert 0 < given["conditioned_flops_ratio"] <= 1
+            ratios = official.step_kernel(*(torch.tensor([trial.params[n]]) for n in ("centre", "keep")), 8)
+            assert official_counts(ratios, [64])[0].tolist() == counts
+            assert 0 <= given["conditioned_accuracy"] <= 1
+            assert 0 < given["conditioned_flops_ratio"] <= 1
         first, *others = trials
         assert first.user_attrs["propose_flops"] > max(t.user_attrs["propose_flops"] for t in others)
     assert all(t.user_attrs["propose_flops"] == 0 for t in others)

@@ -3,12 +3,13 @@
 It follows that code and Tables 6 and 7 of the paper (arXiv 2604.15188) to the letter where they concern numbers; see
 docs/official.md for its oddities and for what differs. In short: the budget is converted to the official scale; a trial
 is what the predictor says for it, on average over the calibration samples, cut by the official rounding; nothing is
-snapped, so a trial may exceed its budget; ``flops_ratio`` is exact as everywhere.
+snapped unless ``snap`` is set, so a trial may exceed its budget; ``flops_ratio`` is exact as everywhere.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,13 +21,14 @@ from vispco.errors import ConfigError
 from vispco.evaluation.records import Evaluation
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Ratios, parse_schedule
+from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
-from vispco.search.official_predictor import OfficialPolicy, make_kernel, official_counts
+from vispco.search.official_predictor import OfficialPolicy, make_kernel
 from vispco.search.official_training import Hyperparameters, OfficialTraining, collate
 
 ACCOUNTING = "vispco"
 WEAK_TFLOPS = 0.05
+TIE = 1e-12
 ANSWERS, EPOCHS = "budgets-1", "epochs-0"
 
 ARGPARSE = Hyperparameters(
@@ -54,7 +56,8 @@ class OfficialOptions(Options):
 
     ``validation``: share of the calibration split whose mean constraint moves the multipliers. ``shift``: distil the
     answer's tokens, not the ones behind them. ``full_tflops``: rescale the official count so that the mean unpruned
-    sample has so many. ``conditioned``: also measure the policy that differs per sample, as attributes.
+    sample has so many. ``conditioned``: also measure the policy that differs per sample, as attributes. ``snap``: move
+    each answer to its budget before it is measured, which the official code does not.
     """
 
     preset: Literal["argparse", "script", "paper"] = "argparse"
@@ -74,6 +77,7 @@ class OfficialOptions(Options):
     shift: bool = False
     full_tflops: float | None = Field(None, gt=0)
     conditioned: bool = False
+    snap: bool = False
 
 
 def hyperparameters(options: OfficialOptions, model_type: str, family: str) -> Hyperparameters:
@@ -189,8 +193,10 @@ class OfficialSearch(Search):
         for budget, policy, answers in zip(budgets, policies, said, strict=True):
             values = torch.stack([value for value, _, _ in answers])
             mean = values.mean(dim=0)
-            counts = official_counts(self.kernel.ratios(mean[None].to(training.dtype)), [n_visual])[0].tolist()
-            schedule = Ratios([count / n_visual if n_visual else 1.0 for count in counts])
+            make = partial(self.kernel.schedule, n_visual=n_visual, dtype=training.dtype)
+            schedule, parameters = make(mean), self.kernel.parameters(mean)
+            if self.options.snap:
+                schedule, parameters = self.kernel.snap(mean, make, partial(self._fits, budget))
             attributes = {
                 "budget": budget,
                 "violation": self.context.evaluator.flops_ratio(schedule, "search", self.context.method) / budget - 1,
@@ -213,7 +219,7 @@ class OfficialSearch(Search):
                 {
                     **{key: attributes[key] for key in ("violation", "multiplier", "penalty", "loss")},
                     "schedule": schedule.text(),
-                    "parameters": self.kernel.parameters(mean),
+                    "parameters": parameters,
                     "propose_flops": measured,
                     "seconds": 0.0,
                     "attributes": attributes,
@@ -221,6 +227,9 @@ class OfficialSearch(Search):
             )
         rows[0]["propose_flops"] += charged
         return rows
+
+    def _fits(self, budget: float, schedule: Schedule) -> bool:
+        return self.context.evaluator.flops_ratio(schedule, "search", self.context.method) <= budget + TIE
 
     def _conditioned(self, policy: OfficialPolicy) -> tuple[dict[str, float], int]:
         """Accuracy and flops_ratio of the policy that differs per sample, on the search split, and what that cost."""

@@ -7,7 +7,7 @@ code, so here they are the schedule families of this package.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from vispco.pruning.families import FAMILIES, ScheduleFamily
+from vispco.pruning.families.base import Fits
 from vispco.pruning.official_relaxed import SLOPE, step_kernel
-from vispco.pruning.schedules import Counts
+from vispco.pruning.schedules import Counts, Ratios, Schedule
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -88,10 +89,10 @@ class RatioPredictor(nn.Module):
 
     def flops(self, tokens: Any) -> Any:
         """FLOPs of a forward pass of one sample with ``tokens`` tokens (a multiply-add counts 2)."""
-        per_token = [self.entry, *(layer for block in self.blocks for layer in (block.main, block.skip))]
-        sizes = {layer: layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear)}
-        wide = sum(sizes[layer] for layer in per_token)
-        return 2 * (tokens * wide + sum(sizes.values()) - wide)
+        wide = self.entry.weight.numel()
+        wide += sum(2 * block.main.weight.numel() for block in self.blocks if isinstance(block, ResidualBlock))
+        linear = sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
+        return 2 * (tokens * wide + linear - wide)
 
 
 class Kernel(ABC):
@@ -112,6 +113,15 @@ class Kernel(ABC):
     @abstractmethod
     def distributions(self) -> dict[str, BaseDistribution]:
         """The ranges of :meth:`parameters`."""
+
+    def schedule(self, values: Tensor, n_visual: int, dtype: torch.dtype) -> Schedule:
+        """What the official code cuts of ``n_visual`` tokens for ``values`` [P], computing in ``dtype``."""
+        counts = official_counts(self.ratios(values[None].to(dtype)), [n_visual])[0].tolist()
+        return Ratios([count / n_visual if n_visual else 1.0 for count in counts])
+
+    @abstractmethod
+    def snap(self, values: Tensor, make: Callable[[Tensor], Schedule], fits: Fits) -> tuple[Schedule, dict[str, Any]]:
+        """The schedule like ``make(values)`` that has the most tokens and ``fits``, with its parameters."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,16 @@ class StepKernel(Kernel):
 
         return {"centre": FloatDistribution(0.0, float(self.layers)), "keep": FloatDistribution(0.0, 1.0)}
 
+    def snap(self, values: Tensor, make: Callable[[Tensor], Schedule], fits: Fits) -> tuple[Schedule, dict[str, Any]]:
+        """Another ``r`` at the same ``k``; where none fits, r = 0 at an earlier ``k``."""
+        centre, keep = values.tolist()
+        if fits(make(values.new_tensor([centre, 0.0]))):
+            keep = _largest(lambda x: fits(make(values.new_tensor([centre, x]))), 1.0)
+        else:
+            centre, keep = _largest(lambda x: fits(make(values.new_tensor([x, 0.0]))), centre), 0.0
+        found = values.new_tensor([centre, keep])
+        return make(found), self.parameters(found)
+
 
 class FamilyKernel(Kernel):
     """A schedule family: values are its free parameters, its start plus the outputs."""
@@ -154,6 +174,22 @@ class FamilyKernel(Kernel):
 
     def distributions(self) -> dict[str, BaseDistribution]:
         return self.family.distributions()
+
+    def snap(self, values: Tensor, make: Callable[[Tensor], Schedule], fits: Fits) -> tuple[Schedule, dict[str, Any]]:
+        """By the family, with this package's rounding."""
+        schedule = self.family.snap(self.family.discrete(values.float()), fits)
+        return schedule, self.family.parameters(schedule)
+
+
+def _largest(fits: Callable[[float], bool], high: float) -> float:
+    """The largest x in [0, ``high``] that fits, by bisection; 0 if none does."""
+    if fits(high):
+        return high
+    low = 0.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def make_kernel(family: str, layers: int) -> Kernel:
