@@ -49,6 +49,19 @@ def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
     return later + (behind + attention // 2 if shape.layers > 1 else 0)
 
 
+def official_layer_macs(shape: ModelShape, tokens: Any) -> Any:
+    """One decoder layer by the official VisPCO code's count: ``4nH^2 + 2n^2 H + 2nHI`` multiply-adds.
+
+    That code divides it by 1e12 and calls it TFLOPs (``accounting: vispco``). It counts two of the MLP's three
+    products, and keys and values as if there were as many of their heads as of the queries'. For the official budget
+    only; never in one table with :func:`layer_flops`.
+
+    >>> official_layer_macs(ModelShape(layers=1, hidden=4, heads=2, kv_heads=1, head_dim=2, mlp=8), 3)
+    456
+    """
+    return 4 * tokens * shape.hidden**2 + 2 * tokens * tokens * shape.hidden + 2 * tokens * shape.hidden * shape.mlp
+
+
 def prefill_flops(
     shape: ModelShape, counts: Counts, n_visual: Counts, n_text: Counts, method: Method | None = None
 ) -> NDArray[np.int64]:

@@ -23,6 +23,8 @@ from vispco.storage.trials import ATTEMPTS, TrialLog
 from vispco.tasks.base import Task
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from vispco.storage.store import Store
 
 SEARCHES = Registry("search", "searches")
@@ -34,7 +36,8 @@ Advance = Callable[[int, "int | None", str], None]
 class Proposal:
     """A schedule to be measured, or another policy, and what its trial shall say.
 
-    ``parameters``: default, those that the family reads off the schedule; a policy has none, ``{}``. ``seconds``,
+    ``parameters``, with their ``distributions``: default, those that the family reads off the schedule; a policy has
+    none, ``{}``. ``seconds``,
     ``propose_flops``: what finding it took.
     """
 
@@ -43,6 +46,7 @@ class Proposal:
     propose_flops: int = 0
     seconds: float = 0.0
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    distributions: Mapping[str, BaseDistribution] | None = None
 
 
 class Options(BaseModel):
@@ -86,6 +90,14 @@ class Search(ABC):
     kind: ClassVar[str]
     deterministic: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
+
+    @classmethod  # noqa: B027  (most kinds refuse nothing)
+    def check(cls, method: Method, family: ScheduleFamily) -> None:
+        """Refuse what this kind cannot search, before anything is measured.
+
+        Raises:
+            ConfigError: the method or the family does not fit.
+        """
 
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
@@ -150,7 +162,7 @@ class Search(ABC):
                     parameters = context.family.parameters(proposal.schedule)
                 settings: dict[str, Any] = {
                     "parameters": parameters,
-                    "distributions": context.family.distributions() if parameters else {},
+                    "distributions": proposal.distributions or (context.family.distributions() if parameters else {}),
                     "attributes": proposal.attributes,
                 }
                 if isinstance(outcome, Failed):

@@ -114,6 +114,10 @@ def validate(problem: Problem) -> None:
         method = problem.method(planned.config)
         family = planned.config.family or problem.study.family
         made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
+        try:
+            SEARCHES[planned.config.kind].check(method, made)
+        except ConfigError as error:
+            raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
             try:
                 next(iter(made.dense_grid()))
