@@ -165,9 +165,9 @@ def _gradient(comparison: Comparison, searches: Sequence[Searched]) -> list[dict
                 found.setdefault(budget, []).append(values)
     rows = []
     for budget, seeds in sorted(found.items()):
-        values = np.array(seeds)
-        bounds = {"low": values.min(axis=0).tolist(), "high": values.max(axis=0).tolist()}
-        rows.append({"budget": budget, "seeds": len(seeds), "worth": values.mean(axis=0).tolist(), **bounds})
+        table = np.array(seeds)
+        bounds = {"low": table.min(axis=0).tolist(), "high": table.max(axis=0).tolist()}
+        rows.append({"budget": budget, "seeds": len(seeds), "worth": table.mean(axis=0).tolist(), **bounds})
     return rows
 
 

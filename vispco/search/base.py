@@ -37,8 +37,7 @@ class Proposal:
     """A schedule to be measured, or another policy, and what its trial shall say.
 
     ``parameters``, with their ``distributions``: default, those that the family reads off the schedule; a policy has
-    none, ``{}``. ``seconds``,
-    ``propose_flops``: what finding it took.
+    none, ``{}``. ``seconds``, ``propose_flops``: what finding it took.
     """
 
     schedule: Schedule | TextPolicy

@@ -2,7 +2,8 @@
 
 Every step runs one mini-batch through the relaxed model. With many budgets each sample of the batch gets the schedule
 of one of them, in turn; the constraints of all are known without running anything. Losses of different budgets differ
-by orders of magnitude: each is divided by its own running mean.
+by orders of magnitude: each is divided by its own running mean. A step's record holds ``slope`` [L], the derivative of
+its budget's loss in the keep ratios, where the mini-batch had samples for that budget.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Descent:
         violation = self._violation(ratios)
         self._watch(losses.detach(), weights, which)
         objective = (weights * losses * self._scale()[which]).sum() + self.constraint.term(violation)
+        (slope,) = torch.autograd.grad((weights * losses).sum(), [rows], retain_graph=True)
         gradients = torch.autograd.grad(objective, list(self.module.parameters()), allow_unused=True)
         for parameter, gradient in zip(self.module.parameters(), gradients, strict=True):
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
@@ -117,7 +119,7 @@ class Descent:
                 )
             parameter.grad = gradient
         self.optimizer.step()
-        self._record(free.detach(), violation.tolist())
+        self._record(free.detach(), violation.tolist(), [_mean_of(slope, weights, which == k) for k in range(count)])
         self.steps += 1
 
     def _violation(self, ratios: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ class Descent:
         levels = torch.tensor([mean if level is None else level for level in self.level], dtype=torch.float64)
         return LEVEL / (levels.clamp(min=0) + LEAST)
 
-    def _record(self, free: Tensor, violation: Sequence[float]) -> None:
+    def _record(self, free: Tensor, violation: Sequence[float], slopes: Sequence[list[float] | None]) -> None:
         mean = free if free.ndim == 2 else free.mean(dim=0)
         for number, trajectory in enumerate(self.trajectory):
             trajectory.append(
@@ -157,6 +159,7 @@ class Descent:
                     **self.constraint.state(number),
                     "sharpness": self.sharpness,
                     "free": mean[number].tolist(),
+                    **({} if (slope := slopes[number]) is None else {"slope": slope}),
                 }
             )
 
@@ -194,6 +197,11 @@ class Descent:
         self.constraint.restore([[math.inf if v is None else v for v in one] for one in state["constraint"]])
         if self.calibration is not None:
             self.calibration.charged = state["charged"]
+
+
+def _mean_of(slope: Tensor, weights: Tensor, mine: Tensor) -> list[float] | None:
+    """Derivative [L] of the mean loss of the samples that are ``mine`` [B]; ``slope`` [B, L] is weighted already."""
+    return (slope[mine].sum(dim=0) / weights[mine].sum()).tolist() if bool(mine.any()) else None
 
 
 def _finite(rows: list[list[float]]) -> list[list[float | None]]:
