@@ -138,7 +138,7 @@ def test_the_story_of_several_seeds() -> None:
 def test_the_story_of_a_gradual_family() -> None:
     falling = Choice((1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.004), 0.5)
     assert told(entry({0.5: [falling]}, "layerwise")) == [
-        "layerwise: at a budget of 0.50 half of what it drops is gone by layer 4, and 0.4 % of the tokens stay at the "
+        "layerwise: at a budget of 0.50 half of what it drops is gone by layer 3, and 0.4 % of the tokens stay at the "
         "end."
     ]
 
@@ -329,9 +329,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
-def write_experiment(url: str, name: str) -> None:
+def write_experiment(url: str, experiment: str) -> None:
     """A grid of layers 1 to 3, and a gradient search with two seeds whose steps have slopes at one budget of two."""
-    experiment, store = name, Store(url)
+    store = Store(url)
     store.save_experiment(
         experiment,
         spec_text="x",

@@ -165,9 +165,9 @@ def _gradient(comparison: Comparison, searches: Sequence[Searched]) -> list[dict
                 found.setdefault(budget, []).append(values)
     rows = []
     for budget, seeds in sorted(found.items()):
-        table = np.array(seeds)
-        bounds = {"low": table.min(axis=0).tolist(), "high": table.max(axis=0).tolist()}
-        rows.append({"budget": budget, "seeds": len(seeds), "worth": table.mean(axis=0).tolist(), **bounds})
+        all_seeds = np.array(seeds)
+        bounds = {"low": all_seeds.min(axis=0).tolist(), "high": all_seeds.max(axis=0).tolist()}
+        rows.append({"budget": budget, "seeds": len(seeds), "worth": all_seeds.mean(axis=0).tolist(), **bounds})
     return rows
 
 

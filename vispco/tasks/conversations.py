@@ -51,7 +51,7 @@ def _values(path: Path) -> list[Any]:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {str(path)!r}: {reason}; set calibration.options.file") from None
     if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         return [_parsed(line, f"{path}, line {number}") for number, line in lines]
     values = _parsed(text, str(path))
     if not isinstance(values, list):
@@ -92,7 +92,7 @@ def _first_turns(turns: Any, where: str) -> tuple[str, str]:
             or not isinstance(turn.get("from"), str)
             or not isinstance(turn.get("value"), str)
         ):
-            raise DataError(f"{where}: a turn is {str(turn)[:60]!r}; turns have from (human or gpt) and value (a text)")
+            raise DataError(f"{where}: a turn is {str(turn)[:60]}; turns have from (human or gpt) and value (a text)")
     first = next((number for number, turn in enumerate(turns) if turn["from"] == "human"), None)
     if first is None:
         raise DataError(f"{where}: no turn is from 'human', they are from {', '.join(t['from'] for t in turns[:3])}")
