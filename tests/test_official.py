@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vispco.config import parse_study
 from vispco.costs import layer_flops, official_layer_macs
 from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.prepared import Batch
 from vispco.models.base import ModelShape, adapter_for
 from vispco.problem import Problem
 from vispco.pruning import official_relaxed as official
@@ -29,6 +31,8 @@ from vispco.search.official import OfficialOptions, OfficialSearch, hyperparamet
 from vispco.search.official_predictor import OfficialPolicy, RatioPredictor, make_kernel, official_counts
 from vispco.search.official_training import (
     BUDGETS,
+    Collated,
+    Example,
     Hyperparameters,
     Multipliers,
     OfficialTraining,
@@ -452,6 +456,35 @@ def test_samples_budgets_and_padding(problem: Problem) -> None:
     assert data.n_visual.tolist() == [64] * 4
     assert data.n_text.tolist() == [example.length - 64 for example in training[:4]]
     assert not collate(problem, training[:4], answered=False).answers.any()
+
+
+@pytest.mark.parametrize("family", list(TINY))
+def test_samples_of_every_family_join_a_batch(family: str) -> None:
+    """Grids, token types and features follow: the joined batch gives what each sample gives alone."""
+    tiny, examples = TINY[family], []
+    model, whole = tiny.model(), tiny.batch([(3, 1, 5), (1, 2, 9), (6, 0, 2)])
+    adapter = adapter_for(model)
+    pad = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    problem: Any = SimpleNamespace(adapter=adapter, model=model, processor=pad)
+    for number, answer in enumerate([[11, 12], [13], [14, 15, 16]]):
+        inputs = tiny.row(whole, number)
+        images = "pixel_values" in inputs
+        with torch.no_grad():
+            features = adapter.encode_images(inputs) if images else torch.zeros(0)
+        prompt = Batch(np.array([number]), adapter.with_features(inputs, torch.zeros(0)), features, [number])
+        examples.append(Example(prompt, answer, [2], 0.5))
+
+    def logits(chosen: list[Example]) -> tuple[torch.Tensor, Collated]:
+        data = collate(problem, chosen)
+        with torch.no_grad():
+            return model(**adapter.with_features(data.batch.inputs, data.batch.features), use_cache=False).logits, data
+
+    together, data = logits(examples)
+    assert data.visual.sum(1).tolist() == [tiny.picture_tokens, 2 * tiny.picture_tokens, 0]
+    for number, example in enumerate(examples):
+        alone, own = logits([example])
+        assert (together[number][data.answers[number]] - alone[0][own.answers[0]]).abs().max() <= checks.TOLERANCE
+        assert data.answers[number].sum() == len(example.answer)
 
 
 def test_one_sample_is_enough_and_answers_are_needed(problem: Problem) -> None:
