@@ -161,9 +161,11 @@ def collate(problem: Problem, chosen: Sequence[Example], *, answered: bool = Tru
     behind = [[*example.answer, *example.end] if answered else [] for example in chosen]
     length = max(len(row) + len(more) for row, more in zip(rows, behind, strict=True))
     values: dict[str, Tensor] = {}
-    for name, first in chosen[0].prompt.inputs.items():
-        parts = [example.prompt.inputs[name] for example in chosen]
-        if first.shape != chosen[0].prompt.inputs["input_ids"].shape:
+    for name in dict.fromkeys(name for example in chosen for name in example.prompt.inputs):
+        # Samples without a picture have no grids.
+        having = [example.prompt.inputs for example in chosen if name in example.prompt.inputs]
+        parts, first = [inputs[name] for inputs in having], having[0][name]
+        if first.shape != having[0]["input_ids"].shape:
             values[name] = torch.cat(parts)
             continue
         pad = problem.processor.tokenizer.pad_token_id if name == "input_ids" else None
