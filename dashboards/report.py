@@ -30,13 +30,18 @@ def write_report(store: Store, experiment: str, output: Path) -> None:
     page = render(
         comparison.to_dict(),
         comparison.points(),
-        {s.name: steps for s in comparison.searches if (steps := store.trajectory(s.study))},
+        {s.name: steps for s in comparison.searches if (steps := _gradient_steps(store, s.study))},
         comparison.stored,
     )
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
+
+
+def _gradient_steps(store: Store, study: str) -> dict[str, list[dict[str, Any]]]:
+    """Trajectories of a study's budgets; other searches store other things there."""
+    return {key: rows for key, rows in store.trajectory(study).items() if all("violation" in row for row in rows)}
 
 
 def render(

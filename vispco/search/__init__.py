@@ -1,6 +1,18 @@
 """Searches, one file each; importing this package registers the built-in ones."""
 
-from vispco.search import grid, lagrangian, sampling
+from vispco.search import fitprune_fit, grid, gsearch, lagrangian, optuna_samplers, published, sampling, vtw
 from vispco.search.base import SEARCHES, Search, SearchContext
 
-__all__ = ["SEARCHES", "Search", "SearchContext", "grid", "lagrangian", "sampling"]
+__all__ = [
+    "SEARCHES",
+    "Search",
+    "SearchContext",
+    "fitprune_fit",
+    "grid",
+    "gsearch",
+    "lagrangian",
+    "optuna_samplers",
+    "published",
+    "sampling",
+    "vtw",
+]

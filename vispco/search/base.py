@@ -79,14 +79,26 @@ class Search(ABC):
 
     ``run`` continues from the COMPLETE trials in the log: what it proposes next is a function of the seed and
     of those trials, so that a resumed search proposes what an undisturbed one would have.
+
+    ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     """
 
     kind: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
+    fixed_family: ClassVar[str | None] = None
 
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
         self.options = options
+
+    @classmethod
+    def check(cls, options: Any, method: Method) -> None:
+        """Refuse what cannot work with this method, before anything is measured.
+
+        Raises:
+            ConfigError: what is wrong, without the name of the entry.
+        """
+        return
 
     @abstractmethod
     def run(self) -> None:
