@@ -84,11 +84,13 @@ class Search(ABC):
     of those trials, so that a resumed search proposes what an undisturbed one would have.
 
     ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
+    ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     """
 
     kind: ClassVar[str]
     deterministic: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
+    fixed_family: ClassVar[str | None] = None
 
     @classmethod  # noqa: B027  (most kinds refuse nothing)
     def check(cls, method: Method, family: ScheduleFamily) -> None:
@@ -101,6 +103,15 @@ class Search(ABC):
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
         self.options = options
+
+    @classmethod
+    def check(cls, options: Any, method: Method) -> None:
+        """Refuse what cannot work with this method, before anything is measured.
+
+        Raises:
+            ConfigError: what is wrong, without the name of the entry.
+        """
+        return
 
     @abstractmethod
     def run(self) -> None:

@@ -98,10 +98,21 @@ def plan(study: Study, only: Sequence[str] | None = None) -> list[Planned]:
     for name in ordered:
         if only and name not in only:
             continue
-        entry = study.searches[name]
+        entry = _with_family(name, study.searches[name])
         for seed in entry.seeds if entry.seeds is not None else [None]:
             planned.append(Planned(name, entry, seed or 0, study_name(study.experiment, name, seed), options[name]))
     return planned
+
+
+def _with_family(name: str, entry: SearchConfig) -> SearchConfig:
+    """The entry with the family of its kind of search, where that has only one."""
+    fixed = SEARCHES[entry.kind].fixed_family
+    if fixed is not None and entry.family not in (None, fixed):
+        raise ConfigError(
+            f"searches.{name}.family = {entry.family!r}: schedules of kind {entry.kind!r} belong to family {fixed!r}; "
+            "remove family:"
+        )
+    return entry if fixed is None else entry.model_copy(update={"family": fixed})
 
 
 def validate(problem: Problem) -> None:
@@ -128,6 +139,10 @@ def validate(problem: Problem) -> None:
                 f"searches.{planned.entry}: method {method.name!r} is not differentiable, so kind 'lagrangian' cannot "
                 "use it; use grid, random or tpe"
             )
+        try:
+            SEARCHES[planned.config.kind].check(planned.options, method)
+        except ConfigError as error:
+            raise ConfigError(f"searches.{planned.entry}: {error}") from None
 
 
 class Run:
