@@ -155,7 +155,9 @@ def test_training_resumes_where_it_was_stopped(
     """Stopped after step 2 of 3 and started again: the weights of a run that was never stopped."""
     monkeypatch.setattr(train, "REPORT_EVERY", 1)
     monkeypatch.setattr(train, "VALIDATION_SCENES", 64)
-    stage = train.Stage("s", 3, 2, 1e-3, mix, 2, place_weight=0.1, teacher_weight=float(build is not build_model))
+    second = build is not build_model
+    place_weight = 0.1 if second == (mix is None) else 0.0
+    stage = train.Stage("s", 3, 2, 1e-3, mix, 2, place_weight=place_weight, teacher_weight=float(second), evenly=second)
 
     def run(folder: Path, stop: int | None = None) -> Any:
         folder.mkdir(exist_ok=True)

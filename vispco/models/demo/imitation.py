@@ -19,6 +19,21 @@ def unlike(found: Tensor, target: Tensor) -> Tensor:
     return (found - target).square().mean() / target.var()
 
 
+def unlike_evenly(found: Tensor, target: Tensor, floor: float = 0.02) -> Tensor:
+    """:func:`unlike` with an equal say for every principal component of ``target`` [..., H] that is not noise.
+
+    Place and ground make up most of the variance; what tells shapes apart lies in components ten times smaller.
+
+    Args:
+        floor: added to each component's variance, as a share of the mean over components.
+    """
+    with torch.no_grad():
+        variances, axes = torch.linalg.eigh(torch.cov(target.flatten(0, -2).T))
+        scale = (variances + floor * variances.mean()).rsqrt()
+    parts = ((found - target) @ axes * scale).square()
+    return parts.sum(-1).mean() / (variances * scale.square()).sum()
+
+
 @torch.no_grad()
 def teacher_features(teacher: Any, scenes: list[Scene], device: str) -> Tensor:
     """[B, 64, H]: the ``teacher``'s visual tokens as its decoder receives them."""

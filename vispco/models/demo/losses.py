@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vispco.models.demo.imitation import imitation_loss, teacher_features, unlike
+from vispco.models.demo.imitation import imitation_loss, teacher_features, unlike, unlike_evenly
 from vispco.models.demo.packing import VISUAL_TOKENS, Packed
 from vispco.pruning.masks import as_backend_mask
 from vispco.tasks.mosaic import CELLS, COLORS, SHAPES, Scene
@@ -49,8 +49,14 @@ def see_loss(
     device: str,
     teacher: Any = None,
     teacher_weight: float = 0.0,
+    place_weight: float = 0.0,
+    evenly: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """``teacher``: a model whose projected visual features are imitated, token by token."""
+    """Loss and accuracy of the readers.
+
+    Args:
+        teacher: a model whose visual features are imitated, token by token; ``evenly``: in all directions.
+    """
     features = family.seen(scenes, device)
     colors, shapes = heads(features)
     color = torch.tensor([[COLORS.index(c) for c in scene.colors] for scene in scenes], device=device)
@@ -62,9 +68,11 @@ def see_loss(
         "shape": (shapes.argmax(-1) == shape).float().mean().item(),
     }
     if teacher is not None:
-        distance = unlike(features, teacher_features(teacher, scenes, device))
-        loss = loss + teacher_weight * distance
-        accuracy["like_teacher"] = 1.0 - distance.item()
+        target = teacher_features(teacher, scenes, device)
+        accuracy["like_teacher"] = 1.0 - unlike(features, target).item()
+        loss = loss + teacher_weight * (unlike_evenly if evenly else unlike)(features, target)
+    if place_weight:
+        loss = loss + place_weight * heads.place_loss(features)
     return loss, accuracy
 
 

@@ -34,6 +34,7 @@ class Stage:
         place_weight: weight of the loss of a linear head that reads a visual token's cell.
         teacher_weight: weight of imitating the LLaVA demo: its visual features without questions, else the hidden
             states of all its layers.
+        evenly: imitate features in all directions, not only in those of most variance.
         cycle: steps of the learning rate's cycle, if it is longer than the stage.
     """
 
@@ -47,6 +48,7 @@ class Stage:
     place_weight: float = 0.0
     cycle: int | None = None
     teacher_weight: float = 0.0
+    evenly: bool = False
     eager: bool = False
     autocast: bool = True
 
@@ -90,6 +92,7 @@ QWEN = Recipe(
     qwen.build_processor,
     (
         Stage("see", 500, 16, 2e-3, teacher_weight=4.0, eager=True),
+        Stage("look", 600, 16, 2e-3, teacher_weight=4.0, place_weight=0.5, evenly=True, eager=True),
         Stage("imitate", 400, 16, 1e-3, MULTI_HOP, 10, frozen_vision=True, teacher_weight=1.0, autocast=False),
         Stage("all", 200, 16, 3e-4, MULTI_HOP, 10, frozen_vision=True, autocast=False),
     ),

@@ -87,7 +87,9 @@ def run_stage(model: Any, stage: Stage, seed: int, folder: Path, device: str, hi
         rng = random.Random(f"{seed}/{stage.name}/{step}")
         scenes = draw_scenes(stage.batch, rng)
         if stage.mix is None:
-            loss, _ = see_loss(family, heads, scenes, device, teacher, stage.teacher_weight)
+            loss, _ = see_loss(
+                family, heads, scenes, device, teacher, stage.teacher_weight, stage.place_weight, stage.evenly
+            )
         else:
             packed, kinds = draw_questions(scenes, stage.mix, stage.questions, rng, vocab, prefix)
             with torch.autocast(device, torch.bfloat16, enabled=fast and stage.autocast):
