@@ -28,10 +28,10 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
             return [experiment_row(store, name) for name in store.experiment_names()]
     if what == "models":
         from vispco.models.base import ADAPTERS, register_builtin
+        from vispco.models.loading import DEMOS
 
         register_builtin()
-
-        rows = [{"model": "demo", "about": "small LLaVA that is part of this package"}]
+        rows = [{"model": name, "about": about} for name, (_, about) in DEMOS.items()]
         return [*rows, *({"model": f"family {n}", "about": _module_line(ADAPTERS[n])} for n in ADAPTERS)]
     if what == "methods":
         from vispco.pruning.methods import METHODS
