@@ -31,7 +31,7 @@ def unlike_evenly(found: Tensor, target: Tensor, floor: float = 0.02) -> Tensor:
         variances, axes = torch.linalg.eigh(torch.cov(target.flatten(0, -2).T))
         scale = (variances + floor * variances.mean()).rsqrt()
     parts = ((found - target) @ axes * scale).square()
-    return parts.sum(-1).mean() / (variances * scale.square()).sum()
+    return parts.sum(-1).mean() / (variances * scale.square()).sum()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
