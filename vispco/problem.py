@@ -45,6 +45,12 @@ class Problem:
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ConfigError(f"a task is listed twice: {', '.join(names)}")
+        loose = [task.scorer.startswith("vispco") for task in self.tasks]
+        if any(loose) and not all(loose):
+            scored = ", ".join(f"{task.name} by {task.scorer!r}" for task in self.tasks)
+            raise ConfigError(
+                f"scorers of two kinds in one experiment: {scored}; their mean would mean nothing, use one kind for all"
+            )
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: list[str] | None = None, **kwargs: Any) -> Problem:
