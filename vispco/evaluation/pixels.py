@@ -10,14 +10,11 @@ from vispco.errors import ConfigError
 def pixel_limits(processor: Any) -> tuple[int, int] | None:
     """Least and most pixels of a picture; None if the processor has no such limits."""
     pictures = getattr(processor, "image_processor", None)
-    names: set[str] = set()
-    for kind in getattr(getattr(pictures, "valid_kwargs", None), "__mro__", ()):
-        names |= set(getattr(kind, "__annotations__", {}))
-    names |= set(getattr(getattr(pictures, "valid_kwargs", None), "__annotations__", {}))
-    if not {"min_pixels", "max_pixels"} <= names:
+    known = getattr(getattr(pictures, "valid_kwargs", None), "__annotations__", {})
+    size = dict(getattr(pictures, "size", None) or {})
+    # The two are kept under these names, though they are areas.
+    if not {"min_pixels", "max_pixels"} <= set(known) or not {"shortest_edge", "longest_edge"} <= set(size):
         return None
-    # Since transformers 5 the two are kept under these names, though they are areas.
-    size = pictures.size
     return int(size["shortest_edge"]), int(size["longest_edge"])
 
 
