@@ -46,6 +46,12 @@ class Problem:
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ConfigError(f"a task is listed twice: {', '.join(names)}")
+        loose = [task.scorer.startswith("vispco") for task in self.tasks]
+        if any(loose) and not all(loose):
+            scored = ", ".join(f"{task.name} by {task.scorer!r}" for task in self.tasks)
+            raise ConfigError(
+                f"scorers of two kinds in one experiment: {scored}; their mean would mean nothing, use one kind for all"
+            )
         if study.calibration is not None:
             _ = self.calibration_tasks  # its options are checked now, not after the first searches
 

@@ -95,7 +95,7 @@ class LlavaInstruct(Task):
                 "calibration: {name: llava-instruct, samples: ...}"
             )
         self.options = _checked(options or {})
-        self.max_new_tokens = self.options.max_new_tokens  # type: ignore[misc]
+        self.max_new_tokens = self.options.max_new_tokens
 
     def dataset(self, split: str) -> Dataset:
         """Columns id, group_id, image (a path), width, height (after resizing), question, answer."""
