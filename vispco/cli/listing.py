@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
@@ -28,10 +30,10 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
             return [experiment_row(store, name) for name in store.experiment_names()]
     if what == "models":
         from vispco.models.base import ADAPTERS, register_builtin
+        from vispco.models.loading import DEMOS, demo_folder
 
         register_builtin()
-
-        rows = [("demo", "llava", "demo", "small LLaVA that is part of this package")]
+        rows = [(name, _model_type(demo_folder(name)), name, about) for name, (_, about) in DEMOS.items()]
         for name in ADAPTERS:
             family = ADAPTERS[name]
             about = (", ".join(family.model_types), ", ".join(family.examples), _module_line(family))
@@ -48,9 +50,9 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         families = [{"schedule": f"family {name}", "about": _first_line(FAMILIES[name])} for name in FAMILIES]
         return [*families, *({"schedule": name, "about": known.about()} for name, known in PUBLISHED.items())]
     if what == "tasks":
-        import vispco.tasks.mosaic_vqa  # noqa: F401
-        from vispco.tasks.base import TASKS
+        from vispco.tasks.base import TASKS, register_builtin
 
+        register_builtin()
         return [{"task": name, "about": _module_line(TASKS[name])} for name in TASKS]
     if what == "searches":
         from vispco.search import SEARCHES
@@ -64,6 +66,10 @@ def _module_line(cls: Any) -> str:
     import sys
 
     return _first_line(sys.modules[cls.__module__])
+
+
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["model_type"])
 
 
 def experiment_row(store: Store, name: str) -> dict[str, Any]:
