@@ -201,6 +201,33 @@ def check_relaxed(model: Any, batch: Batch, method: Method, schedule: Schedule) 
     assert difference <= TOLERANCE, f"the relaxed model differs from the pruned one by {difference:.3g}"
 
 
+def check_gradient(model: Any, batch: Batch, method: Method) -> None:
+    """Every ratio behind the first layer moves the loss of its own sample, and of no other, if that has pictures."""
+    pictures = adapter_for(model).visual_mask(batch["input_ids"], None).any(dim=1)
+    ratios = torch.tensor([1.0, 0.75, 0.4, 0.2]).repeat(len(pictures), 1).requires_grad_()
+    for row, sees in enumerate(pictures.tolist()):
+        with relaxed(adapter_for(model), method, ratios):
+            logits = model(**batch, use_cache=False).logits[row, -1]
+        (gradient,) = torch.autograd.grad(logits.log_softmax(-1)[10], [ratios])
+        assert bool(torch.isfinite(gradient).all())
+        moved = torch.zeros_like(gradient, dtype=torch.bool)
+        moved[row, 1:] = sees
+        assert torch.equal(gradient != 0, moved), f"row {row}: {gradient.tolist()}"
+
+
+def check_trailing(model: Any, batch: Batch, method: Method) -> None:
+    """With an answer behind the prompts, tokens are ranked, positions counted and logits given as without it."""
+    adapter, ratios = adapter_for(model), torch.tensor([1.0, 0.75, 0.4, 0.2])
+    answer = torch.arange(10, 10 + 2 * len(batch["input_ids"])).view(-1, 2)
+    with torch.no_grad():
+        with relaxed(adapter, method, ratios):
+            without = model(**batch, use_cache=False).logits[:, -1]
+        with relaxed(adapter, method, ratios, trailing=answer.shape[1]):
+            behind = model(**adapter.with_text(batch, answer), use_cache=False).logits[:, -1 - answer.shape[1]]
+    difference = float((without - behind).abs().max())
+    assert difference <= TOLERANCE, f"an answer behind the prompt changes its logits by {difference:.3g}"
+
+
 def encoded(model: Any, batch: Batch) -> dict[str, Any]:
     """``batch`` with its visual features in place of pixels, as the evaluator runs it: the vision tower runs once."""
     adapter = adapter_for(model)
