@@ -86,6 +86,41 @@ def test_families_are_documented() -> None:
             assert f"`{said}`" in page, said
 
 
+# --- sizes of published models ---------------------------------------------------------------------
+
+# Vision sizes as published, a picture's size (height, width) or None, and its grids: (rows, columns) of each view.
+# Token counts that are known: 576 (LLaVA-1.5), 2,928 at most (LLaVA-NeXT: 576 + 48 x 48 + 48 newlines), 7,371
+# (LLaVA-OneVision: 729 + 81 x 81 + 81), 256 (Gemma 3; InternVL, a tile), 169 (Idefics3), 81 (SmolVLM2).
+CLIP = {"vision_config": {"image_size": 336, "patch_size": 14}}
+SIGLIP = {"vision_config": {"image_size": 384, "patch_size": 14}}
+PUBLISHED: list[tuple[str, dict[str, Any], tuple[int, int] | None, list[tuple[int, int]], int]] = [
+    ("llava", CLIP, None, [(24, 24)], 576),
+    ("llava_next", CLIP, (672, 672), [(24, 24), (48, 48)], 2928),
+    ("llava_next", CLIP, (480, 640), [(24, 24), (36, 48)], 576 + 36 * 49),
+    ("llava_next", CLIP, (336, 672), [(24, 24), (24, 48)], 576 + 24 * 49),
+    ("llava_onevision", SIGLIP, (480, 640), [(27, 27), (40, 54)], 729 + 40 * 55),
+    ("llava_onevision", SIGLIP, (2304, 2304), [(27, 27), (81, 81)], 7371),
+    ("gemma3", {"mm_tokens_per_image": 256}, None, [(16, 16)], 256),
+    ("internvl", {"vision_config": {"image_size": 448, "patch_size": 14}}, None, [(16, 16)] * 3, 3 * 256),
+    ("idefics3", {"vision_config": {"image_size": 364, "patch_size": 14}, "scale_factor": 2}, None, [(13, 13)], 169),
+    ("smolvlm", {**SIGLIP, "scale_factor": 3}, None, [(9, 9)], 81),
+]
+
+
+@pytest.mark.parametrize(("name", "vision", "size", "grids", "tokens"), PUBLISHED)
+def test_grids_of_published_sizes(name: str, vision: Any, size: Any, grids: Any, tokens: int) -> None:
+    config = type(TINY[name].model().config)(**vision)
+    config.get_text_config().num_hidden_layers = 1
+    with torch.device("meta"):
+        adapter = adapter_for(type(TINY[name].model())(config))
+    inputs = {"input_ids": torch.full((1, tokens), adapter.visual_token_ids()[0])}
+    if size is not None:
+        inputs["image_sizes"] = torch.tensor([size])
+    views = adapter.views(inputs, adapter.visual_mask(inputs["input_ids"], None))
+    assert [(view.rows, view.columns) for view in views] == grids
+    assert sum(view.tokens for view in views) == tokens
+
+
 # --- newlines: LLaVA-NeXT and LLaVA-OneVision -----------------------------------------------------
 
 SIZES = [
