@@ -160,16 +160,17 @@ PROCESSORS = {
 LOADABLE = ("llava", "llava_next", "gemma3", "idefics3")
 
 
-@pytest.fixture(params=list(TINY))
-def problem(request: Any, tmp_path: Path) -> vispco.Problem:
+@pytest.fixture(params=list(TINY), scope="module")
+def problem(request: Any, tmp_path_factory: Any) -> vispco.Problem:
     """A study of a model in a folder; where transformers loads processors with torchvision only, a model in memory."""
     model = TINY[request.param].build()
     processor = PROCESSORS[request.param](model)
     if request.param not in LOADABLE:
         return vispco.Problem(parse_study(SMALL), SMALL, model=model, processor=processor)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    return vispco.Problem.from_text(SMALL.replace("model: demo", f"model: {tmp_path}"))
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return vispco.Problem.from_text(SMALL.replace("model: demo", f"model: {folder}"))
 
 
 def test_a_folder_is_loaded_and_measured(problem: Any) -> None:
