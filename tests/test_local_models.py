@@ -15,7 +15,7 @@ from conftest import SMALL
 from vispco.config import parse_study
 from vispco.errors import ModelError
 from vispco.models.loading import DEMO, weights_hash
-from vispco.pruning.schedules import MultiStep, keep_count
+from vispco.pruning.schedules import MultiStep
 from vispco.testing import checks
 from vispco.testing.tiny import TINY
 
@@ -214,27 +214,32 @@ def test_the_learned_search_runs_on_every_family(problem: Any) -> None:
         assert np.isfinite(calibration.pruned_loss(MultiStep((1, 3), (0.5, 0.2)), 1))
 
 
-def prompt_tokens(problem: Any, sample: Any) -> int:
-    """Visual tokens of one sample."""
+def kept_cells(problem: Any, sample: Any, method: Any, schedule: Any, layer: int) -> int:
+    """Visual tokens of one sample that enter ``layer`` and are cells of a picture, not newlines."""
     from vispco.evaluation.prepared import render_prompt
 
-    prompt = render_prompt(problem.processor, sample)
-    ids = problem.processor(images=[list(sample.images)], text=[prompt], return_tensors="pt")["input_ids"]
-    return int(problem.adapter.visual_mask(ids, None).sum())
+    model, prompt = problem.model, render_prompt(problem.processor, sample)
+    inputs = dict(problem.processor(images=[list(sample.images)], text=[prompt], return_tensors="pt"))
+    with torch.no_grad(), vispco.prune(model, method=method, schedule=schedule) as session:
+        model(**inputs)
+        features = problem.adapter.encode_images(inputs)
+    newline = getattr(model.model, "image_newline", torch.tensor(torch.nan))
+    places = problem.adapter.visual_mask(inputs["input_ids"], None)[0].nonzero()[:, 0]
+    cells = places[~(features == newline).all(dim=1)].tolist()
+    return len({*cells} & {*session.kept(layer)[0]})
 
 
 def test_tokens_are_drawn_for_every_family(problem: Any) -> None:
     from vispco.survivors import survivors
 
-    sample = problem.tasks[0].samples("held_out")[0]
-    found = survivors(problem, sample, vispco.make_method("stride"), MultiStep((1, 3), (0.5, 0.0)))
-    tokens, cells = int(prompt_tokens(problem, sample)), sum(view.size for view in found.kept[0])
-    whole, half, none = (sum(int(view.sum()) for view in found.kept[layer]) for layer in (0, 1, 3))
-    assert whole == cells
-    # Newline tokens are kept or dropped like others, but there is no cell to draw for them.
-    assert cells <= tokens
-    assert keep_count(0.5, tokens) - (tokens - cells) <= half <= keep_count(0.5, tokens)
-    assert none == 0
+    sample, method = problem.tasks[0].samples("held_out")[0], vispco.make_method("stride")
+    schedule = MultiStep((1, 3), (0.5, 0.0))
+    found = survivors(problem, sample, method, schedule)
+    assert sorted(found.kept) == [0, 1, 3]
+    for layer, views in found.kept.items():
+        assert sum(int(view.sum()) for view in views) == kept_cells(problem, sample, method, schedule, layer)
+    assert all(view.all() for view in found.kept[0])
+    assert not any(view.any() for view in found.kept[3])
     assert len(found.pictures) == len(found.kept[0])
     assert found.pictures[0].width > 0
 

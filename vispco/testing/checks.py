@@ -206,13 +206,15 @@ def check_gradient(model: Any, batch: Batch, method: Method) -> None:
     pictures = adapter_for(model).visual_mask(batch["input_ids"], None).any(dim=1)
     ratios = torch.tensor([1.0, 0.75, 0.4, 0.2]).repeat(len(pictures), 1).requires_grad_()
     for row, sees in enumerate(pictures.tolist()):
-        with relaxed(adapter_for(model), method, ratios):
+        with relaxed(adapter_for(model), method, ratios) as session:
             logits = model(**batch, use_cache=False).logits[row, -1]
-        (gradient,) = torch.autograd.grad(logits.log_softmax(-1)[10], [ratios])
-        assert bool(torch.isfinite(gradient).all())
-        moved = torch.zeros_like(gradient, dtype=torch.bool)
+        moved = torch.zeros_like(ratios, dtype=torch.bool)
         moved[row, 1:] = sees
-        assert torch.equal(gradient != 0, moved), f"row {row}: {gradient.tolist()}"
+        # Through the logits, and through the mask of the last layer: what is dropped stays so.
+        for value in (logits.log_softmax(-1)[10], session.mask[row].sum()):
+            (gradient,) = torch.autograd.grad(value, [ratios], retain_graph=True)
+            assert bool(torch.isfinite(gradient).all())
+            assert torch.equal(gradient != 0, moved), f"row {row}: {gradient.tolist()}"
 
 
 def check_trailing(model: Any, batch: Batch, method: Method) -> None:
