@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
-from vispco.pruning.attention import LayerAttention
+from vispco.pruning.attention import LayerAttention, LookAhead
 from vispco.pruning.masks import as_bool_mask, causal_mask
 from vispco.pruning.methods.base import Method, ScoreContext
 from vispco.pruning.tokens import Prompt, Tokens
@@ -107,7 +107,7 @@ class RelaxedForward:
             if number == 0:
                 self._last_kwargs = kwargs
                 return None
-            self._drop(number)
+            self._drop(number, args[0] if args else kwargs["hidden_states"], kwargs)
             self._last_kwargs = kwargs
             seen = causal_mask(self.valid, self.valid.shape[1]) if given is None else as_bool_mask(given)
             weight = torch.log(self.mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
@@ -117,7 +117,7 @@ class RelaxedForward:
 
         return before
 
-    def _drop(self, number: int) -> None:
+    def _drop(self, number: int, hidden: Tensor, entering: dict[str, Any]) -> None:
         """Multiply the mask by the keep mask of the boundary before layer ``number``."""
         with torch.no_grad():
             alive, left = self.visual & (self.mask > 0.5), self.prompt_part & (self.mask > 0.5)
@@ -143,6 +143,17 @@ class RelaxedForward:
                     )
                 ),
                 begun=self._begun,
+                look_ahead=cache(
+                    lambda: LookAhead(
+                        self.adapter,
+                        number,
+                        hidden=hidden,
+                        position_embeddings=entering["position_embeddings"],
+                        valid=left,
+                        mask=entering.get("attention_mask"),
+                    )
+                ),
+                final_norm=self.adapter.norm,
             )
             scores = self.method.score(context).masked_fill(~alive, -torch.inf)
             order = scores.argsort(dim=-1, descending=True, stable=True)

@@ -10,6 +10,7 @@ import torch
 from vispco.errors import ScheduleError
 from vispco.models.base import adapter_for
 from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.needs import LAYER_BEFORE
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import Ratios, Schedule, Step
@@ -65,9 +66,9 @@ class MethodConformance:
             checks.check_dropping(tiny.model(), batch, self.method, schedule, equals_masking=False)
 
     def test_before_the_first_layer(self, tiny: TinyFamily) -> None:
-        """Methods that read attention say that there is none; others prune."""
+        """Methods that read the layer before say that there is none; others prune."""
         batch, schedule = tiny.batch(checks.RAGGED), Ratios([0.5, 0.5, 0.25, 0])
-        if "attention" in self.method.needs:
+        if self.method.needs & LAYER_BEFORE:
             with pytest.raises(ScheduleError, match="none before layer 0"):
                 checks.check_dropping(tiny.model(), batch, self.method, schedule)
         else:
