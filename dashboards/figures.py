@@ -1,6 +1,7 @@
 """Figures from comparison records; nothing here reads a database.
 
-``comparison`` is the object of ``vispco compare --json``, ``points`` the rows of ``Comparison.points()``.
+``comparison`` is the object of ``vispco compare --json``, ``points`` the rows of ``Comparison.points()``, ``bands``
+those of ``attainment_bands()``, ``found`` the object of ``vispco compare --anytime --json``.
 """
 
 from __future__ import annotations
@@ -176,3 +177,102 @@ def trajectory(search_name: str, steps: dict[str, list[dict[str, Any]]]) -> go.F
     return _layout(
         figure, title=f"Constraint violation of {escape(search_name)}", x="step", y="(flops_ratio - budget) / budget"
     )
+
+
+def attainment(bands: Sequence[dict[str, Any]], split: str) -> go.Figure:
+    """Fronts over seeds: the median front of each entry, in the band between what 25 % and 75 % of its runs attain."""
+    figure = go.Figure()
+    shown = [band for band in bands if band["split"] == split]
+    colors = color_of(list(dict.fromkeys(band["entry"] for band in bands)))
+    corners = [corner for band in shown for surface in band["surfaces"].values() for corner in surface]
+    lowest = min((accuracy for accuracy, _ in corners), default=0.0)
+    right = max([1.0, *(ratio for _, ratio in corners)])
+    for band in shown:
+        name, color, surfaces = band["entry"], colors[band["entry"]], band["surfaces"]
+        bottom = lowest if band["no_image"] is None else min(lowest, band["no_image"])
+        if band["runs"] > 1:
+            edge = [*_steps(surfaces["25"], bottom, right), *reversed(_steps(surfaces["75"], bottom, right))]
+            figure.add_scatter(
+                x=[x for x, _ in edge],
+                y=[y for _, y in edge],
+                fill="toself",
+                fillcolor=color,
+                opacity=0.2,
+                line={"width": 0},
+                mode="lines",
+                hoverinfo="skip",
+                legendgroup=name,
+                showlegend=False,
+            )
+        middle = _steps(surfaces["50"], bottom, right)[1:]
+        runs = f"{band['runs']} runs" if band["runs"] > 1 else "1 run"
+        figure.add_scatter(
+            x=[x for x, _ in middle],
+            y=[y for _, y in middle],
+            mode="lines",
+            line={"color": color, "width": 2},
+            name=f"{escape(name)} ({runs})",
+            legendgroup=name,
+            hovertemplate="accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + escape(name) + "</extra>",
+        )
+    named = split.replace("_", "-")
+    return _layout(
+        figure, title=f"Fronts over seeds: median, 25 to 75 % ({named} accuracy)", x="flops_ratio", y="accuracy"
+    )
+
+
+def _steps(corners: Sequence[Sequence[float]], bottom: float, right: float) -> list[tuple[float, float]]:
+    """Path (flops_ratio, accuracy) along a front, up from ``bottom`` and on to ``right``."""
+    path: list[tuple[float, float]] = []
+    height = bottom
+    for accuracy, ratio in corners:
+        path += [(ratio, height), (ratio, accuracy)]
+        height = accuracy
+    return [*path, (right, height)]
+
+
+def anytime(found: dict[str, Any]) -> go.Figure:
+    """score_within_budget against charged compute: held-out where it was measured, dotted on the search split."""
+    figure = go.Figure()
+    colors = color_of([entry["entry"] for entry in found["entries"]])
+    for entry in found["entries"]:
+        name, color = entry["entry"], colors[entry["entry"]]
+        curve, end = entry["search_curve"], entry["end"]
+        figure.add_scatter(
+            x=[point["share"] for point in curve],
+            y=[point["score"] for point in curve],
+            mode="lines",
+            line={"color": color, "width": 1, "dash": "dot", "shape": "hv"},
+            legendgroup=name,
+            showlegend=False,
+            hovertemplate="search split %{y:.3f} at %{x:.3f} of the grid<extra>" + escape(name) + "</extra>",
+        )
+        points = [p for p in [*entry["checkpoints"], end] if p["score"] is not None and p["share"] <= end["share"]]
+        spans = [point["score_ci"] or [point["score"]] * 2 for point in points]
+        figure.add_scatter(
+            x=[point["share"] for point in points],
+            y=[point["score"] for point in points],
+            error_y={
+                "type": "data",
+                "array": [high - point["score"] for point, (_, high) in zip(points, spans, strict=True)],
+                "arrayminus": [point["score"] - low for point, (low, _) in zip(points, spans, strict=True)],
+                "thickness": 1,
+            },
+            mode="lines+markers",
+            line={"color": color, "width": 2},
+            marker={"size": 8, "symbol": "star" if not curve else "circle"},
+            name=escape(name),
+            legendgroup=name,
+            customdata=[point["budgets_missed"] for point in points],
+            hovertemplate="%{y:.3f} at %{x:.3f} of the grid, %{customdata:.1f} budgets missed<extra>"
+            + escape(name)
+            + "</extra>",
+        )
+    _layout(
+        figure,
+        title="Had a search been stopped early (held-out; dotted: search split)",
+        x="charged compute, share of the dense grid",
+        y="score_within_budget",
+    )
+    figure.update_xaxes(type="log")
+    return figure

@@ -9,9 +9,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from vispco.dashboards import figures
+from vispco.dashboards import figures, heatmaps
 
+from vispco.analysis.anytime import anytime
+from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.entries import against
+from vispco.analysis.layers import layer_record
 from vispco.analysis.selection import FITS
 from vispco.errors import ConfigError
 from vispco.storage.store import Store
@@ -32,6 +36,8 @@ def write_report(store: Store, experiment: str, output: Path) -> None:
         comparison.points(),
         {s.name: steps for s in comparison.searches if (steps := store.trajectory(s.study))},
         comparison.stored,
+        over_seeds(comparison),
+        layer_record(comparison),
     )
     try:
         output.write_text(page, encoding="utf-8")
@@ -39,11 +45,23 @@ def write_report(store: Store, experiment: str, output: Path) -> None:
         raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
 
 
+def over_seeds(comparison: Comparison) -> dict[str, Any]:
+    """What is said of entries rather than of single runs; None where there is no grid to relate to."""
+    grid = comparison.grid()
+    return {
+        "against": against(comparison, grid.entry) if grid else None,
+        "bands": attainment_bands(comparison),
+        "anytime": anytime(comparison) if comparison.grid_flops() else None,
+    }
+
+
 def render(
     comparison: dict[str, Any],
     points: list[dict[str, Any]],
     trajectories: dict[str, dict[str, list[dict[str, Any]]]],
     stored: dict[str, Any],
+    seeds: dict[str, Any],
+    layers: dict[str, Any],
 ) -> str:
     """The page's HTML."""
     searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
@@ -57,7 +75,9 @@ def render(
         *(_figure(figure, f"figure-{i}") for i, figure in enumerate(drawn)),
         "<h2>Schedules, layer by layer</h2>",
         '<div class="pair">' + "".join(_figure(f, f"map-{i}") for i, f in enumerate(maps)) + "</div>",
+        _layer_section(layers),
         _budget_table(comparison),
+        *_seeds_section(seeds),
         *(["<h2>How the gradient search went</h2>"] if paths else []),
         *(_figure(figure, f"path-{i}") for i, figure in enumerate(paths)),
         _provenance(comparison, stored),
@@ -105,6 +125,13 @@ def _summary(comparison: dict[str, Any]) -> str:
         if search["cost_ratio_to_grid"] is not None and search["cost_ratio_to_grid"] != 1.0:
             sentences.append(f"{escape(search['name'])} cost {search['cost_ratio_to_grid']:.2f} of the grid.")
     return " ".join(sentences) or "No search has finished yet."
+
+
+def _layer_section(record: dict[str, Any]) -> str:
+    """What was learned and what layers cost: sentences, then heat maps."""
+    maps = "".join(_figure(figure, f"layers-{i}") for i, figure in enumerate(heatmaps.all_maps(record)))
+    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["summary"])
+    return f'<h2>What each layer is worth</h2><ul>{told}</ul><div class="pair">{maps}</div>'
 
 
 def _percent(value: float | None) -> str:
@@ -180,6 +207,49 @@ def _budget_table(comparison: dict[str, Any]) -> str:
         "nothing within a budget is judged by its cheapest schedule, which is then over the budget."
     )
     return f"<h2>Choice per budget</h2><p>{note}</p>" + _table(["budget", *names], rows)
+
+
+def _seeds_section(seeds: dict[str, Any]) -> list[str]:
+    parts = []
+    if seeds["against"]:
+        parts += ["<h2>What may be said of the searches</h2>", _against_table(seeds["against"])]
+    drawn = [figures.anytime(seeds["anytime"])] if seeds["anytime"] else []
+    if any(band["runs"] > 1 for band in seeds["bands"]):
+        drawn += [figures.attainment(seeds["bands"], split) for split in ("held_out", "search")]
+    return parts + [_figure(figure, f"seeds-{i}") for i, figure in enumerate(drawn)]
+
+
+def _against_table(found: dict[str, Any]) -> str:
+    heads = ["entry", "seeds", "budget_score", "difference", "95 % interval", "p (Holm)", "verdict"]
+    heads += ["propose / grid", "cost / grid", "budgets missed", "score within budget"]
+    rows = []
+    for row in found["entries"]:
+        low, high = row["difference_ci"] or (None, None)
+        told = None if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+        if told and row["covers"] == "samples":
+            told += ", samples only"
+        rows.append(
+            [
+                row["entry"],
+                None if row["deterministic"] else len(row["seeds"]),
+                row["budget_score"],
+                None if row["difference"] is None else f"{100 * row['difference']:+.1f}",
+                told,
+                row["p_holm"],
+                row["verdict"],
+                row["propose_share"],
+                row["charged_share"],
+                round(row["budgets_missed"], 1),
+                row["score_within_budget"],
+            ]
+        )
+    note = (
+        f"Mean budget_score over seeds, and its difference to {escape(found['against'])} in points. Intervals resample "
+        "seeds and pictures together, or pictures only, given the schedules found, where a search has too few seeds. "
+        f"No search is called better with fewer than {found['seeds_needed']} seeds. A missed budget counts with the "
+        "search's cheapest schedule, which flatters budget_score; within budget, as the model without a picture."
+    )
+    return f"<p>{note}</p>" + _table(heads, rows)
 
 
 def _provenance(comparison: dict[str, Any], stored: dict[str, Any]) -> str:

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import SMALL
-from vispco.costs import prefill_flops
+from vispco.costs import layer_flops, prefill_flops, relaxed_backward_flops
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.prepared import prepare
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
+from vispco.pruning.relaxed import relaxed
 from vispco.pruning.schedules import Step, keep_all
 from vispco.search.calibration import Calibration
 from vispco.tasks.mosaic_vqa import MosaicVQA
@@ -81,9 +85,48 @@ def test_every_flop_is_charged(evaluator: Evaluator) -> None:
     calibration.charged = 0
     calibration.loss(0, torch.ones(shape.layers), 0.1)
     scoring = 7 * int(method.scoring_flops(shape, visual, text).sum())
-    assert calibration.charged == 3 * (plain + scoring)
+    assert calibration.charged == plain + scoring + int(relaxed_backward_flops(shape, visual + text).sum())
     calibration.charged = 0
     schedule = Step(2, 0.5)
     calibration.pruned_loss(schedule, 1)
     counts: Any = schedule.counts(visual, shape.layers)
     assert calibration.charged == int(prefill_flops(shape, counts, visual, text, method).sum())
+
+
+def test_relaxed_flops_are_torchs(problem: Problem) -> None:
+    """Forward and backward of the relaxed model, counted by torch, without scoring, pictures and head."""
+    method, adapter, shape = make_method("fastv"), problem.adapter, problem.shape
+    part = prepare(problem, problem.tasks[0], "calibration", batch_size=1)
+    batch = part.batches[0]
+    inputs = adapter.with_features(batch.inputs, batch.features)
+    n = int(part.n_visual[batch.rows][0] + part.n_text[batch.rows][0])
+    ratios = torch.full((shape.layers,), 0.5, requires_grad=True)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        with relaxed(adapter, method, ratios):
+            logits = problem.model(**inputs, use_cache=False, logits_to_keep=1).logits
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(logits.sum(), [ratios])
+    head = 2 * shape.hidden * logits.shape[-1]
+    scoring = (shape.layers - 1) * int(
+        method.scoring_flops(shape, part.n_visual[batch.rows], part.n_text[batch.rows])[0]
+    )
+    assert forward.get_total_flops() == shape.layers * layer_flops(shape, n) + scoring + head
+    assert backward.get_total_flops() == relaxed_backward_flops(shape, n) + head
+
+
+def test_every_sample_has_its_own_ratios(evaluator: Evaluator) -> None:
+    """Losses and gradients of a mini-batch with a row of ratios per sample are those of each row for all."""
+    calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0, micro=4)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(8, 8, generator=generator, dtype=torch.float64).sort(dim=1, descending=True).values
+    rows[:, 0] = 1.0
+    free = rows.clone().requires_grad_(True)
+    losses, weights = calibration.losses(0, free, 0.1)
+    (gradient,) = torch.autograd.grad(losses.sum(), [free])
+    assert float(weights.sum()) == pytest.approx(1.0)
+    for row in range(8):
+        one = rows[row].clone().requires_grad_(True)
+        alone = calibration.losses(0, one, 0.1)[0][row]
+        (slope,) = torch.autograd.grad(alone, [one])
+        assert alone.item() == pytest.approx(losses[row].item(), rel=1e-4, abs=1e-6)
+        assert torch.allclose(slope, gradient[row], rtol=1e-3, atol=1e-5)

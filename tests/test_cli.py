@@ -71,7 +71,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
-        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "tokens"),
+        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "tokens", "layers"),
         *("dashboard", "validate", "doctor", "copy", "import"),
     }
     for name in names:
@@ -107,6 +107,7 @@ def test_compare_json_is_the_contract(cli: Cli, ran: tuple[str, Path]) -> None:
             *("name", "study", "seed", "trials", "evaluations", "charged_flops", "spent_flops", "propose_flops"),
             *("wall_seconds", "budget_score", "budget_score_ci", "hypervolume", "hypervolume_ratio_to_grid"),
             *("cost_ratio_to_grid", "igd_plus", "epsilon", "front"),
+            *("budgets_missed", "score_within_budget", "score_within_budget_ci"),
         }
         # No grid was run: ratios to it cannot be had.
         assert search["hypervolume_ratio_to_grid"] is search["cost_ratio_to_grid"] is search["igd_plus"] is None

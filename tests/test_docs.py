@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL
-from vispco.config import SearchConfig, Study, load_study, parse_study
+from vispco.analysis.entries import SEEDS_NEEDED
+from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
+from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.models.base import ADAPTERS, ModelAdapter, register_builtin
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
@@ -157,6 +160,89 @@ def test_commands_of_the_database_section_run(
         assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
     assert "theirs" in capsys.readouterr().out
     assert Store(pg_url).experiment_names() == ["my-study"]
+
+
+def test_what_the_comparing_page_shows_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_entries import fill_entries
+    from vispco.cli.main import main
+    from vispco.storage.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    few = {"grid": ("grid", None, 4, 0.0, 0.2), "tpe": ("tpe", 10, 2, 0.2, 0.25)}
+    fill_entries(Store("sqlite:///vispco.db"), "my-study", few)
+    (commands,), (code,) = blocks("docs/comparing.md", "bash"), blocks("docs/comparing.md", "python")
+    for line in commands.strip().splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
+    shown: dict[str, object] = {}
+    exec(compile(code, "docs/comparing.md", "exec"), shown)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("tpe 0.")
+    assert shown["median"]
+    page = (ROOT / "docs/comparing.md").read_text()
+    assert (SEEDS_NEEDED, FEWEST_RUNS) == (10, 5)
+    for text in ("ten seeds or more", "fewer than five seeds", f"{RESAMPLES:,} resamples"):
+        assert text in page
+    assert f"from {CHECKPOINTS[0]:g} to {CHECKPOINTS[-1]:g}" in page
+
+
+def test_calibration_page_shows_a_block_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a file and a folder where the page says they are."""
+    from PIL import Image
+
+    from vispco.cli.main import main
+    from vispco.tasks.llava_instruct import LlavaInstructOptions
+
+    (block,) = blocks("docs/calibration.md", "yaml")
+    (tmp_path / "study.yaml").write_text(SMALL + block)
+    options = parse_study(SMALL + block).calibration
+    assert options is not None
+    folder = tmp_path / options.options["images"]
+    folder.mkdir(parents=True)
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A thing."}]
+    rows = [{"id": str(i), "image": f"{i}.jpg", "conversations": turns} for i in range(130)]
+    for row in rows:
+        Image.new("RGB", (8, 8)).save(folder / row["image"])
+    (tmp_path / options.options["file"]).write_text(json.dumps(rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vispco", "validate", "study.yaml"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code in (0, None)
+    assert "128 samples, for gradients only" in capsys.readouterr().out
+    page = (ROOT / "docs/calibration.md").read_text()
+    for name in LlavaInstructOptions.model_fields:
+        assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
+
+
+def test_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from test_layers import write_experiment
+    from vispco.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    write_experiment("sqlite:///vispco.db", "quickstart")
+    (commands,) = blocks("docs/layers.md", "bash")
+    for line in commands.strip().splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code in (0, None)
+    out = capsys.readouterr().out
+    assert "prunes at layer" in out
+    assert "method,layer,keep" in out
+    (code,) = blocks("docs/layers.md", "python")
+    exec(compile(code, "docs/layers.md", "exec"), {})
+    assert "grid [1.0" in capsys.readouterr().out
+    quoted = (ROOT / "docs/layers.md").read_text().split("<!-- layers -->")[1].split("<!-- end -->")[0]
+    assert "> grid:" in quoted
+    assert "> On the search split one step of fastv" in quoted
 
 
 def test_commands_about_machines_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ class QwenImages:
 
     def __call__(self, images: Any, text: list[str], **kwargs: Any) -> Any:
         pixels = self.image_processor([image for row in images for image in row], return_tensors="pt")
-        for index, (grid, line) in enumerate(zip(pixels["image_grid_thw"], text, strict=True)):
-            text = [*text[:index], line.replace("<image>", "<image>" * (int(grid.prod()) // 4)), *text[index + 1 :]]
-        inputs = self.tokenizer(text, **kwargs)
+        grids = iter(pixels["image_grid_thw"])
+        lines = [re.sub("<image>", lambda _: "<image>" * (int(next(grids).prod()) // 4), line) for line in text]
+        inputs = self.tokenizer(lines, **kwargs)
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == 4).int()
         inputs.update(pixels)
         return inputs

@@ -11,7 +11,8 @@ import torch
 
 from vispco.errors import ConfigError, DataError
 from vispco.models.demo.build import build_model, build_processor, vocabulary
-from vispco.models.demo.train import draw_questions, pixel_values
+from vispco.models.demo.data import pixel_values
+from vispco.models.demo.packing import draw_questions
 from vispco.tasks.base import SPLITS, make_task
 from vispco.tasks.mosaic import (
     QUESTION_KINDS,

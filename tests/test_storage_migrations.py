@@ -109,11 +109,20 @@ def near(value: Any) -> Any:
     return pytest.approx(value, rel=1e-12, abs=1e-12) if isinstance(value, float) else value
 
 
+def without_added(search: dict[str, Any]) -> dict[str, Any]:
+    """A search of the comparison without the keys that it did not have then."""
+    added = {"budgets_missed", "score_within_budget", "score_within_budget_ci"}
+    assert added <= search.keys()
+    return {key: value for key, value in search.items() if key not in added}
+
+
 def test_an_old_database_compares_as_it_did_and_can_be_extended(tmp_path: Path) -> None:
     store = Store(old_database(tmp_path), create=False)
     assert version_of(store) == [len(MIGRATIONS)]
     expected = json.loads((DATA / "version-1.json").read_text())
-    assert json.loads(json.dumps(Comparison(store, "old").to_dict())) == near(expected)
+    found = json.loads(json.dumps(Comparison(store, "old").to_dict()))
+    found["searches"] = [without_added(search) for search in found["searches"]]
+    assert found == near(expected)
 
     # Six of ten trials per seed: the five that are there are kept as they are, one is added.
     stored = store.require_experiment("old")["spec_text"]
@@ -124,7 +133,9 @@ def test_an_old_database_compares_as_it_did_and_can_be_extended(tmp_path: Path) 
     assert len(after) == 6
     searches = {search["name"]: search for search in Comparison(store, "old").to_dict()["searches"]}
     assert searches["tpe@1"]["trials"] == searches["tpe@2"]["trials"] == 6
-    assert searches["lagrangian"] == near(next(s for s in expected["searches"] if s["name"] == "lagrangian"))
+    assert without_added(searches["lagrangian"]) == near(
+        next(s for s in expected["searches"] if s["name"] == "lagrangian")
+    )
 
 
 def test_the_old_database_is_what_version_1_makes_of_an_empty_one(tmp_path: Path) -> None:

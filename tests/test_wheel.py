@@ -28,6 +28,9 @@ def test_wheel_owns_one_name_and_carries_the_demo(wheel: Path) -> None:
     for needed in (
         "vispco/models/demo/llava/model.safetensors",
         "vispco/models/demo/llava/training.json",
+        "vispco/models/demo/deep/model.safetensors",
+        "vispco/models/demo/qwen/model.safetensors",
+        "vispco/models/demo/qwen/chat_template.jinja",
         "vispco/studies/quickstart.yaml",
         "vispco/dashboards/report.css",
         "vispco/py.typed",

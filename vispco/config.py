@@ -36,6 +36,24 @@ class TaskConfig(Frozen):
     options: dict[str, Any] = {}
 
 
+class CalibrationConfig(Frozen):
+    """Samples that gradients are taken on, where these are not the tasks' own calibration splits."""
+
+    name: str
+    samples: Annotated[int, Field(ge=1)]
+    split: str = "calibration"
+    options: dict[str, Any] = {}
+
+    @field_validator("split")
+    @classmethod
+    def _gradients_only(cls, value: str) -> str:
+        if value in ("search", "held_out"):
+            raise ValueError("schedules are chosen or judged there; take gradients on split calibration")
+        if value != "calibration":
+            raise ValueError("a task's own data for gradients is its split calibration")
+        return value
+
+
 class MethodConfig(Frozen):
     name: str
     parameters: dict[str, Any] = {}
@@ -43,6 +61,9 @@ class MethodConfig(Frozen):
 
 def _method(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+CHECKPOINTS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]  # shares of the dense grid's cost, for anytime: true
 
 
 Seeds = Annotated[list[int], Field(min_length=1)]
@@ -80,16 +101,22 @@ class SearchConfig(Frozen):
 
 
 class Study(Frozen):
-    """An experiment: a model, tasks, budgets and named search entries."""
+    """An experiment: a model, tasks, budgets and named search entries.
+
+    ``anytime``: shares of the dense grid's naive cost at which what a search would have chosen by then is measured on
+    the held-out split too; True for the usual ones.
+    """
 
     experiment: str
     purpose: str = ""
     model: ModelConfig = ModelConfig()
     tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+    calibration: CalibrationConfig | None = None
     method: MethodConfig = MethodConfig(name="fastv")
     family: str = "step"
     budgets: Annotated[int, Field(ge=1)] | Annotated[list[float], Field(min_length=1)] = 12
     defaults: list[str] = ["fastv:k2-r50"]
+    anytime: bool | Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = False
     batch_size: Annotated[int, Field(ge=1)] = 64
     memory_mib: Annotated[int, Field(ge=0)] = 2048
     searches: dict[str, SearchConfig]
@@ -127,13 +154,25 @@ class Study(Frozen):
         """Bytes of hidden states that may be put aside while schedules share their first layers."""
         return self.memory_mib << 20
 
+    @property
+    def checkpoints(self) -> list[float]:
+        """``anytime`` as ascending shares."""
+        if isinstance(self.anytime, bool):
+            return list(CHECKPOINTS) if self.anytime else []
+        return sorted(set(self.anytime))
+
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self.model_dump(mode="json")
-        return {key: dump[key] for key in ("model", "tasks", "budgets", "method", "family")}
+        return {key: dump[key] for key in ("model", "tasks", "calibration", "budgets", "method", "family")}
 
     def spec_hash(self) -> str:
-        return content_hash(self.model_dump(mode="json", exclude={"purpose", "memory_mib"}))
+        """Of what decides what is searched; neither words, nor memory, nor what is measured besides.
+
+        A study without ``calibration`` has the hash from before that key was known.
+        """
+        left_out = {"purpose", "memory_mib", "anytime"} | ({"calibration"} if self.calibration is None else set())
+        return content_hash(self.model_dump(mode="json", exclude=left_out))
 
 
 def content_hash(value: Any) -> str:
@@ -210,6 +249,7 @@ def _override(data: dict[str, Any], item: str) -> None:
 _MODELS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "tasks": TaskConfig,
+    "calibration": CalibrationConfig,
     "method": MethodConfig,
     "searches": SearchConfig,
 }

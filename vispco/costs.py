@@ -34,6 +34,34 @@ def layer_flops(shape: ModelShape, tokens: Any) -> Any:
     return 2 * tokens * linear + 4 * tokens * tokens * width
 
 
+def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
+    """FLOPs of the backward pass of a relaxed forward of ``tokens`` tokens: gradients of masks, none of weights.
+
+    Nothing reaches layer 0. In layer 1 only the mask carries a gradient: one of attention's products, and the output
+    projection and MLP behind it. From layer 2 on every linear map has one product with the gradient of its output,
+    and attention four. Equals torch's counter, as the forward does.
+    """
+    width = shape.heads * shape.head_dim
+    into = 2 * tokens * shape.hidden * (width + 2 * shape.kv_heads * shape.head_dim)
+    attention = 4 * tokens * tokens * width
+    behind = layer_flops(shape, tokens) - into - attention
+    later = max(0, shape.layers - 2) * (behind + into + 2 * attention)
+    return later + (behind + attention // 2 if shape.layers > 1 else 0)
+
+
+def official_layer_macs(shape: ModelShape, tokens: Any) -> Any:
+    """One decoder layer by the official VisPCO code's count: ``4nH^2 + 2n^2 H + 2nHI`` multiply-adds.
+
+    That code divides it by 1e12 and calls it TFLOPs (``accounting: vispco``). It counts two of the MLP's three
+    products, and keys and values as if there were as many of their heads as of the queries'. For the official budget
+    only; never in one table with :func:`layer_flops`.
+
+    >>> official_layer_macs(ModelShape(layers=1, hidden=4, heads=2, kv_heads=1, head_dim=2, mlp=8), 3)
+    456
+    """
+    return 4 * tokens * shape.hidden**2 + 2 * tokens * tokens * shape.hidden + 2 * tokens * shape.hidden * shape.mlp
+
+
 def prefill_flops(
     shape: ModelShape, counts: Counts, n_visual: Counts, n_text: Counts, method: Method | None = None
 ) -> NDArray[np.int64]:

@@ -36,8 +36,9 @@ class Problem:
         if study.family not in FAMILIES:
             FAMILIES[study.family]
         make_method(study.method.name, study.method.parameters)
+        needed = [split for split in SPLITS if split != "calibration" or study.calibration is None]
         for task in self.tasks:
-            missing = [split for split in SPLITS if split not in task.sizes]
+            missing = [split for split in needed if split not in task.sizes]
             if missing:
                 raise ConfigError(
                     f"task {task.name!r} gives no size for split {missing[0]!r}; splits: {', '.join(SPLITS)}"
@@ -45,6 +46,14 @@ class Problem:
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ConfigError(f"a task is listed twice: {', '.join(names)}")
+        loose = [task.scorer.startswith("vispco") for task in self.tasks]
+        if any(loose) and not all(loose):
+            scored = ", ".join(f"{task.name} by {task.scorer!r}" for task in self.tasks)
+            raise ConfigError(
+                f"scorers of two kinds in one experiment: {scored}; their mean would mean nothing, use one kind for all"
+            )
+        if study.calibration is not None:
+            _ = self.calibration_tasks  # its options are checked now, not after the first searches
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: list[str] | None = None, **kwargs: Any) -> Problem:
@@ -99,6 +108,14 @@ class Problem:
     @cached_property
     def tasks(self) -> list[Task]:
         return [make_task(task.name, task.splits, task.options) for task in self.study.tasks]
+
+    @cached_property
+    def calibration_tasks(self) -> list[Task]:
+        """Tasks whose split ``calibration`` gradients are taken on: the calibration block's, or all the study's."""
+        block = self.study.calibration
+        if block is None:
+            return self.tasks
+        return [make_task(block.name, {block.split: block.samples}, block.options)]
 
     @cached_property
     def default_method(self) -> Method:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
-from vispco.analysis.selection import choose, front, is_measured
+from vispco.analysis.selection import choose, fits, front, is_measured
 from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
@@ -47,6 +47,26 @@ class Searched:
     @property
     def imported(self) -> bool:
         return bool(self.facts["kind"] == "imported")
+
+    @property
+    def entry(self) -> str:
+        """The entry of the experiment whose study, at one seed, this is."""
+        return str(self.facts["entry"])
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the search gives the same with any seed."""
+        return bool(self.facts.get("deterministic", self.facts["kind"] == "grid"))
+
+    @property
+    def paid(self) -> list[TrialRecord]:
+        """Trials that cost something: the stopped ones too."""
+        return [*self.trials, *self.stopped]
+
+    def total(self, name: str) -> int | None:
+        """Sum of an attribute over the trials that cost something; None if one does not say."""
+        values = [trial.user_attrs.get(name) for trial in self.paid]
+        return None if None in values else sum(value for value in values if value is not None)
 
 
 class Comparison:
@@ -118,6 +138,10 @@ class Comparison:
         """Trials of which held-out numbers are shown."""
         return [*self._fronts[search.study], *(trial for trial in self._choices[search.study] if trial is not None)]
 
+    def load_held_out(self, wanted: Iterable[tuple[Searched, TrialRecord]]) -> None:
+        """Read held-out measurements that will be asked for, together."""
+        self._load(found for search, trial in wanted if (found := self._held_out_id(search, trial)))
+
     def _load(self, ids: Iterable[str]) -> None:
         missing = [i for i in ids if i not in self._evaluations]
         if missing:
@@ -142,6 +166,33 @@ class Comparison:
             return None
         self._load([found])
         return self._evaluations.get(found)
+
+    def delivered(self, search: Searched, *, within: bool = False) -> list[Evaluation] | None:
+        """Held-out measurements of what a search would have chosen, one for each budget; None while one is missing.
+
+        ``within``: a budget for which the search has nothing that fits counts as the model without a picture.
+        """
+        found = []
+        for budget, trial in zip(self.budgets, self.chosen(search), strict=True):
+            if trial is None:
+                return None
+            blind = within and not fits(trial, budget)
+            evaluation = self.reference("no_image", "held_out") if blind else self.held_out(search, trial)
+            if evaluation is None:
+                return None
+            found.append(evaluation)
+        return found
+
+    def missed(self, search: Searched) -> int:
+        """Budgets for which a search has nothing that fits."""
+        chosen = zip(self.budgets, self.chosen(search), strict=True)
+        return sum(trial is None or not fits(trial, budget) for budget, trial in chosen)
+
+    def grid_flops(self) -> int | None:
+        """The dense grid's naive cost, which shares of compute refer to; None if it is not known."""
+        grid = self.grid()
+        known = _naive(grid) if grid else None
+        return known if known is not None else self.facts.get("anytime", {}).get("grid_flops")
 
     def grid(self) -> Searched | None:
         """The first complete grid: the empirical frontier that others are compared with. Half a grid is none."""
@@ -174,6 +225,10 @@ class Comparison:
                 found = read_attribute(connection, self._studies[search.study], "keep_ratio", numbers)
             known.update({number: _ratios(found.get(number)) for number in numbers})
         return known[trial.number]
+
+    def hypervolume(self, search: Searched) -> float:
+        """Hypervolume of the front at search accuracy, up to the experiment's own reference point."""
+        return hypervolume([_values(trial) for trial in self.front(search)], reference=self.reference_point())
 
     def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Hypervolume of the front's schedules at their held-out accuracy, and its interval.
@@ -277,10 +332,11 @@ class Comparison:
         grid_points = [_values(trial) for trial in self.front(grid)] if grid else None
         volume = hypervolume(points, reference=reference)
         grid_volume = hypervolume(grid_points, reference=reference) if grid_points else 0.0
-        charged = _total(search, "charged_flops")
+        charged = search.total("charged_flops")
         grid_charged = _naive(grid) if grid else None
         measured = [trial.user_attrs.get("evaluation") for trial in search.trials]
         score, score_ci = self._budget_score(search)
+        score_within, score_within_ci = self._budget_score(search, within=True)
         return {
             "name": search.name,
             "study": search.study,
@@ -288,11 +344,14 @@ class Comparison:
             "trials": len(search.trials),
             "evaluations": None if None in measured else len(set(measured)),
             "charged_flops": charged,
-            "spent_flops": _total(search, "spent_flops"),
-            "propose_flops": _total(search, "propose_flops"),
-            "wall_seconds": sum(t.duration.total_seconds() for t in _paid(search) if t.duration is not None),
+            "spent_flops": search.total("spent_flops"),
+            "propose_flops": search.total("propose_flops"),
+            "wall_seconds": sum(t.duration.total_seconds() for t in search.paid if t.duration is not None),
             "budget_score": score,
             "budget_score_ci": score_ci,
+            "budgets_missed": self.missed(search),
+            "score_within_budget": score_within,
+            "score_within_budget_ci": score_within_ci,
             "hypervolume": volume,
             "hypervolume_ratio_to_grid": volume / grid_volume if grid_volume else None,
             "cost_ratio_to_grid": charged / grid_charged if charged is not None and grid_charged else None,
@@ -301,14 +360,13 @@ class Comparison:
             "front": [self._point(search, trial) for trial in self.front(search)],
         }
 
-    def _budget_score(self, search: Searched) -> tuple[float | None, list[float] | None]:
+    def _budget_score(self, search: Searched, *, within: bool = False) -> tuple[float | None, list[float] | None]:
         """Mean over budgets of the chosen schedules' held-out accuracy; null while one is not measured there."""
-        held_out = [self.held_out(search, trial) for trial in self.chosen(search) if trial is not None]
-        measured = [evaluation for evaluation in held_out if evaluation is not None]
-        if len(measured) < len(self.budgets):
+        delivered = self.delivered(search, within=within)
+        if delivered is None:
             return None, None
-        score = float(np.mean([evaluation.accuracy for evaluation in measured]))
-        return score, interval(np.mean([self._drawn(evaluation) for evaluation in measured], axis=0))
+        score = float(np.mean([evaluation.accuracy for evaluation in delivered]))
+        return score, interval(np.mean([self._drawn(evaluation) for evaluation in delivered], axis=0))
 
     def _point(self, search: Searched, trial: TrialRecord) -> dict[str, Any]:
         held_out = self.held_out(search, trial)
@@ -377,20 +435,10 @@ def _ratios(value: Any) -> list[float] | None:
     return value if good else None
 
 
-def _paid(search: Searched) -> list[TrialRecord]:
-    return [*search.trials, *search.stopped]
-
-
 def _naive(grid: Searched) -> int | None:
     """What a grid costs without sharing and without racing: all its schedules on all samples."""
-    values = [trial.user_attrs.get("full_flops", trial.user_attrs.get("charged_flops")) for trial in _paid(grid)]
+    values = [trial.user_attrs.get("full_flops", trial.user_attrs.get("charged_flops")) for trial in grid.paid]
     return None if None in values else sum(values)
-
-
-def _total(search: Searched, name: str) -> int | None:
-    """Sum over the trials, those that were stopped too; None if one does not say."""
-    values = [trial.user_attrs.get(name) for trial in _paid(search)]
-    return None if None in values else sum(value for value in values if value is not None)
 
 
 def compare(store: Store, experiments: Sequence[str]) -> dict[str, Any]:

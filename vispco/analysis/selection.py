@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from optuna.trial import TrialState
 
 FITS = 1e-9
 
@@ -35,6 +36,11 @@ def front(trials: Sequence[Any]) -> list[Any]:
     return sorted((t for t, k in zip(trials, keep, strict=True) if k), key=lambda trial: trial.values[1])
 
 
+def fits(trial: Any, budget: float) -> bool:
+    """Whether a trial's realised flops_ratio is within ``budget``, but for rounding."""
+    return bool(trial.values[1] <= budget + FITS)
+
+
 def choose(trials: Sequence[Any], budget: float) -> Any | None:
     """What a search would pick for ``budget``: the best accuracy within it, then the cheapest, then the first.
 
@@ -42,14 +48,48 @@ def choose(trials: Sequence[Any], budget: float) -> Any | None:
     """
     if not trials:
         return None
-    fitting = [trial for trial in trials if trial.values[1] <= budget + FITS]
+    fitting = [trial for trial in trials if fits(trial, budget)]
     if fitting:
-        return min(fitting, key=lambda trial: (-trial.values[0], trial.values[1], trial.number))
+        return min(fitting, key=_preference)
     return min(trials, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+
+
+def _preference(trial: Any) -> tuple[float, float, int]:
+    return (-trial.values[0], trial.values[1], trial.number)
+
+
+def choices_at(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence[float]) -> list[list[Any | None]]:
+    """What a search would have picked for each budget when it had been charged ``limits`` FLOPs; None if nothing fits.
+
+    Args:
+        trials: COMPLETE and PRUNED ones, with ``charged_flops``; the latter cost something and are never picked.
+        limits: ascending.
+    """
+    best: list[Any | None] = [None] * len(budgets)
+    found: list[list[Any | None]] = []
+    charged = 0
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        charged += trial.user_attrs["charged_flops"]
+        while len(found) < len(limits) and charged > limits[len(found)]:
+            found.append(list(best))
+        if trial.state != TrialState.COMPLETE or not is_measured(trial):
+            continue
+        for place, budget in enumerate(budgets):
+            known = best[place]
+            if fits(trial, budget) and (known is None or _preference(trial) < _preference(known)):
+                best[place] = trial
+    return found + [list(best)] * (len(limits) - len(found))
 
 
 def points_to_confirm(trials: Sequence[Any], budgets: Sequence[float]) -> list[str]:
     """Schedules to measure on the held-out split: the choices for the budgets, and the front."""
-    chosen = [choose(trials, budget) for budget in budgets]
-    wanted = [trial for trial in [*chosen, *front(trials)] if trial is not None]
-    return list(dict.fromkeys(trial.user_attrs["schedule"] for trial in wanted))
+    return _schedules([*(choose(trials, budget) for budget in budgets), *front(trials)])
+
+
+def checkpoints_to_confirm(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence[float]) -> list[str]:
+    """Schedules to measure there for a curve over charged compute: :func:`choices_at` the limits."""
+    return _schedules(trial for row in choices_at(trials, budgets, limits) for trial in row)
+
+
+def _schedules(trials: Iterable[Any | None]) -> list[str]:
+    return list(dict.fromkeys(trial.user_attrs["schedule"] for trial in trials if trial is not None))

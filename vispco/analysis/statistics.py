@@ -1,4 +1,7 @@
-"""Bootstrap intervals over groups of samples; conditional on the schedules that were found."""
+"""Bootstrap over groups of samples, conditional on the schedules that were found; Holm's correction.
+
+Over seeds as well: :mod:`vispco.analysis.two_level`.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,20 @@ def interval(distribution: NDArray[np.float64], *, level: float = 0.95) -> list[
     tail = (1 - level) / 2
     low, high = np.quantile(distribution, [tail, 1 - tail])
     return [float(low), float(high)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values of one family of hypotheses, in the given order.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none is below one before it, none above 1.
+    Rejecting those at or below 0.05 errs in one or more of the family with at most 5 % probability, whatever depends
+    on what (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, p_values[place] * (len(p_values) - rank)))
+        adjusted[place] = least
+    return adjusted

@@ -27,6 +27,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     budgets = problem.budgets(floor)
     shape = problem.shape
     parts = evaluator.prepared("search")
+    gradients = problem.calibration_tasks if problem.study.calibration else []
     return [
         {"check": "study", "result": f"{problem.study.experiment}, {len(plan(problem.study))} studies"},
         {"check": "model", "result": f"{problem.study.model.name}, {shape.layers} layers of width {shape.hidden}"},
@@ -37,6 +38,13 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
                 f"{part.n_text.mean():.1f} text tokens on average",
             }
             for part in parts
+        ),
+        *(
+            {
+                "check": f"calibration {task.name}",
+                "result": f"{len(task.samples('calibration'))} samples, for gradients only",
+            }
+            for task in gradients
         ),
         {"check": "floor", "result": f"{floor:.4f}"},
         {"check": "budgets", "result": ", ".join(f"{budget:.3f}" for budget in budgets)},

@@ -19,6 +19,8 @@ def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             "budget_score": search["budget_score"],
             "budget_score_low": search["budget_score_ci"][0] if search["budget_score_ci"] else None,
             "budget_score_high": search["budget_score_ci"][1] if search["budget_score_ci"] else None,
+            "budgets_missed": search["budgets_missed"],
+            "score_within_budget": search["score_within_budget"],
             "hypervolume": search["hypervolume"],
             "hypervolume_ratio_to_grid": search["hypervolume_ratio_to_grid"],
             "igd_plus": search["igd_plus"],
@@ -81,6 +83,11 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print_table(rows)
     if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):
         print("* over the budget: the search has nothing that fits, this is its cheapest")
+        print("  budget_score, were those worth no more than the model without a picture:")
+        for search in comparison["searches"]:
+            if search["budgets_missed"]:
+                score = _number(search["score_within_budget"])
+                print(f"  {search['name']} {score}, {search['budgets_missed']} missed")
     if len(names) > 5:
         print(f"(first 5 of {len(names)} searches; all of them: --json)")
 

@@ -28,10 +28,10 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
             return [experiment_row(store, name) for name in store.experiment_names()]
     if what == "models":
         from vispco.models.base import ADAPTERS, register_builtin
+        from vispco.models.loading import DEMOS
 
         register_builtin()
-
-        rows = [{"model": "demo", "about": "small LLaVA that is part of this package"}]
+        rows = [{"model": name, "about": about} for name, (_, about) in DEMOS.items()]
         return [*rows, *({"model": f"family {n}", "about": _module_line(ADAPTERS[n])} for n in ADAPTERS)]
     if what == "methods":
         from vispco.pruning.methods import METHODS
@@ -44,9 +44,9 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         families = [{"schedule": f"family {name}", "about": _first_line(FAMILIES[name])} for name in FAMILIES]
         return [*families, *({"schedule": name, "about": known.about()} for name, known in PUBLISHED.items())]
     if what == "tasks":
-        import vispco.tasks.mosaic_vqa  # noqa: F401
-        from vispco.tasks.base import TASKS
+        from vispco.tasks.base import TASKS, register_builtin
 
+        register_builtin()
         return [{"task": name, "about": _module_line(TASKS[name])} for name in TASKS]
     if what == "searches":
         from vispco.search import SEARCHES

@@ -160,28 +160,80 @@ def status(
 @app.command()
 def compare(
     experiments: Annotated[list[str], typer.Argument(help="One or more experiments.")],
+    against: Annotated[
+        Optional[str], typer.Option(metavar="ENTRY", help="Differences of all entries to this one, over seeds.")
+    ] = None,
+    score: Annotated[
+        Optional[str], typer.Option(help="With --against: budget_score [default] or score_within_budget.")
+    ] = None,
+    anytime: Annotated[bool, typer.Option("--anytime", help="What each entry had found by which cost.")] = False,
     storage: Storage = None,
     as_json: Json = False,
     as_csv: Csv = False,
 ) -> None:
-    """Fronts, indicators, costs and per-budget winners."""
-    from vispco.analysis.comparison import compare as compare_experiments
-    from vispco.cli.comparison import print_comparison, search_rows
+    """Fronts, indicators, costs and per-budget winners; or entries over their seeds."""
     from vispco.storage.store import open_store
 
+    if against is not None and anytime:
+        raise ConfigError("--against and --anytime are two tables; ask for one at a time")
+    if score is not None and against is None:
+        raise ConfigError(f"--score {score} says what --against compares; name an entry: --against grid")
+    rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
+    show: Callable[[dict[str, Any]], None]
     with open_store(storage, create=False) as store:
-        found = compare_experiments(store, experiments)
+        if against is not None:
+            from vispco.analysis.entries import compare_against
+            from vispco.cli.over_seeds import against_rows, print_against
+
+            found = compare_against(store, experiments, against, score or "budget_score")
+            rows_of, show = against_rows, print_against
+        elif anytime:
+            from vispco.analysis.anytime import compare_anytime
+            from vispco.cli.over_seeds import anytime_rows, print_anytime
+
+            found = compare_anytime(store, experiments)
+            rows_of, show = anytime_rows, print_anytime
+        else:
+            from vispco.analysis.comparison import compare as compare_experiments
+            from vispco.cli.comparison import print_comparison, search_rows
+
+            found = compare_experiments(store, experiments)
+            rows_of, show = search_rows, print_comparison
     if as_json:
         print_json(found)
         return
     parts = found.get("experiments", [found])
     if as_csv:
-        print_rows([row for part in parts for row in search_rows(part)], as_csv=True)
+        print_rows([row for part in parts for row in rows_of(part)], as_csv=True)
         return
     for number, part in enumerate(parts):
         if number:
             print()
-        print_comparison(part)
+        show(part)
+
+
+@app.command()
+def layers(
+    experiment: str,
+    what: Annotated[str, typer.Option(help="With --csv: learned, sensitivity or gradient.")] = "learned",
+    storage: Storage = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """What was learned layer by layer, and what pruning at each layer costs."""
+    from vispco.analysis.comparison import Comparison
+    from vispco.analysis.layers import layer_record
+    from vispco.cli.layers import layer_rows, print_layers
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        found = layer_record(Comparison(store, experiment))
+    if as_json:
+        print_json(found)
+    elif as_csv:
+        print_rows(layer_rows(found, what), as_csv=True)
+    else:
+        print_layers(found)
 
 
 @app.command()

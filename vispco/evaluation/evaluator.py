@@ -17,6 +17,7 @@ from vispco.config import content_hash
 from vispco.costs import kv_cache_bytes, prefill_flops, unpruned_flops
 from vispco.errors import MeasurementError, VispcoError
 from vispco.evaluation.job import Job, Order, Pending, Place
+from vispco.evaluation.pixels import pixel_limits
 from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.records import Evaluation as Evaluation
 from vispco.evaluation.records import Failed, Outcome, Stopped
@@ -410,10 +411,12 @@ class Evaluator:
     @cached_property
     def _model_identity(self) -> dict[str, Any]:
         model = self.problem.model
+        limits = pixel_limits(self.problem.processor)
         return {
             "weights": weights_hash(model),
             "dtype": str(self.problem.adapter.dtype()),
             "attention": self.problem.adapter.attention(),
+            **({"pixels": list(limits)} if limits else {}),
         }
 
     def context(self, split: str, method: Method) -> dict[str, Any]:

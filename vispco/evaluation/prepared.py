@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vispco.config import content_hash
-from vispco.errors import DataError
+from vispco.errors import ConfigError, DataError
+from vispco.evaluation.pixels import limited
 from vispco.pruning.tokens import Prompt
-from vispco.tasks.base import Sample, Task
+from vispco.tasks.base import PLACE, Sample, Task
 
 if TYPE_CHECKING:
     from vispco.models.base import ModelAdapter
@@ -81,19 +82,31 @@ class PreparedSplit:
     def digest(self) -> str:
         """Identity of the samples: ids, questions, answers, token counts, and the visual features themselves."""
         features = [batch.features.float().sum().item() for batch in self.batches]
-        rows = [[s.id, s.group_id, s.question, s.answers] for s in self.samples]
+        rows = [
+            [s.id, s.group_id, s.question, s.answers, *([s.prompt, s.options] if s.prompt else [])]
+            for s in self.samples
+        ]
         return content_hash([rows, self.n_visual.tolist(), self.n_text.tolist(), [f"{f:.6e}" for f in features]])
 
 
 def render_prompt(processor: Any, sample: Sample) -> str:
-    """The text the model reads: by the processor's chat template if it has one, else pictures then question."""
+    """The text the model reads: by the processor's chat template if it has one, else pictures then question.
+
+    Pictures stand where the prompt has a mark for each of them.
+    """
+    read, count = sample.prompt or sample.question, len(sample.images)
+    parts = read.split(PLACE) if count and read.count(PLACE) == count else [*[""] * count, read]
     if getattr(processor, "chat_template", None):
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in sample.images]
-        content.append({"type": "text", "text": sample.question})
+        content: list[dict[str, Any]] = []
+        for number, part in enumerate(parts):
+            content += [{"type": "image"}] if number else []
+            content += [{"type": "text", "text": part}] if part else []
         text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return text
-    token = getattr(processor, "image_token", "<image>")
-    return f"{token * len(sample.images)} {sample.question}".strip()
+    token = getattr(processor, "image_token", PLACE)
+    if not any(parts[:-1]):
+        return f"{token * count} {parts[-1]}".strip()
+    return str(token.join(parts))
 
 
 FIRST_BLOCK, LARGEST_BLOCK = 128, 256
@@ -200,7 +213,10 @@ def make_batch(
             return_tensors="pt",
             padding=True,
             padding_side="left",
+            **limited(problem.processor, *task.pixels),
         ).to(problem.model.device)
+    except ConfigError as error:
+        raise ConfigError(f"task {task.name!r}: {error}") from None
     except (ValueError, TypeError, OSError) as error:
         ids = ", ".join(samples[row].id for row in rows[:3])
         raise DataError(f"task {task.name!r}: cannot process samples {ids}, ...: {error}") from error

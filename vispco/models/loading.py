@@ -1,4 +1,4 @@
-"""Load a vision-language model and its processor by hub id, local folder, or ``demo``."""
+"""Load a vision-language model and its processor by hub id, local folder, or a demo's name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from typing import Any
 
 from vispco.errors import ModelError
 
-DEMO = Path(__file__).parent / "demo" / "llava"
+DEMOS = {
+    "demo": ("llava", "small LLaVA that is part of this package"),
+    "demo-deep": ("deep", "the same with 26 decoder layers: 501 points on the dense step grid"),
+    "demo-qwen": ("qwen", "small Qwen2.5-VL for the same task"),
+}
+
+
+def demo_folder(name: str = "demo") -> Path:
+    """Where the weights of a demo VLM lie."""
+    return Path(__file__).parent / "demo" / DEMOS[name][0]
+
+
+DEMO = demo_folder()
 
 
 def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", **kwargs: Any) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor.
 
     Args:
-        name: hub id, local folder, or ``demo`` for the small VLM that is part of this package.
+        name: hub id, local folder, or ``demo``, ``demo-deep``, ``demo-qwen`` for the small VLMs of this package.
         device: a torch device, or ``auto`` to spread the model over what there is (needs accelerate).
         dtype: a torch dtype's name; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
         kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ``quantization_config``,
@@ -30,7 +42,7 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
 
     from vispco.models.base import adapter_for
 
-    source = str(DEMO) if name == "demo" else name
+    source = str(demo_folder(name)) if name in DEMOS else name
     if device == "auto":
         kwargs.setdefault("device_map", "auto")
     if dtype == "auto":
@@ -44,7 +56,10 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     logging.disable_progress_bar()
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust)
+        reader = AutoProcessor
+        if name == "demo-qwen":
+            from vispco.models.demo.pictures_only import Qwen25VLPicturesProcessor as reader
+        processor = reader.from_pretrained(source, trust_remote_code=trust)
     except ImportError as error:
         missing = " ".join(str(error).split())
         raise ModelError(f"model {name!r} needs a package that is not installed: {missing[:160]}") from error

@@ -1,8 +1,9 @@
 """The relaxed model: every token stays, a straight-through mask says which ones still count as keys.
 
-The frozen model is differentiated with respect to keep ratios [L]. At the boundary before layer l the method
-ranks the visual tokens that are left, exactly as in the physically pruned forward. The mask of the token at
-place j is 1 if j < keep_count(r_l, N_v), else 0; its gradient is that of ``sigmoid((r_l N_v - j - 1/2) / T)``.
+The frozen model is differentiated with respect to keep ratios, [L] or one row per sample. At the boundary before
+layer l the method ranks the visual tokens that are left, exactly as in the physically pruned forward. The mask of the
+token at place j is 1 if j < keep_count(r_l, N_v), else 0; its gradient is that of
+``sigmoid((r_l N_v - j - 1/2) / T)``.
 A token's mask weighs it as a key for all others (never for itself): the weight is added to the attention
 logits as ``log(m + eps)``, so that the model's own attention kernel runs unchanged and the derivative at m = 0
 is the effect that bringing the token back would have.
@@ -46,7 +47,7 @@ class RelaxedForward:
         trailing: int,
         sample_keys: list[int],
     ) -> None:
-        self.adapter, self.method, self.ratios = adapter, method, ratios
+        self.adapter, self.method, self.ratios = adapter, method, ratios.reshape(-1, ratios.shape[-1])
         self.temperature, self.trailing, self.sample_keys = temperature, trailing, sample_keys
         self._captured: dict[str, Tensor] = {}
         self._inputs: dict[str, Any] = {}
@@ -60,7 +61,7 @@ class RelaxedForward:
         add(self.adapter.decoder().register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         for number, layer in enumerate(self.adapter.layers()):
             add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
-            if number + 1 < len(self.ratios):
+            if number + 1 < self.ratios.shape[1]:
                 for what, module in zip(("queries", "keys"), self.adapter.projections(number), strict=True):
                     add(module.register_forward_hook(self._capture_hook(what)))
 
@@ -160,12 +161,11 @@ class RelaxedForward:
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
             place = torch.empty_like(order).scatter_(1, order, places).to(self.ratios.dtype)
             n_visual = self.visual.sum(dim=1, keepdim=True).to(self.ratios.dtype)
-            ratio = self.ratios[number].detach()
-            count = torch.floor(ratio * n_visual + 0.5).clamp(min=float(ratio > 0))
+            asked = self.ratios[:, number, None].detach()
+            count = torch.maximum(torch.floor(asked * n_visual + 0.5), (asked > 0).to(asked.dtype))
             hard = (place < count).to(self.ratios.dtype)
-        soft = torch.sigmoid(
-            (self.ratios[number] * n_visual - place - 0.5) / (self.temperature * n_visual.clamp(min=1))
-        )
+        ratio = self.ratios[:, number, None]
+        soft = torch.sigmoid((ratio * n_visual - place - 0.5) / (self.temperature * n_visual.clamp(min=1)))
         keep = hard + soft - soft.detach()
         self.mask = torch.where(self.visual, self.mask * keep, self.mask)
 
@@ -180,7 +180,7 @@ def relaxed(
     trailing: int = 0,
     sample_keys: list[int] | None = None,
 ) -> Iterator[RelaxedForward]:
-    """Inside the block the model's forward is differentiable in ``ratios`` [L]; ratio 0 must be 1 (layer 0).
+    """Inside the block the model's forward is differentiable in ``ratios``, [L] or [B, L]; layer 0's must be 1.
 
     Args:
         temperature: width of the straight-through mask's gradient, as a share of the visual tokens.

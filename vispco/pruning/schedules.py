@@ -51,6 +51,12 @@ class Policy(Protocol):
     def counts(self, n_visual: Counts, layers: int, context: Any = None) -> Counts: ...
 
 
+class TextPolicy(Policy, Protocol):
+    """A policy that can be written down."""
+
+    def text(self) -> str: ...
+
+
 class Schedule(ABC):
     """A constant policy: keep ratios relative to the original visual tokens, non-increasing over layers."""
 

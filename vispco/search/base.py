@@ -15,7 +15,7 @@ from vispco.evaluation.prepared import PreparedSplit, block_ends
 from vispco.evaluation.records import Failed, Outcome
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Policy, Schedule, TextPolicy, parse_schedule
 from vispco.registry import Registry
 from vispco.search.distributed import Alone, Team
 from vispco.search.racing import Race, RacingOptions, order_by
@@ -23,6 +23,8 @@ from vispco.storage.trials import ATTEMPTS, TrialLog
 from vispco.tasks.base import Task
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from vispco.storage.store import Store
 
 SEARCHES = Registry("search", "searches")
@@ -32,17 +34,18 @@ Advance = Callable[[int, "int | None", str], None]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A schedule to be measured, and what its trial shall say.
+    """A schedule to be measured, or another policy, and what its trial shall say.
 
-    ``parameters``: default, those that the family reads off the schedule. ``seconds``, ``propose_flops``: what
-    finding it took.
+    ``parameters``, with their ``distributions``: default, those that the family reads off the schedule; a policy has
+    none, ``{}``. ``seconds``, ``propose_flops``: what finding it took.
     """
 
-    schedule: Schedule
+    schedule: Schedule | TextPolicy
     parameters: Mapping[str, Any] | None = None
     propose_flops: int = 0
     seconds: float = 0.0
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    distributions: Mapping[str, BaseDistribution] | None = None
 
 
 class Options(BaseModel):
@@ -79,10 +82,21 @@ class Search(ABC):
 
     ``run`` continues from the COMPLETE trials in the log: what it proposes next is a function of the seed and
     of those trials, so that a resumed search proposes what an undisturbed one would have.
+
+    ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
     """
 
     kind: ClassVar[str]
+    deterministic: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
+
+    @classmethod  # noqa: B027  (most kinds refuse nothing)
+    def check(cls, method: Method, family: ScheduleFamily) -> None:
+        """Refuse what this kind cannot search, before anything is measured.
+
+        Raises:
+            ConfigError: the method or the family does not fit.
+        """
 
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
@@ -91,6 +105,10 @@ class Search(ABC):
     @abstractmethod
     def run(self) -> None:
         """Search until done."""
+
+    def policy(self, text: str) -> Policy:
+        """The policy of a trial's ``schedule`` attribute."""
+        return parse_schedule(text)
 
     def race(self, schedules: Sequence[Schedule], options: RacingOptions) -> dict[str, Outcome]:
         """Race schedules on the search split; outcome of each by its text.
@@ -139,10 +157,11 @@ class Search(ABC):
             for proposal, outcome in zip(proposals, outcomes, strict=True):
                 parameters = proposal.parameters
                 if parameters is None:
+                    assert isinstance(proposal.schedule, Schedule)
                     parameters = context.family.parameters(proposal.schedule)
                 settings: dict[str, Any] = {
                     "parameters": parameters,
-                    "distributions": context.family.distributions(),
+                    "distributions": proposal.distributions or (context.family.distributions() if parameters else {}),
                     "attributes": proposal.attributes,
                 }
                 if isinstance(outcome, Failed):

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vispco.costs import layer_flops, prefill_flops
+from vispco.costs import layer_flops, prefill_flops, relaxed_backward_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
 from vispco.pruning.methods.base import Method
@@ -27,8 +27,7 @@ from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import Schedule
 from vispco.search.distributed import Alone, Team
-
-BACKWARD_OVER_FORWARD = 2
+from vispco.search.predictor import prompt_features
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,16 @@ class MicroBatch:
     n_visual: NDArray[np.int64]
     n_text: NDArray[np.int64]
     plain_flops: int
-    scoring_flops: int
+    relaxed_flops: int
+
+    def __len__(self) -> int:
+        return len(self.batch.rows)
 
 
 class Calibration:
     """Fixed random mini-batches of the calibration split. ``charged`` counts every FLOP from here on.
 
-    A backward pass is charged at twice its forward, although weights get no gradient. Who computes it is no matter.
+    Who computes them is no matter.
 
     Args:
         batch_size: samples per mini-batch.
@@ -90,7 +92,7 @@ class Calibration:
                     "micro": micro,
                 }
             )
-        for task in self.problem.tasks:
+        for task in self.problem.calibration_tasks:
             part = prepare(self.problem, task, "calibration", batch_size=micro or batch_size, shuffle=seed)
             together = batch_size // (micro or batch_size)
             numbers = list(range(len(self.micros), len(self.micros) + len(part.batches)))
@@ -100,13 +102,16 @@ class Calibration:
             for batch in part.batches:
                 plain = int(layer_flops(shape, tokens[batch.rows]).sum()) * shape.layers
                 visual, text = part.n_visual[batch.rows], part.n_text[batch.rows]
-                scoring = int(method.scoring_flops(shape, visual, text).sum()) * (shape.layers - 1)
-                scoring += int(method.begin_flops(shape, visual, text).sum())
+                relaxing = plain + int(relaxed_backward_flops(shape, tokens[batch.rows]).sum())
+                relaxing += int(method.scoring_flops(shape, visual, text).sum()) * (shape.layers - 1)
+                relaxing += int(method.begin_flops(shape, visual, text).sum())
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
                 self.charged += plain
-                self.micros.append(MicroBatch(batch, teacher, visual, text, plain, scoring))
-        weights = self._shared(range(len(self.micros)), 1, lambda micro, teacher: [float(teacher.weight.sum())])
-        self._weights = [weight for (weight,) in weights]
+                self.micros.append(MicroBatch(batch, teacher, visual, text, plain, relaxing))
+        self._features: dict[int, Tensor] = {}
+        self._widest = max((len(micro) for micro in self.micros), default=0)
+        weights = self._shared(range(len(self.micros)), lambda _, teacher: teacher.weight.sum(dim=1).tolist())
+        self._weights = [torch.tensor(row, dtype=torch.float64) for row in weights]
 
     def _is_mine(self, number: int) -> bool:
         return number % self.team.size == self.team.rank
@@ -161,77 +166,106 @@ class Calibration:
         ):
             return self.problem.model(**inputs, use_cache=False, logits_to_keep=m).logits.float()  # type: ignore[no-any-return]
 
-    def loss(self, number: int, ratios: Tensor, temperature: float) -> Tensor:
-        """KL(teacher || relaxed student) per answer token on mini-batch ``number``; charges forward and backward.
+    def size(self, number: int) -> int:
+        """Samples of mini-batch ``number``."""
+        return sum(len(self.micros[n]) for n in self.batches[number])
 
-        float64; differentiable in ``ratios`` [L], once.
+    def features(self, number: int) -> Tensor:
+        """What a predictor reads of mini-batch ``number``, [B, F]."""
+        if number not in self._features:
+            with torch.no_grad():
+                prompts = [self.micros[n].batch.prompt(self.adapter) for n in self.batches[number]]
+                self._features[number] = torch.cat([prompt_features(prompt) for prompt in prompts])
+        return self._features[number]
+
+    def losses(self, number: int, ratios: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """KL(teacher || relaxed student) per answer token of each sample of mini-batch ``number``, and its weight.
+
+        Charges forward and backward. float64 [B] each; weights, the samples' answer tokens, add up to 1. The losses
+        are differentiable, once, in ``ratios``, [L] or one row per sample [B, L].
         """
         numbers = self.batches[number % len(self.batches)]
-        flops = sum(self.micros[n].plain_flops + self.micros[n].scoring_flops for n in numbers)
-        self.charged += flops * (1 + BACKWARD_OVER_FORWARD)
-        fed = ratios.detach().float()
+        micros = [self.micros[n] for n in numbers]
+        self.charged += sum(micro.relaxed_flops for micro in micros)
+        rows = ratios.expand(sum(len(micro) for micro in micros), -1)
+        fed = rows.detach().float()
         self.team.command({"do": "loss", "micros": numbers, "ratios": fed.tolist(), "temperature": temperature})
-        total, *gradient = self._weighted(numbers, self.share_of_loss(numbers, fed, temperature))
-        slope = torch.tensor(gradient, dtype=torch.float64, device=ratios.device)
-        return total + ((ratios - ratios.detach()).double() * slope).sum()
+        found = self.share_of_losses(numbers, fed, temperature)
+        pairs = list(zip(micros, found, strict=True))
+        values = torch.tensor([x for micro, row in pairs for x in row[: len(micro)]], dtype=torch.float64)
+        slopes = torch.tensor([x for micro, row in pairs for x in row[len(micro) :]], dtype=torch.float64)
+        slopes = slopes.view(len(values), -1)
+        weights = torch.cat([self._weights[n] for n in numbers])
+        changed = ((rows - rows.detach()).double() * slopes.to(rows.device)).sum(dim=1)
+        return values.to(rows.device) + changed, (weights / weights.sum()).to(rows.device)
 
-    def share_of_loss(self, numbers: Sequence[int], ratios: Tensor, temperature: float) -> list[list[float]]:
-        """Loss and gradient [1 + L] of micro-batches, complete on rank 0."""
+    def loss(self, number: int, ratios: Tensor, temperature: float) -> Tensor:
+        """Weighted mean of :meth:`losses`."""
+        values, weights = self.losses(number, ratios, temperature)
+        return (values * weights).sum()
 
-        def one(micro: MicroBatch, teacher: Teacher) -> list[float]:
-            free = ratios.clone().requires_grad_(True)
-            loss = _kl(teacher, self._relaxed_logits(micro, teacher, free, temperature))
-            (gradient,) = torch.autograd.grad(loss, [free])
-            return [loss.item(), *gradient.double().tolist()]
+    def share_of_losses(self, numbers: Sequence[int], ratios: Tensor, temperature: float) -> list[list[float]]:
+        """Losses [b] and gradients [b, L] of micro-batches, complete on rank 0; ``ratios`` are those of all samples."""
+        parts, start = {}, 0
+        for number in numbers:
+            parts[number] = ratios[start : start + len(self.micros[number])]
+            start += len(self.micros[number])
 
-        return self._shared(numbers, 1 + self.problem.shape.layers, one)
+        def one(number: int, teacher: Teacher) -> list[float]:
+            free = parts[number].clone().requires_grad_(True)
+            losses = _kl(teacher, self._relaxed_logits(self.micros[number], teacher, free, temperature))
+            (gradient,) = torch.autograd.grad(losses.sum(), [free])
+            return [*losses.double().tolist(), *gradient.double().flatten().tolist()]
 
-    def pruned_loss(self, schedule: Schedule, batches: int) -> float:
-        """The same KL for the physically pruned model, mean over the first ``batches``; charges what it runs."""
-        chosen = self.batches[:batches]
-        numbers = [number for batch in chosen for number in batch]
+        return self._shared(numbers, one, 1 + self.problem.shape.layers)
+
+    def pruned_losses(self, schedule: Schedule, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """The same KL for the physically pruned model on mini-batches ``first`` to ``last - 1``; charges what it runs.
+
+        float64 [n] and the samples' answer tokens [n].
+        """
+        numbers = [number for batch in self.batches[first:last] for number in batch]
         self.team.command({"do": "pruned", "micros": numbers, "schedule": schedule.text()})
-        found = dict(zip(numbers, self.share_of_pruned(numbers, schedule), strict=True))
+        found = self.share_of_pruned(numbers, schedule)
         shape = self.problem.shape
         for number in numbers:
             micro = self.micros[number]
             counts = schedule.counts(micro.n_visual, shape.layers)
             self.charged += int(prefill_flops(shape, counts, micro.n_visual, micro.n_text, self.method).sum())
-        return sum(self._weighted(batch, [found[n] for n in batch])[0] for batch in chosen) / len(chosen)
+        values = [x for number, row in zip(numbers, found, strict=True) for x in row[: len(self.micros[number])]]
+        return torch.tensor(values, dtype=torch.float64), torch.cat([self._weights[number] for number in numbers])
+
+    def pruned_loss(self, schedule: Schedule, batches: int) -> float:
+        """Weighted mean of :meth:`pruned_losses` on the first ``batches``."""
+        values, weights = self.pruned_losses(schedule, 0, batches)
+        return float((values * weights).sum() / weights.sum())
 
     def share_of_pruned(self, numbers: Sequence[int], schedule: Schedule) -> list[list[float]]:
-        """Loss [1] of micro-batches under the physically pruned model, complete on rank 0."""
+        """Losses [b] of micro-batches under the physically pruned model, complete on rank 0."""
 
-        def one(micro: MicroBatch, teacher: Teacher) -> list[float]:
-            with prune(self.problem.model, method=self.method, schedule=schedule) as session:
-                session.sample_keys = micro.batch.keys
-                return [_kl(teacher, self._logits(micro.batch, teacher.answer)).item()]
+        def one(number: int, teacher: Teacher) -> list[float]:
+            batch = self.micros[number].batch
+            with torch.no_grad(), prune(self.problem.model, method=self.method, schedule=schedule) as session:
+                session.sample_keys = batch.keys
+                return _kl(teacher, self._logits(batch, teacher.answer)).double().tolist()
 
-        return self._shared(numbers, 1, one)
-
-    # --- sharing -----------------------------------------------------------------------------------
+        return self._shared(numbers, one)
 
     def _shared(
-        self, numbers: Sequence[int], width: int, one: Callable[[MicroBatch, Teacher], list[float]]
+        self, numbers: Sequence[int], one: Callable[[int, Teacher], list[float]], each: int = 1
     ) -> list[list[float]]:
-        """``width`` numbers per micro-batch, computed by the process that has its teacher; all of them on rank 0."""
+        """``each`` numbers per sample of micro-batches, computed where their teachers are; all of them on rank 0."""
         rows: list[list[float] | None] = []
         for number in numbers:
-            micro = self.micros[number]
-            rows.append(None if micro.teacher is None else one(micro, micro.teacher))
-        return self.team.collect(rows, width)
-
-    def _weighted(self, numbers: Sequence[int], rows: Sequence[Sequence[float]]) -> list[float]:
-        """Rows of micro-batches added up in their order, each by its share of the answer tokens."""
-        whole = sum(self._weights[number] for number in numbers)
-        total = [0.0] * len(rows[0])
-        for number, row in zip(numbers, rows, strict=True):
-            share = self._weights[number] / whole
-            total = [so_far + share * value for so_far, value in zip(total, row, strict=True)]
-        return total
+            teacher = self.micros[number].teacher
+            row = None if teacher is None else one(number, teacher)
+            rows.append(None if row is None else row + [0.0] * (self._widest * each - len(row)))
+        found = self.team.collect(rows, self._widest * each)
+        return [row[: len(self.micros[number]) * each] for number, row in zip(numbers, found, strict=bool(found))]
 
 
 def _kl(teacher: Teacher, logits: Tensor) -> Tensor:
+    """[B], mean over the sample's answer tokens."""
     student = logits.log_softmax(dim=-1)
     each = (teacher.log_probabilities.exp() * (teacher.log_probabilities - student)).sum(dim=-1)
-    return (each * teacher.weight).sum() / teacher.weight.sum()
+    return (each * teacher.weight).sum(dim=1) / teacher.weight.sum(dim=1)

@@ -215,7 +215,7 @@ def follow() -> None:
                 )
             elif calibration is not None and command["do"] == "loss":
                 ratios = torch.tensor(command["ratios"], dtype=torch.float32)
-                calibration.share_of_loss(command["micros"], ratios, command["temperature"])
+                calibration.share_of_losses(command["micros"], ratios, command["temperature"])
             elif calibration is not None and command["do"] == "pruned":
                 calibration.share_of_pruned(command["micros"], parse_schedule(command["schedule"]))
     finally:

@@ -19,6 +19,7 @@ class GridSearch(Search):
     """The empirical frontier. We enumerate the points ourselves: Optuna's grid samplers lose or repeat points."""
 
     kind: ClassVar[str] = "grid"
+    deterministic: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = GridOptions
 
     def run(self) -> None:

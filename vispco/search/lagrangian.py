@@ -1,61 +1,71 @@
-"""The learned frontier: schedule parameters by gradients through the relaxed model, one budget after another.
+"""The learned frontier: schedule parameters by gradients through the relaxed model.
 
-For each budget b: minimise KL(teacher || student) over the family's free parameters subject to
-flops_ratio <= b, by the augmented Lagrangian method; start from the neighbouring budget's solution; snap the
-result to the budget (bisection on the monotone cost, so that the realised ratio is never above it); compare
-it with the neighbouring shapes on the calibration split; measure the best with the shared evaluator.
+For budgets b: minimise KL(teacher || student) over the family's free parameters subject to flops_ratio <= b; snap the
+result to the budget (bisection on the monotone cost, so that the realised ratio is never above it); compare it with the
+neighbouring shapes on the calibration split; measure the best with the shared evaluator. Then measure some more
+budgets, where the front found so far leaves the largest gaps.
 
-After arXiv 2604.15188. Deviations: static parameters per budget, no predictor network; the violation is
-normalised by the budget; several primal steps per dual step; the penalty is capped; exact FLOPs.
+Three ways to parametrise (``predictor``): ``static``, free parameters for each budget, found one budget after another,
+each from its neighbour's solution; ``budget``, one small network that reads the budget, trained once for all;
+``input``, a network that also reads the prompt, so that every sample has its own schedule. Two ways to hold the
+budget: the augmented Lagrangian (kind ``lagrangian``), and by construction (kind ``on_budget``).
+
+After arXiv 2604.15188. Deviations: the violation is normalised by the budget; several primal steps per dual step; the
+penalty is capped; exact FLOPs; a final check on the calibration split.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from vispco.costs import layer_flops
-from vispco.errors import MeasurementError
-from vispco.pruning.schedules import Schedule, parse_schedule
-from vispco.search.augmented_lagrangian import AugmentedLagrangian
+from vispco.errors import ScheduleError
+from vispco.pruning.families import ScheduleFamily
+from vispco.pruning.schedules import Policy, Schedule, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
+from vispco.search.budget import RelaxedCost
 from vispco.search.calibration import Calibration
+from vispco.search.checking import nearest
+from vispco.search.constraints import ByConstruction, ByLagrangian, Constraint
+from vispco.search.descent import Descent
+from vispco.search.predicted import PredictedPolicy, parse_policy, save_predictor, saved_predictor, snapped_policy
+from vispco.search.predictor import ParameterTable, RatioPredictor
 
 TIE = 1e-12
+SETTLED = 0.02  # change of every keep ratio
 SHARED = ("budget", "multiplier", "penalty", "loss", "steps", "trajectory", "free")
 
 
-class LagrangianOptions(Options):
-    """``dual_steps`` times ``primal_steps`` Adam steps of ``batch`` samples per budget.
+class GradientOptions(Options):
+    """``dual_steps`` times ``primal_steps`` Adam steps of ``batch`` samples: per budget if static, else in all.
 
     ``sharpness`` goes from the first to the second value over these steps: a blunt schedule feels the effect of
-    layers further away. ``check`` calibration samples decide between the result and its neighbouring shapes
-    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. Of every two
-    neighbouring budgets the shapes are also measured at ``between`` budgets in between, without gradient steps.
+    layers further away. At most ``check`` calibration samples decide between the result and its neighbouring shapes
+    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``between``: how
+    many more budgets are tried where the front found so far leaves gaps.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
     share the gradients by micro-batches.
     """
 
-    dual_steps: int = Field(3, ge=1)
+    predictor: Literal["static", "budget", "input"] = "static"
+    dual_steps: int | None = Field(None, ge=1)
     primal_steps: int = Field(6, ge=1)
     batch: int = Field(16, ge=1)
     micro_batch: int = Field(0, ge=0)
-    learning_rate: float = Field(0.3, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
     penalty: float = Field(20.0, gt=0)
     penalty_cap: float = Field(200.0, gt=0)
     temperature: float = Field(0.1, gt=0)
     sharpness: tuple[float, float] = (1.5, 10.0)
     check: int = Field(128, ge=0)
     measure: int = Field(1, ge=1)
-    between: int = Field(1, ge=0)
+    between: int = Field(6, ge=0)
 
     @field_validator("micro_batch")
     @classmethod
@@ -65,188 +75,292 @@ class LagrangianOptions(Options):
             raise ValueError(f"micro_batch must divide batch, which is {batch}")
         return value
 
+    def settled(self) -> GradientOptions:
+        """With defaults that depend on the predictor filled in."""
+        static = self.predictor == "static"
+        given = {"dual_steps": 3 if static else 12, "learning_rate": 0.3 if static else 0.01}
+        return self.model_copy(update={k: v for k, v in given.items() if getattr(self, k) is None})
 
-@SEARCHES.register("lagrangian")
-class LagrangianSearch(Search):
+
+class GradientSearch(Search):
     """Trials from the largest budget to the smallest, then between them; none exceeds its own budget."""
 
-    kind: ClassVar[str] = "lagrangian"
-    Options: ClassVar[type[Options]] = LagrangianOptions
+    Options: ClassVar[type[Options]] = GradientOptions
 
-    def __init__(self, context: SearchContext, options: LagrangianOptions) -> None:
-        super().__init__(context, options)
-        self._lengths = self._search_lengths()
+    def __init__(self, context: SearchContext, options: GradientOptions) -> None:
+        super().__init__(context, options.settled())
+        self._cost = RelaxedCost(context.evaluator)
+        self._calibration: Calibration | None = None
+
+    def constraint(self, budgets: Tensor) -> Constraint:
+        """What holds ``budgets`` [K]."""
+        raise NotImplementedError
 
     def run(self) -> None:
         context = self.context
         budgets = sorted(context.budgets, reverse=True)
-        done: dict[float, list[Any]] = {}
-        for trial in context.log.complete():
-            done.setdefault(trial.user_attrs["budget"], []).append(trial)
-        calibration: Calibration | None = None
-        free: Tensor | None = None
+        if self.options.predictor == "static":
+            self._static(budgets)
+        else:
+            self._predicted(budgets)
+        self._between(budgets)
+
+    # --- the calibration split -----------------------------------------------------------------------
+
+    @property
+    def calibration(self) -> Calibration:
+        """Made when first needed. The teacher is paid once, by the first trial: a resumed search has paid it."""
+        if self._calibration is None:
+            context, options = self.context, self.options
+            self._calibration = Calibration(
+                context.evaluator,
+                context.method,
+                options.batch,
+                context.seed,
+                micro=options.micro_batch,
+                team=context.team,
+            )
+            if context.log.complete():
+                self._calibration.charged = 0
+        return self._calibration
+
+    def _paid(self) -> int:
+        """What was charged since the last time."""
+        charged, self.calibration.charged = self.calibration.charged, 0
+        return charged
+
+    # --- free parameters of their own for every budget -------------------------------------------------
+
+    def _static(self, budgets: list[float]) -> None:
+        done = self._done()
+        free: Tensor = self.context.family.start()
         for number, budget in enumerate(budgets):
-            if budget not in done:
-                if calibration is None:
-                    calibration = self._calibration()
-                    # The teacher is paid once, by the first budget; a resumed search has paid it already.
-                    calibration.charged *= number == 0
-                free = self._solve(calibration, number, budget, free)
-            else:
+            if budget in done:
                 first, *others = done[budget]
                 free = torch.tensor(first.user_attrs["free"], dtype=torch.float64)
-                measured = {trial.user_attrs["schedule"] for trial in (first, *others)}
-                for text in first.user_attrs["candidates"]:
-                    if text not in measured:
-                        self._measure_runner_up(parse_schedule(text), first.user_attrs)
-            context.advance(number + 1, len(budgets), f"budget {budget:.3f}")
-        self._interpolate(calibration, budgets)
+                self._runners_up(first, {trial.user_attrs["schedule"] for trial in (first, *others)})
+            else:
+                free = self._solve(number, budget, free)
+            self.context.advance(number + 1, len(budgets) + self.options.between, f"budget {budget:.3f}")
 
-    def _calibration(self) -> Calibration:
+    def _solve(self, number: int, budget: float, start: Tensor) -> Tensor:
+        """Find, measure and store the schedules of one budget; returns where the next budget starts."""
+        started = time.monotonic()
+        budgets = torch.tensor([budget], dtype=torch.float64)
+        descent = self._descent(
+            ParameterTable(start, 1),
+            budgets,
+            f"{self.kind}/{self.context.seed}/{number}",
+            settled=self._settles(budget),
+        )
+        descent.run()
+        free = descent.free().detach()[0]
+        return self._store(number, budget, free, descent, started)
+
+    def _settles(self, budget: float) -> Callable[[Tensor], bool]:
+        """Whether the snapped schedule is the one of the dual step before."""
+        family, fits = self.context.family, self._fits(budget)
+        before: list[tuple[float, ...]] = []
+
+        def settled(free: Tensor) -> bool:
+            now = family.snap(family.discrete(free[0]), fits).keep_ratio(family.layers)
+            same = bool(before) and max(abs(a - b) for a, b in zip(before[-1], now, strict=True)) <= SETTLED
+            before.append(now)
+            return same
+
+        return settled
+
+    # --- one network for all budgets ------------------------------------------------------------------
+
+    def _predicted(self, budgets: list[float]) -> None:
         context, options = self.context, self.options
-        return Calibration(
-            context.evaluator,
-            context.method,
-            options.batch,
-            context.seed,
-            micro=options.micro_batch,
-            team=context.team,
+        reads, started = options.predictor == "input", time.monotonic()
+        done = self._done()
+        missing = [budget for budget in budgets if budget not in done]
+        if not missing:
+            return
+        study = context.log.name
+        descent = self._predictor(budgets, save=lambda text: save_predictor(context.store, study, text))
+        descent.calibration = self.calibration
+        if (kept := saved_predictor(context.store, study)) is not None:
+            descent.restore(kept)
+        descent.run()
+        descent.save(descent.text())
+        if done:
+            self.calibration.charged = 0
+        frees = None if reads else descent.free().detach()
+        for number, budget in enumerate(budgets):
+            if budget in missing and frees is not None:
+                self._store(number, budget, frees[number], descent, started)
+            elif budget in missing:
+                self._store_policy(number, budget, descent, started)
+            context.advance(number + 1, len(budgets) + options.between, f"budget {budget:.3f}")
+            started = time.monotonic()
+
+    def _store_policy(self, number: int, budget: float, descent: Descent, started: float) -> None:
+        """Measure an input-conditioned policy, moved so that its mean flops_ratio fits."""
+        context = self.context
+        policy = PredictedPolicy.of(descent, context.log.name, budget)
+        policy = snapped_policy(policy, context.evaluator, context.method, budget + TIE)
+        violation = (context.evaluator.flops_ratio(policy, "search", context.method) - budget) / budget
+        attributes = {**self._attributes(number, budget, descent), "violation": violation}
+        seconds = time.monotonic() - started
+        self.measure([Proposal(policy, {}, self._paid(), seconds, attributes)])
+
+    def _predictor(self, budgets: list[float], **more: Any) -> Descent:
+        """Untrained, without a calibration split."""
+        context, reads = self.context, self.options.predictor == "input"
+        features = 2 * context.evaluator.problem.shape.hidden if reads else 0
+        module = RatioPredictor(context.family.start(), reads=features, seed=context.seed)
+        wanted = torch.tensor(budgets, dtype=torch.float64)
+        name = f"{self.kind}/{context.seed}"
+        return self._descent(module, wanted, name, calibration=None, reads=reads, **more)
+
+    def policy(self, text: str) -> Policy:
+        """The policy of a trial's ``schedule``; predictors are read from the database."""
+
+        def load(study: str, budget: float) -> PredictedPolicy:
+            kept = saved_predictor(self.context.store, study)
+            if kept is None:
+                raise ScheduleError(f"the predictor of {study!r} is not in this database; run the experiment again")
+            descent = self._predictor(sorted(self.context.budgets, reverse=True))
+            descent.restore(kept)
+            return PredictedPolicy.of(descent, study, budget)
+
+        return parse_policy(text, load)
+
+    # --- what both have in common ----------------------------------------------------------------------
+
+    def _descent(self, module: torch.nn.Module, budgets: Tensor, name: str, **more: Any) -> Descent:
+        context, options = self.context, self.options
+        return Descent(
+            calibration=more.pop("calibration") if "calibration" in more else self.calibration,
+            cost=self._cost,
+            family=context.family,
+            module=module,
+            constraint=self.constraint(budgets),
+            options=options,
+            budgets=budgets,
+            span=(min(context.budgets), max(context.budgets)),
+            name=name,
+            total=options.dual_steps * options.primal_steps,
+            **more,
         )
 
-    def _interpolate(self, calibration: Calibration | None, budgets: list[float]) -> None:
-        """Between neighbouring budgets: the shapes found for both, snapped to budgets in between."""
-        context, parts = self.context, self.options.between + 1
-        first: dict[float, Any] = {}
-        for trial in context.log.complete():
-            first.setdefault(trial.user_attrs["budget"], trial)
-        for above, below in itertools.pairwise(budgets):
-            for part in range(1, parts):
-                budget = above + (below - above) * part / parts
-                if budget in first:
-                    continue
-                started = time.monotonic()
-                if calibration is None:
-                    calibration = self._calibration()
-                    calibration.charged = 0
-                shapes = [parse_schedule(first[b].user_attrs["schedule"]) for b in (above, below)]
-                chosen = self._rank(calibration, shapes, budget)[0]
-                attributes = {
-                    **{key: first[above].user_attrs[key] for key in SHARED},
-                    "budget": budget,
-                    "violation": self._violation(chosen, budget),
-                    "interpolated": True,
-                }
-                seconds = time.monotonic() - started
-                self.measure([Proposal(chosen, None, calibration.charged, seconds, attributes)])
-                calibration.charged = 0
-
-    def _solve(self, calibration: Calibration, number: int, budget: float, warm: Tensor | None) -> Tensor:
-        """Find, measure and store the schedules of one budget; returns where the next budget starts."""
-        context, family, started = self.context, self.context.family, time.monotonic()
-        start = family.start() if warm is None else warm
-        free, lagrangian, trajectory = self._descend(calibration, number, budget, start)
-        snapped = family.snap(family.discrete(free), self._fits(budget))
-        shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]
-        candidates = self._rank(calibration, shapes, budget)[: self.options.measure]
-        # The next budget starts where this one really ended.
-        free = family.invert(candidates[0], free)
-        context.store.save_steps(context.log.name, f"budget-{number}", trajectory)
-        attributes = {
+    def _attributes(self, number: int, budget: float, descent: Descent) -> dict[str, Any]:
+        at = number if len(descent.budgets) > 1 else 0
+        trajectory = descent.trajectory[at]
+        self.context.store.save_steps(self.context.log.name, f"budget-{number}", trajectory)
+        last = trajectory[-1]
+        return {
             "budget": budget,
-            "multiplier": lagrangian.multiplier,
-            "penalty": lagrangian.penalty,
-            "loss": trajectory[-1]["loss"],
+            "multiplier": last["multiplier"],
+            "penalty": last["penalty"],
+            "loss": last["loss"],
             "steps": len(trajectory),
             "trajectory": f"budget-{number}",
-            "candidates": [candidate.text() for candidate in candidates],
-            "free": free.tolist(),
+            "free": last["free"],
         }
-        first = {**attributes, "violation": self._violation(candidates[0], budget)}
+
+    def _store(self, number: int, budget: float, free: Tensor, descent: Descent, started: float) -> Tensor:
+        """Snap, check, measure and store; free parameters of where it really ended, from which the next may start."""
+        family: ScheduleFamily = self.context.family
+        snapped = family.snap(family.discrete(free), self._fits(budget))
+        shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]
+        candidates = self._rank(shapes, budget)[: self.options.measure]
+        free = family.invert(candidates[0], free)
+        attributes = {
+            **self._attributes(number, budget, descent),
+            "free": free.tolist(),
+            "candidates": [candidate.text() for candidate in candidates],
+            "violation": self._violation(candidates[0], budget),
+        }
         seconds = time.monotonic() - started
-        self.measure([Proposal(candidates[0], None, calibration.charged, seconds, first)])
-        calibration.charged = 0
+        self.measure([Proposal(candidates[0], None, self._paid(), seconds, attributes)])
         for candidate in candidates[1:]:
             self._measure_runner_up(candidate, attributes)
         return free
+
+    def _runners_up(self, first: Any, measured: set[str]) -> None:
+        for text in first.user_attrs.get("candidates", []):
+            if text not in measured:
+                self._measure_runner_up(parse_schedule(text), first.user_attrs)
 
     def _measure_runner_up(self, schedule: Schedule, attributes: Mapping[str, Any]) -> None:
         violation = self._violation(schedule, attributes["budget"])
         kept = {key: attributes[key] for key in SHARED}
         self.measure([Proposal(schedule, attributes={**kept, "violation": violation})])
 
+    def _between(self, budgets: list[float]) -> None:
+        """More budgets, each in the middle of the gap in which the front found so far may gain most.
+
+        Between two neighbouring measured budgets at most (difference in budget) x (difference in accuracy) of
+        hypervolume is missed; the shapes found for both are tried, without gradient steps.
+        """
+        context, options = self.context, self.options
+        if options.predictor == "input":
+            return
+        for number in range(options.between):
+            done = self._done()
+            points = [(budget, done[budget][0]) for budget in sorted(done)]
+            extra = sum(trial.user_attrs.get("interpolated", False) for _, trial in points)
+            if extra >= options.between or len(points) < 2:
+                return
+            (low, below), (high, above) = max(
+                itertools.pairwise(points),
+                key=lambda pair: (pair[1][0] - pair[0][0]) * max(1e-6, pair[1][1].values[0] - pair[0][1].values[0]),
+            )
+            budget, started = (low + high) / 2, time.monotonic()
+            shapes = [parse_schedule(trial.user_attrs["schedule"]) for trial in (above, below)]
+            chosen = self._rank(shapes, budget)[0]
+            attributes = {
+                **{key: above.user_attrs[key] for key in SHARED},
+                "budget": budget,
+                "violation": self._violation(chosen, budget),
+                "interpolated": True,
+            }
+            self.measure([Proposal(chosen, None, self._paid(), time.monotonic() - started, attributes)])
+            context.advance(len(budgets) + number + 1, len(budgets) + options.between, f"budget {budget:.3f}")
+
+    def _done(self) -> dict[float, list[Any]]:
+        done: dict[float, list[Any]] = {}
+        for trial in self.context.log.complete():
+            done.setdefault(trial.user_attrs["budget"], []).append(trial)
+        return done
+
     def _violation(self, schedule: Schedule, budget: float) -> float:
         return (self.context.evaluator.flops_ratio(schedule, "search", self.context.method) - budget) / budget
-
-    def _descend(
-        self, calibration: Calibration, number: int, budget: float, start: Tensor
-    ) -> tuple[Tensor, AugmentedLagrangian, list[dict[str, Any]]]:
-        """Primal and dual steps; returns the free parameters, the multiplier's state and every step."""
-        options, family = self.options, self.context.family
-        rng = random.Random(f"lagrangian/{self.context.seed}/{number}")
-        free = start.to(torch.float64).clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([free], lr=options.learning_rate)
-        lagrangian = AugmentedLagrangian(penalty=options.penalty, cap=options.penalty_cap)
-        steps = options.dual_steps * options.primal_steps
-        trajectory: list[dict[str, Any]] = []
-        for step in range(steps):
-            blunt, sharp = options.sharpness
-            sharpness = blunt * (sharp / blunt) ** (step / max(1, steps - 1))
-            ratios = family.relaxed(free, sharpness)
-            batch = rng.randrange(len(calibration.batches))
-            loss = calibration.loss(batch, ratios, options.temperature)
-            violation = (self._relaxed_flops_ratio(ratios) - budget) / budget
-            objective = loss.double() + lagrangian.term(violation)
-            (gradient,) = torch.autograd.grad(objective, [free])
-            if not bool(torch.isfinite(gradient).all()):
-                raise MeasurementError(
-                    f"the gradient at budget {budget:.4f} is not finite (step {step}); lower learning_rate"
-                )
-            free.grad = gradient
-            optimizer.step()
-            trajectory.append(
-                {
-                    "loss": float(loss.detach()),
-                    "violation": float(violation.detach()),
-                    "multiplier": lagrangian.multiplier,
-                    "penalty": lagrangian.penalty,
-                    "sharpness": sharpness,
-                    "free": free.tolist(),
-                }
-            )
-            if (step + 1) % options.primal_steps == 0:
-                with torch.no_grad():
-                    reached = (self._relaxed_flops_ratio(family.relaxed(free, sharpness)) - budget) / budget
-                lagrangian.dual_step(float(reached))
-        return free.detach(), lagrangian, trajectory
 
     def _fits(self, budget: float) -> Callable[[Schedule], bool]:
         evaluator, method = self.context.evaluator, self.context.method
         return lambda schedule: evaluator.flops_ratio(schedule, "search", method) <= budget + TIE
 
-    def _rank(self, calibration: Calibration, shapes: list[Schedule], budget: float) -> list[Schedule]:
+    def _rank(self, shapes: list[Schedule], budget: float) -> list[Schedule]:
         """The shapes, snapped to the budget, nearest to the teacher first (in the given order without a check)."""
         fits, options = self._fits(budget), self.options
         candidates = list(dict.fromkeys(self.context.family.snap(shape, fits) for shape in shapes))
         if len(candidates) > 1 and options.check:
-            batches = max(1, options.check // options.batch)
-            losses = {candidate: calibration.pruned_loss(candidate, batches) for candidate in candidates}
-            candidates.sort(key=lambda candidate: losses[candidate])
+            most = max(1, options.check // options.batch)
+            return nearest(self.calibration, candidates, max(1, most // 4), most)
         return candidates
 
-    def _search_lengths(self) -> list[tuple[int, int, float]]:
-        """(visual tokens, text tokens, share of the samples); tasks weigh the same. Lengths only, no answers."""
-        parts = self.context.evaluator.prepared("search")
-        weights: Counter[tuple[int, int]] = Counter()
-        for part in parts:
-            for visual, text in zip(part.n_visual.tolist(), part.n_text.tolist(), strict=True):
-                weights[visual, text] += 1 / (len(part.samples) * len(parts))  # type: ignore[assignment]
-        return [(visual, text, weight) for (visual, text), weight in sorted(weights.items())]
 
-    def _relaxed_flops_ratio(self, ratios: Tensor) -> Tensor:
-        """flops_ratio of real-valued counts, differentiable; scoring is left to the snap."""
-        shape = self.context.evaluator.problem.shape
-        total = torch.zeros((), dtype=ratios.dtype)
-        for visual, text, weight in self._lengths:
-            pruned = layer_flops(shape, text + visual * ratios).sum()
-            total = total + weight * pruned / (shape.layers * layer_flops(shape, visual + text))
-        return total
+@SEARCHES.register("lagrangian")
+class LagrangianSearch(GradientSearch):
+    """Budgets held by the augmented Lagrangian method."""
+
+    kind: ClassVar[str] = "lagrangian"
+
+    def constraint(self, budgets: Tensor) -> Constraint:
+        options = self.options
+        return ByLagrangian(len(budgets), options.penalty, options.penalty_cap, options.predictor != "static")
+
+
+@SEARCHES.register("on_budget")
+class OnBudgetSearch(GradientSearch):
+    """Every gradient step is on budget by construction: no multiplier, no penalty."""
+
+    kind: ClassVar[str] = "on_budget"
+
+    def constraint(self, budgets: Tensor) -> Constraint:
+        return ByConstruction(self.context.family, self._cost, budgets)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vispco.analysis.selection import points_to_confirm
+from optuna.trial import TrialState
+
+from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
@@ -18,7 +20,7 @@ from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED, named_schedule
-from vispco.pruning.schedules import Ratios, keep_all, parse_schedule
+from vispco.pruning.schedules import Policy, Ratios, keep_all
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
@@ -112,6 +114,10 @@ def validate(problem: Problem) -> None:
         method = problem.method(planned.config)
         family = planned.config.family or problem.study.family
         made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
+        try:
+            SEARCHES[planned.config.kind].check(method, made)
+        except ConfigError as error:
+            raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
             try:
                 next(iter(made.dense_grid()))
@@ -137,6 +143,7 @@ class Run:
     ) -> None:
         self.problem, self.store = problem, store
         self.team: Team = team or Alone()
+        self._policies: dict[str, Callable[[str], Policy]] = {}
         self.study = problem.study
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
@@ -169,12 +176,15 @@ class Run:
                 advance(1, 3, "references")
                 facts = self._references()
                 advance(3, 3, "references")
+            checkpoints = self._checkpoints()
             facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
+            if checkpoints:
+                facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
             before = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
             for item in planned:
                 self._search(item, budgets)
-            self._confirm(planned, budgets)
+            self._confirm(planned, budgets, checkpoints)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         return after - before
 
@@ -252,6 +262,7 @@ class Run:
                 "method_key": _method_key(method),
                 "family": item.config.family or self.study.family,
                 "points": points,
+                "deterministic": SEARCHES[item.config.kind].deterministic,
             }
         return {"studies": studies}
 
@@ -275,7 +286,9 @@ class Run:
                 say=lambda text: self.progress.say(f"{item.study}: {text}"),
                 team=self.team,
             )
-            cls(context, item.options).run()
+            search = cls(context, item.options)
+            search.run()
+            self._policies[item.study] = search.policy
 
     def _allowance(self, item: Planned) -> int | None:
         """Compute that the referenced entry was charged: at the same seed if it ran there, else its mean."""
@@ -295,19 +308,36 @@ class Run:
             )
         return sum(charged) // len(charged)
 
-    def _confirm(self, planned: list[Planned], budgets: list[float]) -> None:
+    def _checkpoints(self) -> dict[str, Any]:
+        """The study's ``anytime`` shares, and the dense grid's naive cost that they are shares of; {} without."""
+        shares = self.study.checkpoints
+        if not shares:
+            return {}
+        entries = [entry for entry in self.study.searches.values() if entry.kind == "grid"]
+        entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
+        grid, method = self.problem.family(entry).dense_grid(), self.problem.method(entry)
+        return {"shares": shares, "grid_flops": sum(self.evaluator.price(s, "search", method) for s in grid)}
+
+    def _confirm(self, planned: list[Planned], budgets: list[float], checkpoints: dict[str, Any]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""
-        todo: dict[str, tuple[Method, dict[str, None]]] = {}
+        limits = [share * checkpoints["grid_flops"] for share in checkpoints.get("shares", [])]
+        todo: dict[str, tuple[Method, dict[str, Policy]]] = {}
         for item in planned:
             method = self.problem.method(item.config)
             _, schedules = todo.setdefault(_method_key(method), (method, {}))
-            schedules.update(dict.fromkeys(points_to_confirm(self.store.trial_log(item.study).complete(), budgets)))
+            log = self.store.trial_log(item.study)
+            wanted = points_to_confirm(log.complete(), budgets)
+            if limits and item.config.kind != "grid":
+                paid = log.trials(TrialState.COMPLETE, TrialState.PRUNED)
+                wanted = [*wanted, *checkpoints_to_confirm(paid, budgets, limits)]
+            for text in wanted:
+                if text not in schedules:
+                    schedules[text] = self._policies[item.study](text)
         total, done = sum(len(schedules) for _, schedules in todo.values()), 0
         with self.progress.track("held-out") as advance:
             for key, (method, schedules) in todo.items():
-                policies = [parse_schedule(schedule) for schedule in schedules]
                 for schedule, outcome in zip(
-                    schedules, self.evaluator.outcomes(policies, "held_out", method), strict=True
+                    schedules, self.evaluator.outcomes(list(schedules.values()), "held_out", method), strict=True
                 ):
                     if not isinstance(outcome, Evaluation):
                         self.progress.say(f"held-out: {schedule} with {key} could not be measured: {_why(outcome)}")

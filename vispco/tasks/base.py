@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,6 +20,26 @@ if TYPE_CHECKING:
 
 TASKS = Registry("task", "tasks")
 SPLITS = ("calibration", "search", "held_out")
+PLACE = "<image>"
+
+# Modules of the built-in tasks; importing one registers it.
+BUILTIN = (
+    "llava_instruct",
+    *("mosaic_vqa", "a_okvqa", "vizwiz", "seed_bench", "mmbench", "mme", "chartqa", "ocrbench", "textvqa"),
+    *("scienceqa", "mmmu", "pope", "gqa", "ai2d", "vqa_json"),
+)
+# What lmms-eval calls them.
+ALIASES = {
+    "vizwiz_vqa_val": "vizwiz",
+    "seedbench": "seed-bench",
+    "mmbench_en_dev": "mmbench-en",
+    "mmbench_en_dev_static": "mmbench-en",
+    "mmbench_cn_dev": "mmbench-cn",
+    "mmbench_cn_cc": "ccbench",
+    "textvqa_val": "textvqa",
+    "scienceqa_img": "scienceqa",
+    "mmmu_val": "mmmu",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,8 @@ class Sample:
     """One question in canonical form.
 
     ``group_id``: samples of one group (several questions about one picture) are resampled together.
+    ``options``: texts of A, B, ...; ``answers`` is then the right letter. ``prompt``: what the model reads, if that is
+    not the question alone; pictures stand at its marks :data:`PLACE`, or before the text if there is none.
     """
 
     id: str
@@ -33,17 +57,29 @@ class Sample:
     question: str
     answers: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    category: str = ""
+    prompt: str = ""
+
+    @property
+    def lettered(self) -> dict[str, str]:
+        """Options by letter."""
+        return dict(zip(ascii_uppercase, self.options, strict=False))
 
 
 class Task(ABC):
     """Data, prompt and scorer of one benchmark.
 
     ``version`` changes whenever a prompt, a scorer or the data change, so that old results are not reused.
+    ``scorer`` names the rule that :meth:`score` applies. ``pixels``: limits (least, most) that the task asks of the
+    processor, None for the processor's own.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    max_new_tokens: ClassVar[int] = 16
+    max_new_tokens: int = 16
+    scorer: str = "standard"
+    pixels: tuple[int | None, int | None] = (None, None)
 
     def __init__(self, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> None:
         self.sizes = dict(sizes)
@@ -66,6 +102,17 @@ class Task(ABC):
         """The benchmark's number from scores [S] and their groups [S]; the mean unless the benchmark differs."""
         return float(np.mean(scores))
 
+    def metrics(
+        self, samples: Sequence[Sample], scores: NDArray[np.float64], answers: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """The numbers that are published for this benchmark, by their usual names and on their usual scales.
+
+        Args:
+            scores: of each sample, [S].
+            answers: the texts themselves; a few numbers need them.
+        """
+        return {"accuracy": self.aggregate(scores, [sample.group_id for sample in samples])}
+
     def samples(self, split: str) -> list[Sample]:
         """All samples of ``split``.
 
@@ -82,18 +129,23 @@ class Task(ABC):
         return {"task": self.name, "version": self.version, "max_new_tokens": self.max_new_tokens}
 
 
+def register_builtin() -> None:
+    """Import the tasks that are part of this package."""
+    for module in BUILTIN:
+        import_module(f"vispco.tasks.{module}")
+
+
 def make_task(name: str, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> Task:
-    """Build a registered task.
+    """Build a registered task; lmms-eval's names of the same data are known too.
 
     Raises:
         ConfigError: unknown task, unknown split or option, or a size that is not positive.
     """
-    import vispco.tasks.mosaic_vqa  # noqa: F401  (registers)
-
+    register_builtin()
     for split, size in sizes.items():
         if split not in SPLITS:
             raise ConfigError(f"unknown split {split!r}; {suggest(split, list(SPLITS))}")
         if size < 1:
             raise ConfigError(f"split {split!r} has size {size}; it needs at least 1 sample")
-    task: Task = TASKS[name](sizes, options)
+    task: Task = TASKS[ALIASES.get(name, name)](sizes, options)
     return task

@@ -23,7 +23,7 @@ class MosaicVQA(Task):
     """
 
     name: ClassVar[str] = "mosaic-vqa"
-    max_new_tokens: ClassVar[int] = 1
+    max_new_tokens = 1
 
     def dataset(self, split: str) -> Dataset:
         from datasets import Dataset, Features, Image, Value

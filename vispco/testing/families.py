@@ -88,6 +88,24 @@ class FamilyConformance:
             assert bool(torch.isfinite(gradient).all())
             assert bool((gradient != 0).any())
 
+    def test_many_at_once_are_each_alone(self, made: ScheduleFamily) -> None:
+        frees = torch.stack(self.frees(made, 6)).view(2, 3, -1)
+        together = made.relaxed(frees, 3.0)
+        assert together.shape == (2, 3, made.layers)
+        for at in itertools.product(range(2), range(3)):
+            assert torch.equal(together[at], made.relaxed(frees[at], 3.0))
+
+    def test_upward_adds_tokens_from_the_fewest_to_the_most(self, made: ScheduleFamily) -> None:
+        up = made.upward().double()
+        steps = torch.linspace(-80, 80, 81, dtype=torch.float64)[:, None]
+        for free in self.frees(made, 10):
+            ratios = made.relaxed(free + steps * up, 10.0)
+            assert bool((ratios.diff(dim=0) >= -1e-9).all())
+            assert ratios[-1].min() >= 0.98
+            if not getattr(made, "neutral", None):
+                cheapest = torch.tensor(made.cheapest().keep_ratio(made.layers), dtype=torch.float64)
+                assert (ratios[0] - cheapest).sum() <= 0.5
+
     def test_search_can_start_again_from_a_schedule(self, made: ScheduleFamily) -> None:
         for free in self.frees(made):
             schedule = made.discrete(free)

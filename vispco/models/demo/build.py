@@ -1,20 +1,21 @@
-"""The demo VLM's architecture and processor: a stock transformers LLaVA, small enough to ship.
+"""Architecture and processor of the LLaVA demos: stock transformers classes, small enough to ship.
 
-CLIP vision tower (128x128 pictures, patch 16: 64 visual tokens), two-layer projector, Llama decoder
-with 8 layers of width 96. The processor inverts pixels, so that the pictures' white ground is zero.
+CLIP vision tower (128x128 pictures, patch 16: 64 visual tokens), two-layer projector, Llama decoder of width 96 with
+8 layers, or more in the deeper demo. The processor inverts pixels, so that the pictures' white ground is zero.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vispco.tasks.mosaic import CELLS, COLORS, PLURALS, RELATIONS, SHAPES
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 IMAGE_PIXELS = 128
 PATCH_PIXELS = 16
+LAYERS = 8
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 QUESTION_WORDS = "what color shape is the in one are there a how many others look like ? yes no 0 1 2 3 4"
 
@@ -32,28 +33,35 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
-def build_processor() -> LlavaProcessor:
-    """A stock ``LlavaProcessor``: word-level tokenizer, PIL image processor, ``<s> image question``."""
+def word_tokenizer(vocab: dict[str, int], **options: Any) -> PreTrainedTokenizerFast:
+    """One token a word; ``options`` as of ``PreTrainedTokenizerFast``. Text begins with ``bos_token``, if any."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
     from tokenizers.processors import TemplateProcessing
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers import PreTrainedTokenizerFast
 
-    vocab = vocabulary()
     backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = Split(Regex(r"[\w-]+|[^\w\s]"), "removed", invert=True)
-    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+    begin = options.get("bos_token")
+    if begin is not None:
+        backend.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, vocab[begin])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", padding_side="left", model_max_length=512, **options
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    """A stock ``LlavaProcessor``: word-level tokenizer, PIL image processor, ``<s> image question``."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = word_tokenizer(
+        vocabulary(),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
-        padding_side="left",
-        model_max_length=512,
     )
     image_processor = CLIPImageProcessorPil(
         size={"height": IMAGE_PIXELS, "width": IMAGE_PIXELS},
@@ -71,7 +79,7 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_config() -> LlavaConfig:
+def build_config(layers: int = LAYERS) -> LlavaConfig:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vocab = vocabulary()
@@ -88,7 +96,7 @@ def build_config() -> LlavaConfig:
         vocab_size=len(vocab),
         hidden_size=96,
         intermediate_size=256,
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         num_attention_heads=6,
         num_key_value_heads=6,
         max_position_embeddings=512,
@@ -107,7 +115,7 @@ def build_config() -> LlavaConfig:
     )
 
 
-def build_model(seed: int) -> LlavaForConditionalGeneration:
+def build_model(seed: int, layers: int = LAYERS) -> LlavaForConditionalGeneration:
     """The untrained model.
 
     Vision position embeddings start at standard deviation 0.3 (CLIP's default is 0.02): with the
@@ -117,7 +125,7 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     from transformers import LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(build_config())
+    model = LlavaForConditionalGeneration(build_config(layers))
     embeddings = model.model.vision_tower.embeddings
     torch.nn.init.normal_(embeddings.position_embedding.weight, std=0.3)
     return model

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FAMILIES = Registry("schedule family", "families")
 Fits = Callable[[Schedule], bool]
+SHAPE_SHARE = 0.2
 
 
 class ScheduleFamily(ABC):
@@ -63,7 +64,15 @@ class ScheduleFamily(ABC):
 
     @abstractmethod
     def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
-        """Keep ratios [L], differentiable in the free parameters [P]; large ``sharpness`` is nearly discrete."""
+        """Keep ratios [..., L], differentiable in the free parameters [..., P]; sharp is nearly discrete."""
+
+    @abstractmethod
+    def upward(self) -> Tensor:
+        """A direction [P] in free parameters along which no layer loses tokens, from the fewest tokens to the most.
+
+        Searches that are on budget by construction move along it. What changes where pruning happens changes by
+        ``SHAPE_SHARE`` of what changes how much is kept.
+        """
 
     @abstractmethod
     def discrete(self, free: Tensor) -> Schedule:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.pruning.families.base import FAMILIES, Fits, ScheduleFamily, down, largest, logit
+from vispco.pruning.families.base import FAMILIES, SHAPE_SHARE, Fits, ScheduleFamily, down, largest, logit
 from vispco.pruning.schedules import Curve, Exponential, Linear, Schedule, Sigmoid
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class CurveFamily(ScheduleFamily):
 
     kind: ClassVar[type[Curve]]
     log: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[frozenset[str]] = frozenset()  # adds tokens at some layers and takes them at others
 
     @abstractmethod
     def bounds(self) -> dict[str, tuple[float, float, float]]:
@@ -72,12 +73,12 @@ class CurveFamily(ScheduleFamily):
 
         values = []
         for number, (name, (low, high, _)) in enumerate(self.bounds().items()):
-            place = torch.sigmoid(free[number])
+            place = torch.sigmoid(free[..., number, None])
             if name in self.log:
                 values.append(low * (high / low) ** place)
             else:
                 values.append(low + (high - low) * place)
-        return [*values, torch.sigmoid(free[2])]
+        return [*values, torch.sigmoid(free[..., 2, None])]
 
     def start(self) -> Tensor:
         import torch
@@ -88,7 +89,16 @@ class CurveFamily(ScheduleFamily):
         import torch
 
         at = torch.arange(1, self.layers, dtype=free.dtype, device=free.device)
-        return torch.cat([free.new_ones(1), self.formula(at, *self._values(free)).clamp(0, 1)])
+        return torch.cat([torch.ones_like(free[..., :1]), self.formula(at, *self._values(free)).clamp(0, 1)], dim=-1)
+
+    def upward(self) -> Tensor:
+        import torch
+
+        signs = [1.0 if cheap == low else -1.0 for low, _, cheap in self.bounds().values()]
+        moves = [
+            SHAPE_SHARE * sign * (name not in self.neutral) for name, sign in zip(self.bounds(), signs, strict=True)
+        ]
+        return torch.tensor([*moves, 1.0])
 
     def discrete(self, free: Tensor) -> Schedule:
         names = (*self.bounds(), "keep")
@@ -173,6 +183,7 @@ class SigmoidFamily(CurveFamily):
     name = "sigmoid"
     kind = Sigmoid
     log = frozenset({"slope"})
+    neutral = frozenset({"slope"})
 
     def bounds(self) -> dict[str, tuple[float, float, float]]:
         return {"centre": (0.0, self.layers - 1.0, 0.0), "slope": (0.3, 10.0, 10.0)}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vispco.pruning.families.base import FAMILIES, Fits, ScheduleFamily, down, largest, logit, sigmoid
+from vispco.pruning.families.base import FAMILIES, SHAPE_SHARE, Fits, ScheduleFamily, down, largest, logit, sigmoid
 from vispco.pruning.schedules import MultiStep, Ratios, Schedule, Step
 
 if TYPE_CHECKING:
@@ -108,11 +108,16 @@ class MultiStepFamily(ScheduleFamily):
     def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
         import torch
 
-        centres = (self.layers - 1) * torch.sigmoid(free[: self.steps])
-        factors = torch.sigmoid(free[self.steps :])
+        centres = (self.layers - 1) * torch.sigmoid(free[..., : self.steps, None])
+        factors = torch.sigmoid(free[..., self.steps :, None])
         at = torch.arange(self.layers, dtype=free.dtype, device=free.device)
-        kernels = 1 - (1 - factors[:, None]) * torch.sigmoid(sharpness * (at - centres[:, None]))
-        return kernels.prod(dim=0)
+        kernels = 1 - (1 - factors) * torch.sigmoid(sharpness * (at - centres))
+        return kernels.prod(dim=-2)
+
+    def upward(self) -> Tensor:
+        import torch
+
+        return torch.tensor([SHAPE_SHARE] * self.steps + [1.0] * self.steps)
 
     def discrete(self, free: Tensor) -> Schedule:
         import torch
@@ -198,7 +203,12 @@ class LayerwiseFamily(ScheduleFamily):
     def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
         import torch
 
-        return torch.cat([free.new_ones(1), torch.sigmoid(free).cumprod(dim=0)])
+        return torch.cat([torch.ones_like(free[..., :1]), torch.sigmoid(free).cumprod(dim=-1)], dim=-1)
+
+    def upward(self) -> Tensor:
+        import torch
+
+        return torch.ones(self.layers - 1)
 
     def discrete(self, free: Tensor) -> Schedule:
         return Ratios([1.0, *(down(float(r)) for r in self.relaxed(free, 1.0)[1:])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vispco.pruning.families.base import FAMILIES, Fits, ScheduleFamily, down, largest, logit
+from vispco.pruning.families.base import FAMILIES, SHAPE_SHARE, Fits, ScheduleFamily, down, largest, logit
 from vispco.pruning.schedules import Schedule, Step
 
 if TYPE_CHECKING:
@@ -54,9 +54,14 @@ class StepFamily(ScheduleFamily):
     def relaxed(self, free: Tensor, sharpness: float) -> Tensor:
         import torch
 
-        centre = (self.layers - 1) * torch.sigmoid(free[0])
+        centre, keep = (self.layers - 1) * torch.sigmoid(free[..., :1]), torch.sigmoid(free[..., 1:])
         at = torch.arange(self.layers, dtype=free.dtype, device=free.device)
-        return 1 - (1 - torch.sigmoid(free[1])) * torch.sigmoid(sharpness * (at - centre))
+        return 1 - (1 - keep) * torch.sigmoid(sharpness * (at - centre))
+
+    def upward(self) -> Tensor:
+        import torch
+
+        return torch.tensor([SHAPE_SHARE, 1.0])
 
     def discrete(self, free: Tensor) -> Schedule:
         import torch

@@ -1,0 +1,156 @@
+"""Anytime performance: what a search would have delivered, had it been stopped at some charged compute.
+
+The number is ``score_within_budget``: a budget for which nothing was found yet counts as the model without a picture.
+``budget_score`` would start near the accuracy of the unpruned model, since a search with one expensive trial answers
+every budget with it, and fall as the search gets better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.entries import Entry, entries
+from vispco.analysis.selection import choices_at
+from vispco.analysis.statistics import Scores, mean_scores
+from vispco.analysis.two_level import Estimate, estimate, resample
+from vispco.errors import StorageError
+from vispco.evaluation.records import Evaluation
+from vispco.storage.reading import TrialRecord
+from vispco.storage.store import Store
+
+CURVE_POINTS = 80  # of the search-split curve, evenly on a log scale
+
+Choices = list[TrialRecord | None]
+
+
+def anytime(comparison: Comparison) -> dict[str, Any]:
+    """Curves of all entries whose trials say what they were charged, over shares of the dense grid's naive cost.
+
+    ``checkpoints``: mean over runs of the held-out score at each of the study's ``anytime`` shares, with a two-level
+    interval; None where something chosen there was not measured on held_out, as it is for shares that the study did
+    not list. ``end``: the same when each run had ended, at its mean charge. ``search_curve``: the score on the search
+    split after any charge, where schedules were chosen by that same score: optimistic, and for shape only. A run that
+    has ended stays at its last score. A dense grid has an end but no way there: its order says nothing.
+
+    Raises:
+        StorageError: the dense grid's cost is not known.
+    """
+    grid_flops = comparison.grid_flops()
+    if not grid_flops:
+        raise StorageError(
+            f"experiment {comparison.experiment!r} has no complete grid, so compute has no scale; "
+            "add an entry {kind: grid}, or anytime: true, to the study and run it"
+        )
+    shares = [float(share) for share in comparison.facts.get("anytime", {}).get("shares", [])]
+    found = [entry for entry in entries(comparison).values() if all(r.total("charged_flops") for r in entry.runs)]
+    paths = [Path(comparison, entry, [share * grid_flops for share in shares]) for entry in found]
+    measured = {(path.entry.name, place): scores for path in paths for place, scores in path.scores().items()}
+    fixed = [key for key in measured if next(p.entry for p in paths if p.entry.name == key[0]).deterministic]
+    drawn = resample(measured, comparison.groups, fixed=fixed)
+    estimates = {key: estimate(runs) for key, runs in drawn.items()}
+    return {
+        "experiment": comparison.experiment,
+        "grid_flops": grid_flops,
+        "shares": shares,
+        "no_image": {split: _no_image(comparison, split) for split in ("search", "held_out")},
+        "entries": [_curve(path, estimates, grid_flops) for path in paths],
+    }
+
+
+def _no_image(comparison: Comparison, split: str) -> float | None:
+    found = comparison.reference("no_image", split)
+    return found.accuracy if found else None
+
+
+class Path:
+    """What the runs of an entry had found at limits of charged compute and, last, at their ends."""
+
+    def __init__(self, comparison: Comparison, entry: Entry, limits: Sequence[float]) -> None:
+        self.comparison, self.entry = comparison, entry
+        # Totals stay integers: beyond 2**53 a float could lie below the charge that it was made of.
+        self.charged = [run.total("charged_flops") or 0 for run in entry.runs]
+        self.is_grid = entry.runs[0].facts["kind"] == "grid"
+        self.limits: list[float] = [*([] if self.is_grid else limits), max(self.charged)]
+        self.choices = [choices_at(run.paid, comparison.budgets, self.limits) for run in entry.runs]
+        found = [(run, t) for run, rows in zip(entry.runs, self.choices, strict=True) for row in rows for t in row]
+        comparison.load_held_out((run, trial) for run, trial in found if trial is not None)
+
+    def scores(self) -> dict[int, list[Scores]]:
+        """Number of a limit -> held-out scores of each run; without limits where one is not measured."""
+        scored = {}
+        for place in range(len(self.limits)):
+            rows = zip(self.entry.runs, self.choices, strict=True)
+            found = [_scores(self.comparison, run, choices[place]) for run, choices in rows]
+            measured = [scores for scores in found if scores is not None]
+            if len(measured) == len(found):
+                scored[place] = measured
+        return scored
+
+
+def _curve(path: Path, estimates: Mapping[tuple[str, int], Estimate], grid_flops: int) -> dict[str, Any]:
+    points = []
+    for place, limit in enumerate(path.limits):
+        at_end = place == len(path.limits) - 1
+        flops = float(np.mean(path.charged)) if at_end else limit
+        estimated = estimates.get((path.entry.name, place))
+        points.append(
+            {
+                "share": flops / grid_flops,
+                "flops": flops,
+                "score": estimated.value if estimated else None,
+                "score_ci": list(estimated.interval) if estimated and estimated.interval else None,
+                "covers": estimated.covers if estimated else None,
+                "budgets_missed": float(np.mean([row[place].count(None) for row in path.choices])),
+                "runs_ended": sum(total <= limit for total in path.charged),
+            }
+        )
+    return {
+        "entry": path.entry.name,
+        "runs": len(path.entry.runs),
+        "checkpoints": points[:-1],
+        "end": points[-1],
+        "search_curve": [] if path.is_grid else _search_curve(path, grid_flops),
+    }
+
+
+def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores | None:
+    blind = comparison.reference("no_image", "held_out")
+    found: list[Evaluation] = []
+    for trial in choices:
+        evaluation = blind if trial is None else comparison.held_out(run, trial)
+        if evaluation is None:
+            return None
+        found.append(evaluation)
+    return mean_scores([evaluation.scores for evaluation in found])
+
+
+def _search_curve(path: Path, grid_flops: int) -> list[dict[str, float]]:
+    """Mean over runs of the score on the search split, from the first trial of any run to the end of all."""
+    comparison, entry, end = path.comparison, path.entry, max(path.charged)
+    blind = _no_image(comparison, "search") or 0.0
+    first = max(1, min(min(run.paid, key=lambda t: t.number).user_attrs["charged_flops"] for run in entry.runs))
+    limits = [*np.geomspace(first, end, CURVE_POINTS).tolist()[:-1], end]
+    scores = np.zeros(len(limits))
+    for run in entry.runs:
+        for place, row in enumerate(choices_at(run.paid, comparison.budgets, limits)):
+            accuracies = [blind if trial is None or trial.values is None else trial.values[0] for trial in row]
+            scores[place] += float(np.mean(accuracies)) / len(entry.runs)
+    pairs = [(limit / grid_flops, score) for limit, score in zip(limits, scores.tolist(), strict=True)]
+    # A step that changes nothing says nothing.
+    kept = [pairs[0], *(now for before, now in pairwise(pairs) if now[1] != before[1])]
+    return [{"share": share, "score": score} for share, score in kept]
+
+
+def compare_anytime(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
+    """:func:`anytime` of one experiment, or of several under ``experiments``.
+
+    Raises:
+        StorageError: no such experiment, one without results, or one of which the dense grid's cost is not known.
+    """
+    found = [anytime(Comparison(store, name)) for name in experiments]
+    return found[0] if len(found) == 1 else {"experiments": found}

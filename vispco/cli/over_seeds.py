@@ -1,0 +1,143 @@
+"""Tables of ``vispco compare --against`` and ``--anytime`` for a terminal of 80 columns, and as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vispco.cli.output import print_table
+from vispco.config import CHECKPOINTS
+
+
+def against_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per entry."""
+    return [
+        {
+            "experiment": found["experiment"],
+            "against": found["against"],
+            "score": found["score"],
+            "entry": row["entry"],
+            "runs": len(row["seeds"]),
+            "deterministic": row["deterministic"],
+            **_spread(row, "budget_score"),
+            **_spread(row, "score_within_budget"),
+            "budgets_missed": row["budgets_missed"],
+            **_spread(row, "difference"),
+            **{key: row[key] for key in ("covers", "p_value", "p_holm", "verdict")},
+            **{key: row[key] for key in ("trials", "hypervolume_ratio_to_grid", "charged_flops", "propose_flops")},
+            **{key: row[key] for key in ("charged_share", "propose_share")},
+        }
+        for row in found["entries"]
+    ]
+
+
+def _spread(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    low, high = row[f"{name}_ci"] or (None, None)
+    return {name: row[name], f"{name}_low": low, f"{name}_high": high}
+
+
+def print_against(found: dict[str, Any]) -> None:
+    """Two tables: what each entry delivers against the reference, and what it cost."""
+    score, tests = found["score"], found["comparisons"]
+    print(f"{found['experiment']}: {score} on held-out samples, mean over seeds, against {found['against']}")
+    print("differences in points, with 95 % intervals over seeds and samples;")
+    print(f"p after Holm's correction for {tests} comparison{'' if tests == 1 else 's'}\n")
+    print_table(
+        [
+            {
+                "entry": row["entry"],
+                "seeds": None if row["deterministic"] else len(row["seeds"]),
+                "score": row[score],
+                "points": _points(row["difference"]),
+                "interval": _interval(row),
+                "p": _p(row["p_holm"]),
+                "verdict": row["verdict"],
+            }
+            for row in found["entries"]
+        ]
+    )
+    print(f"\ncost as a share of the dense grid's, and the {found['budgets']} budgets\n")
+    print_table(
+        [
+            {
+                "entry": row["entry"],
+                "trials": round(row["trials"]),
+                "propose": row["propose_share"],
+                "charged": row["charged_share"],
+                "hv/grid": row["hypervolume_ratio_to_grid"],
+                "missed": f"{row['budgets_missed']:.1f}",
+                "within": row["score_within_budget"],
+            }
+            for row in found["entries"]
+        ]
+    )
+    print("\nwithin: the score where a missed budget counts as the model without a picture")
+    if any(row["covers"] == "samples" for row in found["entries"]):
+        print("s: over samples only, given the schedules that were found")
+    if score == "budget_score" and any(row["budgets_missed"] for row in found["entries"]):
+        print("missed: nothing fits, so the cheapest schedule counts, over the budget, which")
+        print("flatters the score; for differences without that: --score score_within_budget")
+
+
+def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per entry and checkpoint, and one for its end."""
+    return [
+        {
+            "experiment": found["experiment"],
+            "entry": entry["entry"],
+            "runs": entry["runs"],
+            "at": "end" if point is entry["end"] else "checkpoint",
+            "share": point["share"],
+            "flops": point["flops"],
+            **_spread(point, "score"),
+            "covers": point["covers"],
+            "budgets_missed": point["budgets_missed"],
+            "runs_ended": point["runs_ended"],
+        }
+        for entry in found["entries"]
+        for point in [*entry["checkpoints"], entry["end"]]
+    ]
+
+
+def print_anytime(found: dict[str, Any]) -> None:
+    """One table: entries by shares of the dense grid's cost."""
+    shares = found["shares"]
+    print(f"{found['experiment']}: score_within_budget when stopped at a share of the grid's cost,")
+    if shares:
+        print("on held-out samples, mean over seeds\n")
+    else:
+        print("on the search split, where schedules were chosen, so optimistic: for held-out")
+        print("samples add anytime: true to the study and run it again; mean over seeds\n")
+    rows = []
+    for entry in found["entries"]:
+        end = entry["end"]
+        row: dict[str, Any] = {"entry": entry["entry"], "seeds": entry["runs"]}
+        for share in shares or CHECKPOINTS:
+            row[f"{share:g}"] = None if share > end["share"] else _at(entry, share, held_out=bool(shares))
+        rows.append({**row, "end": end["score"], "at": end["share"]})
+    if rows:
+        print_table(rows)
+    print("\nend: all compute spent, held-out samples; at: its share")
+
+
+def _at(entry: Mapping[str, Any], share: float, *, held_out: bool) -> float | None:
+    points = entry["checkpoints" if held_out else "search_curve"]
+    reached = [point for point in points if point["share"] <= share]
+    return reached[-1]["score"] if reached else None
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["difference_ci"] is None:
+        return ""
+    low, high = row["difference_ci"]
+    return f"{_points(low)}..{_points(high)}" + (" s" if row["covers"] == "samples" else "")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,145 @@
+"""``vqa-json``: your own pictures and questions, from JSON, JSONL, CSV, TSV, parquet or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any, ClassVar
+
+from vispco.tasks.base import PLACE, TASKS, Sample
+from vispco.tasks.benchmark import Benchmark, Item, Scorer
+from vispco.tasks.chartqa import relaxed
+from vispco.tasks.loading import Row, Table
+from vispco.tasks.mmbench import inferred
+from vispco.tasks.prompts import LETTER, SHORT, option_lines
+from vispco.tasks.scorers.anls import anls
+from vispco.tasks.scorers.contains import contains_gold
+from vispco.tasks.scorers.vispco import letter_match, relaxed_match, yes_no_match
+from vispco.tasks.scorers.yes_no import word_answer
+from vispco.tasks.textvqa import soft
+
+FEWEST = 4  # annotators without whom full agreement is not worth 1
+
+
+def exact(sample: Sample, answer: str) -> float:
+    """One of the answers, without case and outer blanks."""
+    return float(answer.strip().lower() in [gold.strip().lower() for gold in sample.answers])
+
+
+def standard(sample: Sample, answer: str) -> float:
+    """``choice`` where there are options, else ``exact``."""
+    return inferred(sample, answer) if sample.options else exact(sample, answer)
+
+
+def contains(sample: Sample, answer: str) -> float:
+    return float(contains_gold(answer, sample.answers))
+
+
+def yes_no(sample: Sample, answer: str) -> float:
+    return float(word_answer(answer) == sample.answers[0].strip().lower())
+
+
+SCORERS: dict[str, Scorer] = {
+    "standard": standard,
+    "exact": exact,
+    "choice": inferred,
+    "vqa": soft,
+    "relaxed": relaxed,
+    "contains": contains,
+    "anls": lambda sample, answer: anls(answer, sample.answers),
+    "yes-no": yes_no,
+    "vispco-letter": lambda sample, answer: float(letter_match(answer, sample.answers[0])),
+    "vispco-relaxed": lambda sample, answer: float(relaxed_match(answer, sample.answers)),
+    "vispco-yes-no": lambda sample, answer: float(yes_no_match(answer, sample.answers[0])),
+}
+
+
+@TASKS.register("vqa-json")
+class VQAJson(Benchmark):
+    """Rows with a picture (or several), a question and its answer or answers, and options if there are any.
+
+    Rows in the style of LLaVA (``conversations``) give their first question and answer; those without a picture are
+    left out. ``scorer`` chooses the rule, by default ``choice`` where there are options and ``exact`` elsewhere.
+    """
+
+    name: ClassVar[str] = "vqa-json"
+    split = "train"
+    columns = {"question": ("question", "query"), "answers": ("answers", "answer", "label")}
+    optional = {"options": ("options", "choices"), "id": ("id", "question_id")}
+    pictures = {"image": ("image", "images", "file_name")}
+    scorers: ClassVar[dict[str, Scorer]] = SCORERS
+
+    def required(self, table: Table) -> Sequence[str]:
+        return [] if "conversations" in table.columns else super().required(table)
+
+    def leaves_out(self, row: Row) -> bool:
+        return bool(row.get("conversations"))
+
+    def read(self, row: Row) -> Item:
+        question = _turn(row, "human") if row.get("conversations") else row.text("question")
+        talked = row.get("conversations") and row.get("answers") is None
+        answers = (_turn(row, "gpt"),) if talked else row.texts("answers", written=True)
+        options = self._options(row)
+        if options:
+            answers = tuple(_letter(row, answer, options) for answer in answers)
+        self._fits(row, answers, options)
+        hint = row.optional("hint")
+        asked = f"{hint}\n{question}" if hint else question
+        return Item(
+            question=question,
+            answers=answers,
+            prompt=f"{asked}\n{option_lines(options)}" if options else asked,
+            options=options,
+            category=row.optional("category"),
+            post_prompt=LETTER if options else SHORT,
+            extra={"id": row.optional("id")},
+        )
+
+    def _options(self, row: Row) -> tuple[str, ...]:
+        given = row.get("options")
+        if given is None:
+            given = {letter: row.get(letter) for letter in ascii_uppercase[:8]}
+        if isinstance(given, dict):
+            named = {letter: text for letter, text in given.items() if text is not None}
+            if sorted(named) != list(ascii_uppercase[: len(named)]):
+                raise row.error(f"options are named {', '.join(sorted(named))}", "name them A, B, C, ...")
+            return tuple(str(named[letter]) for letter in sorted(named))
+        return row.texts("options", written=True)
+
+    def _fits(self, row: Row, answers: Sequence[str], options: Sequence[str]) -> None:
+        """Whether the scorer can score this row."""
+        if self.scorer in ("choice", "vispco-letter") and not options:
+            raise row.error(f"scorer {self.scorer!r} needs options", "add them, or use scorer: exact")
+        if self.scorer == "vqa" and len(answers) < FEWEST:
+            raise row.error(
+                f"scorer 'vqa' compares with other people's answers, and there are {len(answers)}",
+                f"give at least {FEWEST} (usually 10), or use scorer: exact",
+            )
+        if self.scorer == "yes-no" and answers[0].strip().lower() not in ("yes", "no"):
+            raise row.error(f"answer is {answers[0]!r}", "write yes or no, or use scorer: exact")
+
+
+def _turn(row: Row, speaker: str) -> str:
+    """The first question, or the first answer, of a conversation, without marks for pictures."""
+    turns: Any = row.get("conversations")
+    human = [isinstance(turn, dict) and turn.get("from") in ("human", "user") for turn in turns]
+    wanted = [turn for turn, is_human in zip(turns, human, strict=True) if is_human == (speaker == "human")]
+    text = str(wanted[0].get("value") or "") if wanted and isinstance(wanted[0], dict) else ""
+    text = text.replace(PLACE, "").strip()
+    if not text:
+        raise row.error(f"conversations have no turn of {speaker!r} with a text", f"add one, or remove the {row.unit}")
+    return text
+
+
+def _letter(row: Row, answer: str, options: Sequence[str]) -> str:
+    """An answer that is a letter or an option's text, as a letter."""
+    letters = ascii_uppercase[: len(options)]
+    if len(answer.strip()) == 1 and answer.strip() in letters:
+        return answer.strip()
+    same = [letter for letter, text in zip(letters, options, strict=True) if text == answer]
+    if len(same) != 1:
+        raise row.error(
+            f"the right option is {answer!r}, but the options are {letters[0]} to {letters[-1]}",
+            "write the letter or the text of one option",
+        )
+    return same[0]
