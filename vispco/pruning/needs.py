@@ -33,5 +33,8 @@ def check_needs(method: Method, adapter: ModelAdapter) -> None:
         able = [name for name in METHODS if not missing(make_method(name), adapter)]
         raise ModelError(
             f"method {method.name!r} needs {what}, which the adapter of model family "
-            f"{adapter.model.config.model_type!r} does not give; methods that run on it: {', '.join(able)}"
+            f"{adapter.model.config.model_type!r} does not give; "
+            + (f"{method.otherwise}, or choose a method that runs on it: " if method.otherwise else "")
+            + ("" if method.otherwise else "methods that run on it: ")
+            + ", ".join(able)
         )

@@ -100,12 +100,14 @@ class Method(ABC):
     needs ``"attention"`` or ``"keys"``, of the layer before, cannot prune before layer 0.
     ``differentiable``: its scores can drive the relaxed model of the lagrangian search.
     ``static_order``: a token's rank never changes, so what is kept does not depend on where tokens are dropped.
+    ``otherwise``: what a user may do where a model lacks what the method needs, for the error that says so.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     differentiable: ClassVar[bool] = False
     static_order: ClassVar[bool] = False
+    otherwise: ClassVar[str] = ""
 
     def begin(self, prompt: Prompt) -> Any:
         """Called once per prefill in which tokens are dropped; the result is ``context.begun``. Default: None."""
