@@ -73,3 +73,30 @@ def test_divprune_looks_at_embeddings_only() -> None:
     features = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
     assert kept_of(features, "divprune", 5) == sorted(official_divprune(features, 5))
     assert kept_of(features, "divprune", 5, layer=3) == kept_of(features, "divprune", 5)
+
+
+class TestVisionZip(MethodConformance):
+    method = make_method("visionzip")
+    equals_masking = False
+
+
+class TestVisionZipDominant(MethodConformance):
+    method = make_method("visionzip", {"contextual": 0})
+
+
+class TestVisPruner(MethodConformance):
+    method = make_method("vispruner")
+
+
+class TestCDPruner(MethodConformance):
+    method = make_method("cdpruner", {"relevance": "embeddings"})
+
+
+class TestPruMerge(MethodConformance):
+    method = make_method("prumerge")
+    equals_masking = False
+
+
+class TestPruMergePlus(MethodConformance):
+    method = make_method("prumerge", {"plus": True})
+    equals_masking = False

@@ -40,15 +40,15 @@ class Batch:
     inputs: dict[str, Tensor]
     features: Tensor
     keys: list[int]
-    read_vision: Callable[[], VisionExtras]
+    read_vision: Callable[[], VisionExtras] | None = None
 
     @cached_property
-    def _vision(self) -> VisionExtras:
-        return self.read_vision()
+    def _vision(self) -> VisionExtras | None:
+        return self.read_vision() if self.read_vision is not None and len(self.features) else None
 
     def vision_for(self, method: Method) -> VisionExtras | None:
         """What ``method`` may read of the vision tower, once for all policies; None if it reads nothing there."""
-        return self._vision if "vision" in method.needs and len(self.features) else None
+        return self._vision if "vision" in method.needs else None
 
     def prompt(self, adapter: ModelAdapter) -> Prompt:
         """What the decoder will receive, without running it."""

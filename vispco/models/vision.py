@@ -45,8 +45,9 @@ class VisionExtras:
         return len(self.attention)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> VisionExtras:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {k: change(value) for k, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
     def take(self, where: Tensor | slice) -> VisionExtras:
         """The tokens at ``where``, an index or a mask [N]."""
@@ -64,7 +65,7 @@ class VisionExtras:
         if len(parts) == 1:
             return first
         tensors = {field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)}
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
         return replace(first, **joined, flops=sum(part.flops for part in parts))
 
 
@@ -219,7 +220,8 @@ class PackedWatch(VisionWatch):
         q, k, _ = self._seen["qkv"].view(len(features), 3, self.heads, -1).unbind(dim=1)
         q, k = (rotated(part, self._seen["rotary"]) for part in (q, k))
         seams, flops = self._seen["seams"].tolist(), 0
-        attention, pseudo = [], []
+        attention: list[Tensor] = []
+        pseudo: list[Tensor] = []
         for start, end in itertools.pairwise(seams):
             for found, heads in ((attention, self.heads), (pseudo, 1)):
                 part = (in_heads(values[start:end].flatten(1), heads) for values in (q, k))
@@ -264,7 +266,7 @@ def attention_to(queries: Tensor, keys: Tensor) -> Tensor:
     heads, n, width = keys.shape
     total = torch.zeros(n, device=keys.device)
     rows = max(1, BLOCK // (heads * n))
-    for block in queries.split(rows, dim=1):
+    for block in torch.split(queries, rows, dim=1):
         logits = torch.matmul(block, keys.transpose(1, 2)).float() / math.sqrt(width)
         total += logits.softmax(dim=-1).sum(dim=(0, 1))
     return total / (heads * queries.shape[1])

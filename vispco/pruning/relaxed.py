@@ -199,8 +199,8 @@ def relaxed(
         vision: of the batch's visual tokens, for methods that read the vision tower where the model is given features.
 
     Raises:
-        ModelError: the model lacks what the method needs, the method's scores cannot drive the relaxed model, or the attention backend takes no
-            additive mask.
+        ModelError: the model lacks what the method needs, the method's scores cannot drive the relaxed model, or the
+            attention backend takes no additive mask.
     """
     if not method.differentiable:
         raise ModelError(

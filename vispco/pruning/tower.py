@@ -28,7 +28,7 @@ class TowerReader:
 
     def on_entry(self, inputs: dict[str, Any]) -> None:
         """A forward begins. Where it brings pixels, the tower is still to run; ``generate`` runs it before."""
-        if any(key.startswith("pixel_values") for key in inputs):
+        if any(key.startswith("pixel_values") and value is not None for key, value in inputs.items()):
             self.clear()
 
     def rows(

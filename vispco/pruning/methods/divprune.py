@@ -53,7 +53,7 @@ def farthest_first(vectors: Tensor, most: int) -> Tensor:
     if most == 0:
         return torch.zeros(0, dtype=torch.long, device=vectors.device)
     nearest, start = [], 0
-    for block in vectors.split(width):
+    for block in torch.split(vectors, width):
         cosine = torch.matmul(block, vectors.T)
         cosine.diagonal(start).fill_(-torch.inf)
         nearest.append(1 - cosine.amax(dim=1))

@@ -49,4 +49,4 @@ def unit(vectors: Tensor) -> Tensor:
     """Rows of [n, H] at length 1, float32; zero stays zero."""
     vectors = vectors.float()
     length = vectors.norm(dim=-1, keepdim=True)
-    return vectors / length.masked_fill(length == 0, 1.0)
+    return vectors.div(length.masked_fill(length == 0, 1.0))

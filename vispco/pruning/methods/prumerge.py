@@ -94,6 +94,6 @@ class PruMerge(TowerMethod):
     def choosing_flops(
         self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], keep: NDArray[np.int64]
     ) -> Any:
-        """With n tokens of which k stay: k - 1 rows of cosines and k weighted sums of states, ``2 n (C (k - 1) + H k)``."""
+        """Of n tokens k stay: k - 1 rows of cosines and k weighted sums of states, ``2 n (C (k - 1) + H k)``."""
         own = np.where(keep > 1, keep - 1, keep)
         return 2 * visual * (shape.vision_width * own + shape.hidden * keep) + 0 * text

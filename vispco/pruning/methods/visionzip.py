@@ -80,6 +80,6 @@ class VisionZip(TowerMethod):
     def choosing_flops(
         self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], keep: NDArray[np.int64]
     ) -> Any:
-        """With C targets and M merged tokens: a cosine each in a head's width, and sums of states, ``2 C M (d + H)``."""
+        """With C targets and M others: cosines in one head's width, and sums of states, ``2 C M (d + H)``."""
         width = shape.vision_width // max(1, shape.vision_heads)
         return 2 * self._targets(keep) * np.maximum(visual - keep, 0) * (width + shape.hidden) + 0 * text
