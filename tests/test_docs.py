@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -54,6 +55,19 @@ def test_readme_names_what_there_is() -> None:
     page = (ROOT / "docs/methods.md").read_text()
     for name in [*METHODS, *FAMILIES, *ADAPTERS]:
         assert f"| `{name}` |" in page, name
+
+
+def test_support_table_is_what_the_adapters_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_support", ROOT / "docs" / "make_support.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table = module.table()
+    assert f"<!-- support -->\n{table}\n<!-- end -->" in (ROOT / "docs/methods.md").read_text()
+    assert [line.split(" | ")[0][2:] for line in table.splitlines()[2:] if "," not in line.split(" | ")[0]] == list(
+        METHODS
+    )
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])

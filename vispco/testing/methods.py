@@ -10,7 +10,7 @@ import torch
 from vispco.errors import ScheduleError
 from vispco.models.base import adapter_for
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.needs import LAYER_BEFORE
+from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import Ratios, Schedule, Step
@@ -18,6 +18,13 @@ from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY, TinyFamily
 
 SCHEDULES: tuple[Schedule, ...] = (Step(1, 0.5), Ratios([1, 0.75, 0.3, 0.1]), Step(2, 0.0))
+
+
+def able(tiny: TinyFamily, method: Method) -> TinyFamily:
+    """``tiny`` if ``method`` can run on it; else the test is skipped, and says what is missing."""
+    if lacking := missing(method, adapter_for(tiny.model())):
+        pytest.skip(f"{tiny.name} has no {' and no '.join(NEEDS.get(need, need) for need in lacking)}")
+    return tiny
 
 
 class MethodConformance:
@@ -31,7 +38,7 @@ class MethodConformance:
 
     @pytest.fixture(params=list(TINY))
     def tiny(self, request: Any) -> TinyFamily:
-        return TINY[request.param]
+        return able(TINY[request.param], self.method)
 
     def test_comes_back_from_its_name_and_parameters(self) -> None:
         assert make_method(self.method.name, self.method.parameters()) == self.method
