@@ -1,4 +1,6 @@
-"""What sharing and racing save: ``python benchmarks/evaluator.py [--quick] [--samples N] [--table FILE.npz]``.
+"""What sharing and racing save.
+
+``python benchmarks/evaluator.py [--quick] [--device cuda] [--samples N] [--table FILE.npz]``
 
 On the demo: the dense step grid and 200 random multistep schedules, each alone and all together. Answers are
 compared sample by sample; alone and together take turns batch by batch. The bound is what FLOPs allow: those of every
@@ -39,8 +41,9 @@ STUDY = "studies/quickstart.yaml"
 class Demo:
     """The demo's search split, with pixels kept."""
 
-    def __init__(self, samples: int) -> None:
-        self.problem = Problem.from_yaml(STUDY, [f"tasks.0.splits.search={samples}"])
+    def __init__(self, samples: int, device: str) -> None:
+        overrides = [f"tasks.0.splits.search={samples}", f"model={{name: demo, device: {device}}}"]
+        self.problem = Problem.from_yaml(STUDY, overrides)
         self.evaluator = Evaluator(self.problem)
         self.part = self.evaluator.prepared("search")[0]
         self.method = self.problem.default_method
@@ -50,9 +53,10 @@ class Demo:
         samples = [self.part.samples[row] for row in rows]
         prompts = [render_prompt(self.problem.processor, sample) for sample in samples]
         images = [list(sample.images) for sample in samples]
-        return dict(
-            self.problem.processor(images=images, text=prompts, return_tensors="pt", padding=True, padding_side="left")
+        inputs = self.problem.processor(
+            images=images, text=prompts, return_tensors="pt", padding=True, padding_side="left"
         )
+        return dict(inputs.to(self.problem.model.device))
 
     @torch.inference_mode()
     def alone(self, schedule: Schedule, number: int) -> list[float]:
@@ -207,6 +211,7 @@ def ratio_of_medians(over: Callable[[], Any], under: Callable[[], Any], rounds: 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="64 samples, every fourth schedule, 3 rounds")
     parser.add_argument("--table", type=Path, help="keep the recorded scores here, or replay those that are there")
@@ -217,7 +222,7 @@ def main() -> int:
         record(table)
     if options.only_racing:
         return 0 if racing(table) else 1
-    demo = Demo(64 if options.quick else options.samples)
+    demo = Demo(64 if options.quick else options.samples, options.device)
     every = 4 if options.quick else 1
     layers = demo.problem.shape.layers
     print(f"{torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.2f}")

@@ -34,7 +34,7 @@ def write_report(store: Store, experiment: str, output: Path) -> None:
     page = render(
         comparison.to_dict(),
         comparison.points(),
-        {s.name: steps for s in comparison.searches if (steps := store.trajectory(s.study))},
+        {s.name: steps for s in comparison.searches if (steps := _gradient_steps(store, s.study))},
         comparison.stored,
         over_seeds(comparison),
         layer_record(comparison),
@@ -53,6 +53,11 @@ def over_seeds(comparison: Comparison) -> dict[str, Any]:
         "bands": attainment_bands(comparison),
         "anytime": anytime(comparison) if comparison.grid_flops() else None,
     }
+
+
+def _gradient_steps(store: Store, study: str) -> dict[str, list[dict[str, Any]]]:
+    """Trajectories of a study's budgets; other searches store other things there."""
+    return {key: rows for key, rows in store.trajectory(study).items() if all("violation" in row for row in rows)}
 
 
 def render(

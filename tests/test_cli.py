@@ -408,6 +408,15 @@ def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> 
         server.wait(10)
 
 
+def test_no_public_name_is_a_module() -> None:
+    """Importing such a module would put it in the name's place."""
+    from importlib.util import find_spec
+
+    import vispco
+
+    assert [name for name in vispco.__all__ if find_spec(f"vispco.{name}")] == []
+
+
 def test_importing_vispco_is_light() -> None:
     code = (
         "import sys, vispco; vispco.Step(layer=2, keep=0.5); "

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vispco.evaluation.records import Evaluation
     from vispco.models.base import adapter_for
     from vispco.models.loading import load_model
-    from vispco.objective import objective
+    from vispco.optuna_objective import objective
     from vispco.problem import Problem
     from vispco.pruning.methods.base import make_method
     from vispco.pruning.runtime import prune
@@ -46,7 +46,7 @@ _HOMES = {
     "load_model": "vispco.models.loading",
     "load_schedule": "vispco.pruning.schedule_file",
     "make_method": "vispco.pruning.methods.base",
-    "objective": "vispco.objective",
+    "objective": "vispco.optuna_objective",
     "parse_schedule": "vispco.pruning.schedules",
     "prune": "vispco.pruning.runtime",
 }

@@ -129,6 +129,7 @@ class RelaxedForward:
 
     def _drop(self, number: int, hidden: Tensor, entering: dict[str, Any]) -> None:
         """Multiply the mask by the keep mask of the boundary before layer ``number``."""
+        ratio = self.ratios[:, number, None].to(self.mask.device)
         with torch.no_grad():
             alive, left = self.visual & (self.mask > 0.5), self.prompt_part & (self.mask > 0.5)
             kwargs = self._last_kwargs
@@ -170,10 +171,9 @@ class RelaxedForward:
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
             place = torch.empty_like(order).scatter_(1, order, places).to(self.ratios.dtype)
             n_visual = self.visual.sum(dim=1, keepdim=True).to(self.ratios.dtype)
-            asked = self.ratios[:, number, None].detach()
+            asked = ratio.detach()
             count = torch.maximum(torch.floor(asked * n_visual + 0.5), (asked > 0).to(asked.dtype))
             hard = (place < count).to(self.ratios.dtype)
-        ratio = self.ratios[:, number, None]
         soft = torch.sigmoid((ratio * n_visual - place - 0.5) / (self.temperature * n_visual.clamp(min=1)))
         keep = hard + soft - soft.detach()
         self.mask = torch.where(self.visual, self.mask * keep, self.mask)

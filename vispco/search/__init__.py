@@ -1,6 +1,19 @@
 """Searches, one file each; importing this package registers the built-in ones."""
 
-from vispco.search import grid, lagrangian, official, sampling
+from vispco.search import fitprune_fit, grid, gsearch, lagrangian, official, optuna_samplers, published, sampling, vtw
 from vispco.search.base import SEARCHES, Search, SearchContext
 
-__all__ = ["SEARCHES", "Search", "SearchContext", "grid", "lagrangian", "official", "sampling"]
+__all__ = [
+    "SEARCHES",
+    "Search",
+    "SearchContext",
+    "fitprune_fit",
+    "grid",
+    "gsearch",
+    "lagrangian",
+    "official",
+    "optuna_samplers",
+    "published",
+    "sampling",
+    "vtw",
+]

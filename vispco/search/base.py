@@ -84,18 +84,20 @@ class Search(ABC):
     of those trials, so that a resumed search proposes what an undisturbed one would have.
 
     ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
+    ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     """
 
     kind: ClassVar[str]
     deterministic: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
+    fixed_family: ClassVar[str | None] = None
 
     @classmethod  # noqa: B027  (most kinds refuse nothing)
-    def check(cls, method: Method, family: ScheduleFamily) -> None:
-        """Refuse what this kind cannot search, before anything is measured.
+    def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
+        """Refuse what cannot work, before anything is measured.
 
         Raises:
-            ConfigError: the method or the family does not fit.
+            ConfigError: options, method or family do not fit; without the name of the entry.
         """
 
     def __init__(self, context: SearchContext, options: Any) -> None:

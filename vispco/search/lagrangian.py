@@ -25,8 +25,9 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from vispco.errors import ScheduleError
+from vispco.errors import ConfigError, ScheduleError
 from vispco.pruning.families import ScheduleFamily
+from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Policy, Schedule, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
 from vispco.search.budget import RelaxedCost
@@ -86,6 +87,14 @@ class GradientSearch(Search):
     """Trials from the largest budget to the smallest, then between them; none exceeds its own budget."""
 
     Options: ClassVar[type[Options]] = GradientOptions
+
+    @classmethod
+    def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
+        if not method.differentiable:
+            raise ConfigError(
+                f"method {method.name!r} is not differentiable, so kind {cls.kind!r} cannot use it; "
+                "use grid, random or tpe"
+            )
 
     def __init__(self, context: SearchContext, options: GradientOptions) -> None:
         super().__init__(context, options.settled())

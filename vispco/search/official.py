@@ -110,7 +110,7 @@ class OfficialSearch(Search):
     Options: ClassVar[type[Options]] = OfficialOptions
 
     @classmethod
-    def check(cls, method: Method, family: ScheduleFamily) -> None:
+    def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
         if method.name != "fastv":
             raise ConfigError(
                 f"method {method.name!r}: the official code ranks tokens by fastv only; set method: fastv, or use "

@@ -99,10 +99,21 @@ def plan(study: Study, only: Sequence[str] | None = None) -> list[Planned]:
     for name in ordered:
         if only and name not in only:
             continue
-        entry = study.searches[name]
+        entry = _with_family(name, study.searches[name])
         for seed in entry.seeds if entry.seeds is not None else [None]:
             planned.append(Planned(name, entry, seed or 0, study_name(study.experiment, name, seed), options[name]))
     return planned
+
+
+def _with_family(name: str, entry: SearchConfig) -> SearchConfig:
+    """The entry with the family of its kind of search, where that has only one."""
+    fixed = SEARCHES[entry.kind].fixed_family
+    if fixed is not None and entry.family not in (None, fixed):
+        raise ConfigError(
+            f"searches.{name}.family = {entry.family!r}: schedules of kind {entry.kind!r} belong to family {fixed!r}; "
+            "remove family:"
+        )
+    return entry if fixed is None else entry.model_copy(update={"family": fixed})
 
 
 def validate(problem: Problem) -> None:
@@ -116,7 +127,7 @@ def validate(problem: Problem) -> None:
         family = planned.config.family or problem.study.family
         made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
         try:
-            SEARCHES[planned.config.kind].check(method, made)
+            SEARCHES[planned.config.kind].check(planned.options, method, made)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -124,11 +135,6 @@ def validate(problem: Problem) -> None:
                 next(iter(made.dense_grid()))
             except ConfigError as error:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
-        if planned.config.kind == "lagrangian" and not method.differentiable:
-            raise ConfigError(
-                f"searches.{planned.entry}: method {method.name!r} is not differentiable, so kind 'lagrangian' cannot "
-                "use it; use grid, random or tpe"
-            )
 
 
 class Run:

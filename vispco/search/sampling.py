@@ -1,14 +1,19 @@
-"""Random search and Optuna's TPE, at a number of trials or at the compute that another entry was charged."""
+"""Random search, and drawing at a number of trials or at the compute that another entry was charged.
+
+The samplers of Optuna that learn from earlier trials are in :mod:`vispco.search.optuna_samplers`.
+"""
 
 from __future__ import annotations
 
 import itertools
-import warnings
+import time
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import optuna
+from optuna.trial import FrozenTrial
 from pydantic import Field, model_validator
 
 from vispco.evaluation.records import Outcome
@@ -60,13 +65,17 @@ class SamplingSearch(Search):
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
         """Parameters of proposals ``start`` to ``start + count - 1``, from the seed and those before ``start``."""
 
+    def notes(self, start: int) -> Mapping[str, Any]:
+        """Attributes for the trials of the proposals from ``start`` on, from those before ``start``."""
+        return {}
+
     @property
     def together(self) -> int:
         """How many proposals are asked together."""
         size: int = self.options.batch
         return size
 
-    def settled(self) -> dict[int, optuna.trial.FrozenTrial]:
+    def settled(self) -> dict[int, FrozenTrial]:
         """Trials by the number of their proposal, without failures that are still to be tried again."""
         trials = self.context.log.settled()
         return {trial.user_attrs.get("proposal", place): trial for place, trial in enumerate(trials)}
@@ -80,9 +89,11 @@ class SamplingSearch(Search):
             start = next(
                 n for n in itertools.count(0, self.together) if not settled.keys() >= {*range(n, n + self.together)}
             )
-            drawn = enumerate(self.propose(start, self.together), start=start)
+            started = time.monotonic()
+            notes, drawn = self.notes(start), self.propose(start, self.together)
+            seconds = (time.monotonic() - started) / len(drawn)
             wanted: list[Proposal] = []
-            for number, parameters in drawn:
+            for number, parameters in enumerate(drawn, start=start):
                 if options.trials is not None and number >= options.trials:
                     limited = True
                     break
@@ -94,7 +105,8 @@ class SamplingSearch(Search):
                     limited = True
                     break
                 charged += price
-                wanted.append(Proposal(schedule, parameters, attributes={"proposal": number}))
+                attributes = {"proposal": number, **notes}
+                wanted.append(Proposal(schedule, parameters, seconds=seconds, attributes=attributes))
             known = self.outcomes(start, wanted) if wanted else None
             self.measure(wanted, partial(self._advance, len(settled), wanted), known)
 
@@ -102,7 +114,7 @@ class SamplingSearch(Search):
         """Outcomes of the wanted proposals, if they are not simply measured."""
         return None
 
-    def _charge(self, trial: optuna.trial.FrozenTrial) -> int:
+    def _charge(self, trial: FrozenTrial) -> int:
         """What a proposal took of the allowance; one that failed as much as one that did not."""
         charged = trial.user_attrs.get("charged_flops")
         if charged is not None:
@@ -138,38 +150,15 @@ class RandomSearch(SamplingSearch):
         return self.race(drawn, self.options.race)
 
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
-        return [_draw(self._sampler(start + i), self.context.family.distributions(), 1)[0] for i in range(count)]
+        spaces = self.context.family.distributions()
+        return [dict(new_study(self._sampler(start + i)).ask(spaces).params) for i in range(count)]
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=(self.context.seed * 1_000_003 + number) % 2**32)
 
 
-@SEARCHES.register("tpe")
-class TPESearch(SamplingSearch):
-    """Optuna's multi-objective TPE, multivariate.
-
-    Each batch is asked of a fresh sampler, seeded by (seed, trials so far), over a copy in memory of those
-    trials: stored state of a sampler is not needed to resume.
-    """
-
-    kind: ClassVar[str] = "tpe"
-
-    def propose(self, start: int, count: int) -> list[dict[str, Any]]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                multivariate=True, seed=(self.context.seed * 1_000_003 + start) % 2**32
-            )
-        settled = self.settled()
-        return _draw(sampler, self.context.family.distributions(), count, [settled[n] for n in range(start)])
-
-
-def _draw(
-    sampler: optuna.samplers.BaseSampler,
-    distributions: dict[str, Any],
-    count: int,
-    history: list[optuna.trial.FrozenTrial] | None = None,
-) -> list[dict[str, Any]]:
+def new_study(sampler: optuna.samplers.BaseSampler, history: Sequence[FrozenTrial] = ()) -> optuna.Study:
+    """A study in memory with copies of ``history``, numbered from 0."""
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    study.add_trials(history or [])
-    return [dict(study.ask(fixed_distributions=distributions).params) for _ in range(count)]
+    study.add_trials(history)
+    return study

@@ -38,18 +38,30 @@ class FitPrune(Method):
     def score(self, context: ScoreContext) -> Tensor:
         import torch
 
-        visual = context.visual
-        text = context.of_prompt(context.prompt.after_last_visual()) & context.valid & ~visual
-        queries = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
-        from_visual = torch.zeros(visual.shape, device=visual.device)
-        from_text = torch.zeros_like(from_visual)
-        for block in context.blocks(queries):
-            strongest = context.attention_rows(block).amax(dim=1)
-            from_visual += (strongest * visual.gather(1, block)[..., None]).sum(dim=1)
-            from_text += (strongest * text.gather(1, block)[..., None]).sum(dim=1)
-        own = from_visual / visual.sum(dim=1, keepdim=True).clamp(min=1)
-        return torch.where(text.any(dim=1, keepdim=True), from_text * own, own)
+        cross, own, text = received(context)
+        return torch.where(text[:, None] > 0, cross * own, own)
 
     def scoring_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:
         """Every row once: ``2 h d n^2``."""
         return 2 * shape.heads * shape.head_dim * (visual + text) ** 2
+
+
+def received(context: ScoreContext) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention that tokens receive in the layer before, the max over heads of each query.
+
+    Returns:
+        float32 [B, n], the sum over text queries behind the last visual token; float32 [B, n], the mean over visual
+        queries; the number of those text queries, [B].
+    """
+    import torch
+
+    visual = context.visual
+    text = context.of_prompt(context.prompt.after_last_visual()) & context.valid & ~visual
+    queries = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+    from_visual = torch.zeros(visual.shape, device=visual.device)
+    from_text = torch.zeros_like(from_visual)
+    for block in context.blocks(queries):
+        strongest = context.attention_rows(block).amax(dim=1)
+        from_visual += (strongest * visual.gather(1, block)[..., None]).sum(dim=1)
+        from_text += (strongest * text.gather(1, block)[..., None]).sum(dim=1)
+    return from_text, from_visual / visual.sum(dim=1, keepdim=True).clamp(min=1), text.sum(dim=1)

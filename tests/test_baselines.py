@@ -1,0 +1,517 @@
+"""Baselines: Optuna's samplers, greedy search, FitPrune's fit, VTW's rule, published defaults."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from vispco.dashboards.report import write_report
+
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.indicators import hypervolume
+from vispco.cli.listing import listing
+from vispco.config import parse_study
+from vispco.costs import prefill_flops, unpruned_flops
+from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.problem import Problem
+from vispco.pruning.families import FAMILIES
+from vispco.pruning.methods import make_method
+from vispco.pruning.published import PUBLISHED
+from vispco.pruning.runtime import prune
+from vispco.pruning.schedules import Ratios, Step, parse_schedule
+from vispco.search.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops
+from vispco.search.gsearch import greedy
+from vispco.search.observed import observe
+from vispco.search.optuna_samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
+from vispco.search.published import PublishedSearch, published_for
+from vispco.search.runner import Run, plan, validate
+from vispco.search.vtw import Withdrawals, divergence
+from vispco.storage.store import Store
+from vispco.storage.trials import TrialLog
+
+BASELINES = """
+experiment: small
+model: demo
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 8, search: 8, held_out: 8}}
+budgets: 3
+batch_size: 8
+searches:
+  random: {kind: random, trials: 12}
+  tpe: {kind: tpe, compute: random, family: multistep}
+  nsga2: {kind: nsga2, compute: random, population: 3, batch: 2, family: multistep}
+  gp: {kind: gp, compute: random, batch: 2}
+  gsearch: {kind: gsearch, samples: 8, batch: 4, levels: 3}
+  fit: {kind: fitprune_fit, method: fitprune, samples: 6}
+  vtw: {kind: vtw, eta: [0.02, 0.5, 0.0], samples: 6}
+  published: {kind: published, method: sparsevlm}
+"""
+ENTRIES = ("random", "tpe", "nsga2", "gp", "gsearch", "fit", "vtw", "published")
+
+
+def fresh(problem: Problem, text: str = BASELINES) -> Problem:
+    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+
+
+@pytest.fixture(scope="module")
+def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The experiment, run through without disturbance."""
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('finished')}/a.db")
+    Run(fresh(problem), store).run()
+    return store
+
+
+def complete(store: Store, entry: str) -> list[FrozenTrial]:
+    return store.trial_log(f"small/{entry}").complete()
+
+
+def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
+    """What must be equal after a stop; what was spent and how long it took may differ."""
+    hidden = {"spent_flops", "token"}
+    return trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in hidden}
+
+
+# --- all of them ---------------------------------------------------------------------------------------
+
+
+def test_stopped_anywhere_they_end_like_an_undisturbed_run(
+    problem: Problem, finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = random.randrange(10**6)
+    rng, left = random.Random(seed), [0]
+
+    def stopping(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return inner(*arguments, **more)
+
+        return wrapped
+
+    monkeypatch.setattr(TrialLog, "add", stopping(TrialLog.add))
+    monkeypatch.setattr(Store, "save_steps", stopping(Store.save_steps))
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    for _ in range(200):
+        left[0] = rng.randrange(5, 40)
+        try:
+            Run(fresh(problem), store).run()
+        except KeyboardInterrupt:
+            continue
+        break
+    else:
+        pytest.fail(f"never ended, seed {seed}")
+    for entry in ENTRIES:
+        mine, theirs = map(outcome, complete(store, entry)), map(outcome, complete(finished, entry))
+        assert list(mine) == list(theirs), (seed, entry)
+    left[0] = 0
+    assert Run(fresh(problem), store).run() == 0
+
+
+def test_what_is_charged(problem: Problem, finished: Store) -> None:
+    made = fresh(problem)
+    evaluator = Evaluator(made)
+    allowed = finished.trial_log("small/random").charged_flops()
+    for entry in ENTRIES:
+        method = made.method(made.study.searches[entry])
+        trials = complete(finished, entry)
+        for trial in trials:
+            price = evaluator.price(parse_schedule(trial.user_attrs["schedule"]), "search", method)
+            assert trial.user_attrs["charged_flops"] == price + trial.user_attrs["propose_flops"]
+        proposing = sum(trial.user_attrs["propose_flops"] for trial in trials)
+        if entry in ("gsearch", "fit"):
+            fits = finished.trajectory(f"small/{entry}")
+            assert proposing == sum(row["flops"] for (row,) in fits.values()) > 0
+        elif entry != "vtw":
+            assert proposing == 0
+        if entry in ("tpe", "nsga2", "gp"):
+            used = sum(trial.user_attrs["charged_flops"] for trial in trials)
+            dearest = max(trial.user_attrs["charged_flops"] for trial in trials)
+            assert allowed - dearest < used <= allowed
+
+
+def test_budgets_are_kept_and_used(problem: Problem, finished: Store) -> None:
+    budgets = finished.require_experiment("small")["facts"]["budgets"]
+    for entry in ("gsearch", "fit"):
+        trials = complete(finished, entry)
+        assert [trial.user_attrs["budget"] for trial in trials] == sorted(budgets, reverse=True)
+        for trial in trials:
+            schedule = parse_schedule(trial.user_attrs["schedule"])
+            assert isinstance(schedule, Ratios)
+            assert set(trial.params) == set(FAMILIES["layerwise"](8).distributions())
+            # Seven layers may each lack one token of 64 at most.
+            assert trial.user_attrs["budget"] - 7 * 1.5 / 64 < trial.values[1] <= trial.user_attrs["budget"] + 1e-9
+
+
+def test_they_can_be_compared_and_reported(finished: Store, tmp_path: Path) -> None:
+    found = Comparison(finished, "small").to_dict()
+    assert [search["name"] for search in found["searches"]] == list(ENTRIES)
+    for search in found["searches"]:
+        assert 0 <= search["budget_score"] <= 1
+        assert search["charged_flops"] >= search["propose_flops"]
+    write_report(finished, "small", tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size > 1_000_000
+    listed = {row["search"]: row["about"] for row in listing("searches", None)}
+    assert {"nsga2", "gp", "gsearch", "fitprune_fit", "vtw", "published"} <= listed.keys()
+    assert all(listed.values())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{kind: nsga2, trials: 5, population: 1}", r"searches.x.population = 1: .*greater than or equal to 2"),
+        ("{kind: nsga2}", "give either trials: N or compute: ENTRY"),
+        ("{kind: gp, trials: 5, batch: 0}", r"searches.x.batch = 0"),
+        ("{kind: gp, trails: 5}", r"unknown key 'searches.x.trails' for kind 'gp'; did you mean 'trials'"),
+        ("{kind: gsearch, levels: 1}", r"searches.x.levels = 1"),
+        ("{kind: gsearch, family: step}", r"searches.x.family = 'step': .*'gsearch' belong to family 'layerwise'"),
+        ("{kind: fitprune_fit, samples: 0}", r"searches.x.samples = 0"),
+        ("{kind: vtw, eta: []}", r"searches.x.eta = \[\]"),
+        ("{kind: vtw, eta: [0.1, -1]}", r"searches.x.eta.1 = -1: .*greater than or equal to 0"),
+        ("{kind: vtw, eta: [0.1, 0.1]}", r"searches.x.eta = \[0.1, 0.1\]: values repeat"),
+        ("{kind: vtw, eta: small}", r"searches.x.eta.0 = 'small'"),
+        ("{kind: published, names: ['fastv:k2-r5']}", r"no published configuration 'fastv:k2-r5'; did you mean"),
+        ("{kind: published, method: stride}", r"searches.x: no configuration is published for method 'stride'"),
+        ("{kind: published, names: ['fitprune:50']}", r"searches.x: 'fitprune:50' is published for method 'fitprune'"),
+    ],
+)
+def test_wrong_entries_are_said_in_one_line(problem: Problem, entry: str, message: str) -> None:
+    text = BASELINES.split("searches:")[0] + f"searches:\n  x: {entry}\n"
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(fresh(problem, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_random_takes_the_papers_numbers_of_trials() -> None:
+    text = BASELINES.split("searches:")[0] + "searches:\n"
+    text += "".join(f"  random-{n}: {{kind: random, trials: {n}, seeds: [0, 1]}}\n" for n in (40, 80, 160))
+    assert [planned.options.trials for planned in plan(parse_study(text))] == [40, 40, 80, 80, 160, 160]
+
+
+# --- Optuna's samplers -------------------------------------------------------------------------------
+
+
+def drawn(
+    kind: type[OptunaSearch],
+    trials: int,
+    objective: Callable[[dict[str, Any]], tuple[float, float] | None],
+    *,
+    family: str = "multistep",
+    layers: int = 8,
+    seed: int = 0,
+    **options: Any,
+) -> list[FrozenTrial]:
+    """Trials of a search on a made-up objective, None being a failure."""
+    made, found = FAMILIES[family](layers), list[FrozenTrial]()
+    context: Any = SimpleNamespace(family=made, seed=seed, log=SimpleNamespace(settled=lambda: found))
+    search = kind(context, kind.Options(trials=trials, **options))
+    while len(found) < trials:
+        start = len(found)
+        notes = search.notes(start)
+        for number, parameters in enumerate(search.propose(start, search.together), start=start):
+            values = objective(parameters)
+            found.append(
+                create_trial(
+                    state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+                    values=values,
+                    params=parameters,
+                    distributions=made.distributions(),
+                    user_attrs={"proposal": number, "schedule": made.schedule(parameters).text(), **notes},
+                )
+            )
+    return found
+
+
+def late_is_right(parameters: dict[str, Any]) -> tuple[float, float]:
+    """Accuracy that asks for many tokens up to layer 4 and none behind it."""
+    ratios = FAMILIES["multistep"](8).schedule(parameters).keep_ratio(8)
+    return float(np.mean(ratios[:5])) - 0.3 * float(np.mean(ratios[5:])), float(np.mean(ratios))
+
+
+def test_generations_are_those_that_optuna_counts() -> None:
+    """Against a live study of Optuna's own sampler, with failures and batches."""
+    rng = random.Random(0)
+    for population, batch in ((2, 1), (4, 3), (5, 2)):
+        study = optuna.create_study(
+            directions=["maximize", "minimize"],
+            sampler=optuna.samplers.NSGAIISampler(population_size=population, seed=0),
+        )
+        past: list[FrozenTrial] = []
+        for _ in range(12):
+            expected = next_generation(past, population)
+            asked = []
+            for _ in range(batch):
+                asked.append(study.ask())
+                asked[-1].suggest_float("x", 0, 1)
+                stored = study.get_trials(deepcopy=False)[-1]
+                assert stored.system_attrs["NSGAIISampler:generation"] == expected
+            for trial in asked:
+                failed = rng.random() < 0.2
+                study.tell(trial, None if failed else [rng.random(), rng.random()], TrialState.FAIL if failed else None)
+                done = study.get_trials(deepcopy=True)[trial.number]
+                done.user_attrs["generation"] = expected
+                past.append(done)
+        assert next_generation(past, population) >= 3
+
+
+def test_nsga2_evolves() -> None:
+    """Children are mixed from the best of the generations before; nothing is proposed twice."""
+    trials = drawn(NSGA2Search, 60, late_is_right, population=10)
+    generation = [trial.user_attrs["generation"] for trial in trials]
+    assert generation == [n // 10 for n in range(60)]
+    inherited = []
+    for number, trial in enumerate(trials):
+        before = [t for t in trials if t.user_attrs["generation"] < generation[number]]
+        known = {(name, t.params[name]) for t in before for name in t.params if name.startswith("share")}
+        inherited.append(sum((name, value) in known for name, value in trial.params.items()) / 3)
+    assert max(inherited[:10]) == 0
+    assert np.mean(inherited[10:]) > 0.5
+    assert len({trial.user_attrs["schedule"] for trial in trials}) == 60
+    # The first generation is random search; the others do better than it would.
+    first = np.mean([trial.values[0] - trial.values[1] for trial in trials[:10]])
+    last = np.mean([trial.values[0] - trial.values[1] for trial in trials[-10:]])
+    assert last > first + 0.1
+
+
+def test_nsga2_mutates_everywhere() -> None:
+    """Each proposal comes from a fresh sampler; what it mutates to must not follow from its other decisions."""
+    trials = drawn(NSGA2Search, 300, lambda parameters: (0.5, 0.5), population=2, family="step")
+    before: set[float] = set()
+    mutated = []
+    for trial in trials:
+        if trial.user_attrs["generation"] and trial.params["keep"] not in before:
+            mutated.append(trial.params["keep"])
+        before.add(trial.params["keep"])
+    assert len(mutated) > 100
+    assert np.histogram(mutated, bins=10, range=(0, 1))[0].min() > len(mutated) / 30
+
+
+@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Search, 60), (GPSearch, 20)])
+def test_samplers_beat_random_draws(kind: type[OptunaSearch], trials: int) -> None:
+    def volume(found: Sequence[FrozenTrial]) -> float:
+        return hypervolume([trial.values for trial in found], reference=(-0.5, 1.0))
+
+    options = {"population": 10} if kind is NSGA2Search else {"batch": 4}
+    learned = np.mean([volume(drawn(kind, trials, late_is_right, seed=seed, **options)) for seed in range(2)])
+    blind = np.mean([volume(drawn(NSGA2Search, trials, late_is_right, seed=seed, population=99)) for seed in range(2)])
+    assert learned > blind + 0.01
+
+
+@pytest.mark.parametrize("kind", [TPESearch, NSGA2Search, GPSearch])
+@pytest.mark.parametrize(("family", "layers"), [("layerwise", 4), ("exponential", 8), ("step", 2)])
+def test_samplers_draw_from_every_space(kind: type[OptunaSearch], family: str, layers: int) -> None:
+    """Also logarithmic, and of a single value; with failures; twice the same."""
+    options = {"population": 3} if kind is NSGA2Search else {}
+
+    def objective(parameters: dict[str, Any]) -> tuple[float, float] | None:
+        ratios = FAMILIES[family](layers).schedule(parameters).keep_ratio(layers)
+        return None if int(1e4 * np.mean(ratios)) % 3 == 0 else (ratios[1], float(np.mean(ratios)))
+
+    found = [drawn(kind, 14, objective, family=family, layers=layers, **options) for _ in range(2)]
+    assert [trial.params for trial in found[0]] == [trial.params for trial in found[1]]
+    assert any(trial.state == TrialState.FAIL for trial in found[0])
+    spaces = FAMILIES[family](layers).distributions()
+    for trial in found[0]:
+        for name, space in spaces.items():
+            assert space._contains(space.to_internal_repr(trial.params[name]))
+
+
+# --- greedy search -----------------------------------------------------------------------------------
+
+
+def test_greedy_search_finds_the_fewest_tokens() -> None:
+    """Each layer needs a known number of levels; each that is missing costs 1."""
+    needs = [8, 7, 5, 5, 2, 0]
+
+    def loss(kept: Sequence[int]) -> float:
+        return float(sum(max(0, need - level) for need, level in zip(needs, kept, strict=True)))
+
+    assert greedy(6, 8, 0.0, loss) == needs
+    assert greedy(6, 8, 5.0, loss) == [8, 6, 5, 3, 1, 0]
+
+
+# --- FitPrune's fit ----------------------------------------------------------------------------------
+
+
+def rows(*values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_the_longest_run_of_the_smallest() -> None:
+    values, among = rows([5, 1, 9, 2, 3]), torch.tensor([[True, True, False, True, True]])
+    # In order 1, 2, 3, 5 of 11: without the first ones 10, 8, 5, 0 are left.
+    for least, expected in (
+        (11, ""),
+        (10.5, ""),
+        (10, "1"),
+        (8, "13"),
+        (7, "13"),
+        (5, "134"),
+        (0.1, "134"),
+        (0, "0134"),
+    ):
+        found = dispensable(values, among, torch.tensor([float(least)]))
+        assert "".join(str(i) for i, gone in enumerate(found[0].tolist()) if gone) == expected, least
+
+
+def test_golden_counts_of_the_fit() -> None:
+    """Two samples, the second without text behind its picture and with a column that is no visual token."""
+    cross = rows([0.4, 0.3, 0.2, 0.1], [0, 0, 0, 0])
+    own = rows([0.1, 0.2, 0.3, 0.4], [0.3, 0.1, 9.0, 0.2])
+    visual = torch.tensor([[True] * 4, [True, True, False, True]])
+    totals = rows([1.0, 0.0])[0], rows([1.0, 0.6])[0]
+
+    def gone(alpha: float) -> list[list[int]]:
+        found = deleted(cross, own, visual, *totals, alpha)
+        return [[i for i, bad in enumerate(row) if bad] for row in found.tolist()]
+
+    assert gone(0.0) == [[], []]
+    # The text can do without 3 and 2, the visual tokens without 0 and 1: nothing is in both.
+    assert gone(0.31) == [[], [1]]
+    # 3, 2, 1 and 0, 1, 2.
+    assert gone(0.61) == [[1, 2], [1, 3]]
+    assert gone(1.0) == [[0, 1, 2, 3], [0, 1, 3]]
+    # Totals are those of the unpruned model: what was lost in earlier layers counts.
+    assert deleted(cross, own, visual, totals[0] * 2, totals[1] * 2, 0.5).sum() == 0
+
+
+def test_a_walk_ends_where_the_rest_fits() -> None:
+    kept, ratio = [1.0, 0.8, 0.5, 0.1], [1.0, 0.85, 0.7, 0.6]
+    assert ended(kept, ratio, 1.0) == [1.0] * 4
+    assert ended(kept, ratio, 0.9) == [1.0, 0.8, 0.8, 0.8]
+    assert ended(kept, ratio, 0.7) == [1.0, 0.8, 0.5, 0.5]
+    assert ended(kept, ratio, 0.6) == kept
+    assert ended(kept, ratio, 0.59) is None
+
+
+@pytest.fixture(scope="module")
+def fitting(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> FitPruneFit:
+    made, store = fresh(problem), Store(f"sqlite:///{tmp_path_factory.mktemp('fit')}/a.db")
+    context: Any = SimpleNamespace(
+        evaluator=Evaluator(made), method=make_method("fitprune"), family=FAMILIES["layerwise"](8), seed=0, store=store
+    )
+    return FitPruneFit(context, FitPruneFit.Options(samples=6))
+
+
+def test_a_walk_costs_what_torch_counts(fitting: FitPruneFit) -> None:
+    """One sample without padding, so that torch's counter sees what is charged."""
+    problem = fitting.context.evaluator.problem
+    (part,) = observe(problem, 1, 0)
+    plain = fitting._walk(part, Walk(0.0, None))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        walk = fitting._walk(part, Walk(0.3, plain.totals))
+    entering = walk.entering(part.n_visual)
+    assert part.n_visual > entering[0, -1] > 0
+    head = 2 * problem.shape.hidden * problem.model.config.text_config.vocab_size
+    assert counter.get_total_flops() - head == walk_flops(problem.shape, entering, part.n_text)
+
+
+def test_fits_delete_more_with_alpha(fitting: FitPruneFit) -> None:
+    fits = {number: fitting.fit(number) for number in (1, 32, 64, 127)}
+    for fit in fits.values():
+        assert fit["kept"][0] == 1.0
+        assert fit["kept"] == sorted(fit["kept"], reverse=True)
+    assert [fit["kept"][-1] for fit in fits.values()] == sorted((f["kept"][-1] for f in fits.values()), reverse=True)
+    assert fits[127]["kept"][-1] < 0.2 < 0.5 < fits[1]["kept"][-1]
+    # Plain passes are paid by the first fit alone, and a walk costs less the more it deletes.
+    problem = fitting.context.evaluator.problem
+    plain = sum(int(unpruned_flops(problem.shape, p.n_visual, p.n_text).sum()) for p in observe(problem, 6, 0))
+    assert fits[1]["flops"] > 2 * plain
+    assert fits[32]["flops"] > fits[64]["flops"] > fits[127]["flops"]
+    # The ratio at the last layer is that of the whole walk, as the evaluator would have it but for other samples.
+    assert fits[64]["ratio"][0] == pytest.approx(1.0)
+
+
+# --- VTW ---------------------------------------------------------------------------------------------
+
+
+def test_vtw_takes_the_first_layer_that_is_near_enough() -> None:
+    found = Withdrawals({1: 2.0, 2: 0.3, 3: 0.4, 4: 0.01}, {1: 10, 2: 20, 3: 30, 4: 40}, 50)
+    assert [found.first(eta) for eta in (2.0, 1.0, 0.35, 0.29, 0.01, 0.001)] == [1, 2, 2, 4, 4, None]
+    assert found.tried(1.0) == {1, 2}
+    assert found.tried(0.001) == {1, 2, 3, 4}
+
+
+def test_divergence_is_in_the_official_order() -> None:
+    withdrawn, plain = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    assert float(divergence(withdrawn, plain)) == pytest.approx(0.9 * np.log(1.8) + 0.1 * np.log(0.2))
+    assert float(divergence(withdrawn + 3, plain - 1)) == pytest.approx(float(divergence(withdrawn, plain)))
+
+
+def test_vtw_on_the_demo(problem: Problem, finished: Store) -> None:
+    """Divergences are those of models pruned one by one; each layer is paid once, by the first eta that looks at it."""
+    made = fresh(problem)
+    alone = dict.fromkeys(range(1, 8), 0.0)
+    price, plain_price = dict.fromkeys(alone, 0), 0
+    for part in observe(made, 6, 0):
+        inputs = made.adapter.with_features(part.batch.inputs, part.batch.features)
+        with torch.inference_mode():
+            plain = made.model(**inputs, use_cache=False).logits[:, -1]
+            plain_price += int(unpruned_flops(made.shape, part.n_visual, part.n_text).sum())
+            for layer in alone:
+                with prune(made.model, method="fastv", schedule=Step(layer, 0.0)):
+                    gone = made.model(**inputs, use_cache=False).logits[:, -1]
+                alone[layer] += float(divergence(gone, plain).sum()) / 6
+                counts = Step(layer, 0.0).counts(part.n_visual, 8)
+                price[layer] += int(prefill_flops(made.shape, counts, part.n_visual, part.n_text).sum())
+    trials = {trial.user_attrs["eta"]: trial for trial in complete(finished, "vtw")}
+    assert list(trials) == [0.02, 0.5, 0.0]
+    for eta, trial in trials.items():
+        known = trial.user_attrs["divergences"]
+        for layer, value in known.items():
+            assert value == pytest.approx(alone[int(layer)], abs=1e-5)
+        near = [layer for layer, value in alone.items() if value <= eta]
+        expected = Step(near[0], 0.0) if near else Step(1, 1.0)
+        assert trial.user_attrs["schedule"] == expected.text()
+    chosen = parse_schedule(trials[0.02].user_attrs["schedule"]).layer  # type: ignore[attr-defined]
+    assert 1 < chosen < 8
+    assert trials[0.02].user_attrs["propose_flops"] == plain_price + sum(price[layer] for layer in range(1, chosen + 1))
+    assert trials[0.5].user_attrs["propose_flops"] == 0
+    assert trials[0.0].user_attrs["propose_flops"] == sum(price[layer] for layer in range(chosen + 1, 8))
+    assert trials[0.0].values[1] == 1.0
+
+
+# --- published defaults ------------------------------------------------------------------------------
+
+
+def test_every_published_default_belongs_to_one_entry(finished: Store) -> None:
+    methods = {(known.method, str(known.parameters)): known.make_method() for known in PUBLISHED.values()}
+    named = [name for method in methods.values() for name in published_for(method)]
+    assert sorted(named) == sorted(PUBLISHED)
+    trials = complete(finished, "published")
+    assert [trial.user_attrs["published"] for trial in trials] == [f"sparsevlm:{n}" for n in (192, 128, 96, 64)]
+    for trial in trials:
+        expected = PUBLISHED[trial.user_attrs["published"]].for_layers(8)
+        assert trial.user_attrs["schedule"] == expected.text()
+        again = FAMILIES["layerwise"](8).schedule(trial.params).keep_ratio(8)
+        assert np.allclose(again, expected.keep_ratio(8), atol=1e-3)
+
+
+def test_configurations_that_do_not_fit_are_left_out() -> None:
+    said: list[str] = []
+    context: Any = SimpleNamespace(
+        family=FAMILIES["layerwise"](3),
+        method=make_method("fastv"),
+        log=SimpleNamespace(settled=list),
+        advance=lambda *told: None,
+        say=said.append,
+    )
+    search = PublishedSearch(context, PublishedSearch.Options())
+    measured: list[Any] = []
+    search.measure = lambda proposals, tell: measured.extend(proposals)  # type: ignore[method-assign]
+    search.run()
+    assert [proposal.attributes["published"] for proposal in measured] == ["fastv:k2-r50", "fastv:k2-r75"]
+    assert said == [
+        "fastv:k3-r50 is left out: step(layer=3, keep=0.5) prunes at layer 3, but the model has layers 0 to 2"
+    ]
