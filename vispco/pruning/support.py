@@ -14,7 +14,7 @@ VARIANTS: dict[str, tuple[dict[str, str], ...]] = {"cdpruner": ({"relevance": "e
 
 
 def support_rows() -> list[dict[str, str]]:
-    """A row per method: what it needs, the first layer that fewer tokens may enter, per family ``yes`` or what it lacks.
+    """A row per method: what it needs, the first layer that fewer tokens may enter, by family ``yes`` or what lacks.
 
     Families are asked through small random models of their own configuration classes; a family without one is left
     out. Takes seconds.
