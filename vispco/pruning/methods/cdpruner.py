@@ -35,7 +35,7 @@ class CDPruner(StaticOrder):
     Source: arXiv 2506.10967 and Theia-4869/CDPruner (``cdpruner:64``). Deviations: original positions; relevance is
     scaled per sample, not over the batch; where nothing new is left (a residual of at most 1e-10, so no more
     directions), tokens follow by residual; its weighting ``theta`` is left out. ``"embeddings"`` and ``"none"`` are
-    not the paper's.
+    not the paper's. Takes ``4 N * keep`` bytes while it picks.
     """
 
     relevance: str = "text_tower"

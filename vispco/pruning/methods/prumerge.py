@@ -75,20 +75,19 @@ class PruMerge(TowerMethod):
             dropped[own] = False
             keys = unit(extras.last_keys[numbers]).to(hidden.device)
             places, mine = at.to(hidden.device), own.to(hidden.device)
-            cosine = torch.matmul(keys[mine], keys.T).scatter_(1, mine[:, None], -torch.inf)
-            near = cosine.topk(min(NEIGHBOURS, n - 1), dim=1).indices
-            weights = torch.zeros(len(mine), n, device=hidden.device).scatter_(1, near, 1.0)
-            if count > 1:
-                weights = torch.cat([weights, dropped.to(weights)[None]])
-            weights *= scores[row, at].to(weights)
-            added = torch.matmul(weights, hidden[row, places].float()).to(hidden.dtype)
-            merged[row, places[mine]] = hidden[row, places[mine]] + added[: len(mine)]
-            stay = own
+            states = hidden[row, places].float()
+            states, given = states * scores[row, at].to(states)[:, None], hidden[row]
+            for block in torch.split(mine, states.shape[1]):
+                cosine = torch.matmul(keys[block], keys.T).scatter_(1, block[:, None], -torch.inf)
+                near = cosine.topk(min(NEIGHBOURS, n - 1), dim=1).indices
+                neighbours = torch.zeros_like(cosine).scatter_(1, near, 1.0)
+                merged[row, places[block]] = given[places[block]] + torch.matmul(neighbours, states).to(given.dtype)
             if count > 1:
                 extra = order[dropped[order]][:1]
-                merged[row, places[extra.to(places.device)]] = added[-1:]
-                stay = torch.cat([own, extra])
-            chosen[row, at[stay]] = True
+                total = torch.matmul(dropped[None].to(states), states)
+                merged[row, places[extra.to(places.device)]] = total.to(given.dtype)
+                own = torch.cat([own, extra])
+            chosen[row, at[own]] = True
         return chosen, merged
 
     def choosing_flops(
