@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from vispco.analysis.comparison import Comparison
+from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.selection import FITS, choose
 from vispco.errors import ConfigError
 from vispco.pruning.schedule_file import FORMAT, VERSION
+from vispco.search.predicted import is_predicted
 
 
 def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     """The best measured schedule for ``budget`` over all searches, chosen on the search split.
 
-    Imported trials count where they repeat a measurement of ours; of others the method is not known.
+    Imported trials count where they repeat a measurement of ours; of others the method is not known. Policies that
+    read the prompt do not count: a file holds one schedule for all prompts.
 
     Raises:
         ConfigError: no trial fits the budget.
     """
     candidates = [
-        (choose([trial for trial in search.trials if comparison.origin(search, trial)], budget), search)
+        (choose([trial for trial in search.trials if _holds(comparison, search, trial)], budget), search)
         for search in comparison.searches
     ]
     fitting = [(t, s) for t, s in candidates if t is not None and t.values[1] <= budget + FITS]
     if not fitting:
         cheapest = min((t.values[1] for t, _ in candidates if t is not None), default=None)
-        least = "it has no trials" if cheapest is None else f"its cheapest has flops_ratio {cheapest:.4f}"
+        least = (
+            "it has no schedule that a file can hold"
+            if cheapest is None
+            else f"its cheapest has flops_ratio {cheapest:.4f}"
+        )
         raise ConfigError(
             f"no schedule of {comparison.experiment!r} fits budget {budget}; {least}, give a larger --budget"
         )
@@ -51,3 +57,8 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         "model": comparison.stored["identity"]["model"]["name"],
         "versions": comparison.stored["provenance"]["versions"],
     }
+
+
+def _holds(comparison: Comparison, search: Searched, trial: Any) -> bool:
+    """Whether a schedule file can hold what a trial measured."""
+    return comparison.origin(search, trial) is not None and not is_predicted(str(trial.user_attrs.get("schedule")))

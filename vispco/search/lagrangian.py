@@ -209,10 +209,13 @@ class GradientSearch(Search):
     def _store_policy(self, number: int, budget: float, descent: Descent, started: float) -> None:
         """Measure an input-conditioned policy, moved so that its mean flops_ratio fits."""
         context = self.context
-        policy = PredictedPolicy.of(descent, context.log.name, budget)
-        policy = snapped_policy(policy, context.evaluator, context.method, budget + TIE)
-        violation = (context.evaluator.flops_ratio(policy, "search", context.method) - budget) / budget
-        attributes = {**self._attributes(number, budget, descent), "violation": violation}
+        found = PredictedPolicy.of(descent, context.log.name, budget)
+        policy = snapped_policy(found, context.evaluator, context.method, budget + TIE)
+        attributes = {
+            **self._attributes(number, budget, descent),
+            "unsnapped_flops_ratio": self._flops_ratio(found),
+            "violation": self._violation(policy, budget),
+        }
         seconds = time.monotonic() - started
         self.measure([Proposal(policy, {}, self._paid(), seconds, attributes)])
 
@@ -274,13 +277,15 @@ class GradientSearch(Search):
     def _store(self, number: int, budget: float, free: Tensor, descent: Descent, started: float) -> Tensor:
         """Snap, check, measure and store; free parameters of where it really ended, from which the next may start."""
         family: ScheduleFamily = self.context.family
-        snapped = family.snap(family.discrete(free), self._fits(budget))
+        found = family.discrete(free)
+        snapped = family.snap(found, self._fits(budget))
         shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]
         candidates = self._rank(shapes, budget)[: self.options.measure]
         free = family.invert(candidates[0], free)
         attributes = {
             **self._attributes(number, budget, descent),
             "free": free.tolist(),
+            "unsnapped_flops_ratio": self._flops_ratio(found),
             "candidates": [candidate.text() for candidate in candidates],
             "violation": self._violation(candidates[0], budget),
         }
@@ -337,12 +342,14 @@ class GradientSearch(Search):
             done.setdefault(trial.user_attrs["budget"], []).append(trial)
         return done
 
-    def _violation(self, schedule: Schedule, budget: float) -> float:
-        return (self.context.evaluator.flops_ratio(schedule, "search", self.context.method) - budget) / budget
+    def _flops_ratio(self, policy: Policy) -> float:
+        return self.context.evaluator.flops_ratio(policy, "search", self.context.method)
+
+    def _violation(self, policy: Policy, budget: float) -> float:
+        return (self._flops_ratio(policy) - budget) / budget
 
     def _fits(self, budget: float) -> Callable[[Schedule], bool]:
-        evaluator, method = self.context.evaluator, self.context.method
-        return lambda schedule: evaluator.flops_ratio(schedule, "search", method) <= budget + TIE
+        return lambda schedule: self._flops_ratio(schedule) <= budget + TIE
 
     def _rank(self, shapes: list[Schedule], budget: float) -> list[Schedule]:
         """The shapes, snapped to the budget, nearest to the teacher first (in the given order without a check)."""

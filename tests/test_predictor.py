@@ -1,0 +1,262 @@
+"""Searches with a ratio predictor, and on budget by construction: resumed, on budget, snapped, read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vispco.analysis.comparison import Comparison
+from vispco.config import parse_study
+from vispco.errors import ConfigError, ScheduleError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.export import export_schedule
+from vispco.problem import Problem
+from vispco.pruning.families import FAMILIES
+from vispco.pruning.methods import make_method
+from vispco.search.descent import Descent
+from vispco.search.lagrangian import GradientOptions, LagrangianSearch
+from vispco.search.predicted import PredictedPolicy, is_predicted, parse_policy, snapped_policy
+from vispco.search.predictor import RatioPredictor, from_text, shifted_counts, to_text
+from vispco.search.runner import Run
+from vispco.storage.store import Store
+
+STUDY = """
+experiment: learned
+model: demo
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 16, search: 8, held_out: 8}}
+budgets: 3
+batch_size: 8
+searches:
+"""
+COST = "dual_steps: 2, primal_steps: 2, batch: 8, check: 8, between: 1"
+STEPS = 4
+KINDS = [(kind, predictor) for kind in ("lagrangian", "on_budget") for predictor in ("static", "budget", "input")]
+
+
+def made(problem: Problem, entries: str) -> Problem:
+    text = STUDY + entries
+    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+
+
+def outcomes(store: Store, study: str) -> list[Any]:
+    """All that must be equal to the bit."""
+    return [
+        (trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in ("spent_flops", "token")})
+        for trial in store.trial_log(study).complete()
+    ]
+
+
+def policies(study: Problem, store: Store) -> Any:
+    """How the finished run reads its trials' schedules."""
+    run = Run(study, store)
+    assert run.run() == 0
+    return run._policies["learned/input"]
+
+
+@pytest.mark.parametrize(("kind", "predictor"), KINDS, ids=lambda value: value)
+def test_interrupted_at_any_step_and_resumed(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, predictor: str
+) -> None:
+    study = made(problem, f"  one: {{kind: {kind}, predictor: {predictor}, family: multistep, {COST}}}\n")
+    whole = Store(f"sqlite:///{tmp_path}/whole.db")
+    Run(study, whole).run()
+    monkeypatch.setattr("vispco.search.descent.SAVE_SECONDS", -1.0)
+    step = Descent._step
+    steps = range(1, 3 * STEPS, 3) if predictor == "static" else range(STEPS)
+    for stop in steps:
+        store, taken = Store(f"sqlite:///{tmp_path}/{stop}.db"), 0
+
+        def stopped(self: Descent, at: int = stop) -> None:
+            nonlocal taken
+            if taken == at:
+                raise KeyboardInterrupt
+            step(self)
+            taken += 1
+
+        monkeypatch.setattr(Descent, "_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Run(study, store).run()
+        done = taken
+        monkeypatch.setattr(Descent, "_step", step)
+        Run(study, store).run()
+        assert done == stop
+        assert outcomes(store, "learned/one") == outcomes(whole, "learned/one")
+        assert store.trajectory("learned/one") == whole.trajectory("learned/one")
+
+
+def test_a_resumed_predictor_goes_on_where_it_was(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is taken twice: what the test above compares is no second training."""
+    study = made(problem, f"  one: {{kind: lagrangian, predictor: budget, {COST}}}\n")
+    store, step, taken = Store(f"sqlite:///{tmp_path}/a.db"), Descent._step, 0
+    monkeypatch.setattr("vispco.search.descent.SAVE_SECONDS", -1.0)
+
+    def counted(self: Descent) -> None:
+        nonlocal taken
+        if taken == 3:
+            raise KeyboardInterrupt
+        taken += 1
+        step(self)
+
+    monkeypatch.setattr(Descent, "_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        Run(study, store).run()
+    more = 0
+
+    def rest(self: Descent) -> None:
+        nonlocal more
+        more += 1
+        step(self)
+
+    monkeypatch.setattr(Descent, "_step", rest)
+    Run(study, store).run()
+    assert (taken, more) == (3, STEPS - 3)
+
+
+@pytest.mark.parametrize("family", ["step", "multistep", "layerwise", "sigmoid"])
+def test_by_construction_every_step_costs_its_budget(problem: Problem, tmp_path: Path, family: str) -> None:
+    study = made(problem, f"  one: {{kind: on_budget, predictor: budget, family: {family}, {COST}}}\n")
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(study, store).run()
+    steps = store.trajectory("learned/one")
+    for number in range(3):
+        violations = [step["violation"] for step in steps[f"budget-{number}"]]
+        assert len(violations) == STEPS
+        assert violations == pytest.approx([0.0] * STEPS, abs=1e-3), (family, number)
+    for trial in store.trial_log("learned/one").complete():
+        assert trial.values[1] <= trial.user_attrs["budget"] + 1e-9
+        if "unsnapped_flops_ratio" in trial.user_attrs:
+            assert 0 < trial.user_attrs["unsnapped_flops_ratio"] <= 1
+
+
+@pytest.fixture(scope="module")
+def conditioned(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, Store]:
+    """A finished experiment with an input-conditioned search and a random one of equal compute."""
+    entries = f"  input: {{kind: lagrangian, predictor: input, family: multistep, learning_rate: 0.1, {COST}}}\n"
+    study = made(problem, entries + "  random: {kind: random, compute: input, family: multistep}\n")
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('input')}/a.db")
+    Run(study, store).run()
+    return study, store
+
+
+def test_policies_per_sample_hold_the_budget_on_average(conditioned: tuple[Problem, Store]) -> None:
+    study, store = conditioned
+    facts = store.require_experiment("learned")["facts"]
+    trials = store.trial_log("learned/input").complete()
+    assert sorted(t.user_attrs["budget"] for t in trials) == pytest.approx(facts["budgets"])
+    read = policies(study, store)
+    evaluator, differ = Evaluator(study), False
+    for trial in trials:
+        text, budget = trial.user_attrs["schedule"], trial.user_attrs["budget"]
+        assert is_predicted(text)
+        policy = read(text)
+        assert policy.text() == text
+        cost = evaluator.flops_ratio(policy, "search", make_method("fastv"))
+        assert cost == trial.values[1]
+        # The next token would not fit: the snap is no looser than one token of one sample at every layer.
+        assert budget - 0.03 <= cost <= budget + 1e-9
+        counts = evaluator.counts(policy, "search", make_method("fastv"))[0]
+        differ |= any(len(set(column)) > 1 for column in counts.T.tolist())
+        with pytest.raises(ScheduleError, match="reads prompts"):
+            policy.counts(np.array([16]), 8)
+    assert differ, "every sample has the same schedule"
+    held_out = [front["accuracy_held_out"] for front in Comparison(store, "learned").to_dict()["searches"][0]["front"]]
+    assert None not in held_out
+
+
+def test_a_policy_per_sample_is_not_exported(conditioned: tuple[Problem, Store]) -> None:
+    study, store = conditioned
+    comparison = Comparison(store, "learned")
+    budget = max(comparison.budgets)
+    assert export_schedule(comparison, budget)["search"] == "random@0"
+    comparison.searches = [search for search in comparison.searches if search.entry == "input"]
+    with pytest.raises(ConfigError, match="no schedule that a file can hold"):
+        export_schedule(comparison, budget)
+
+
+def test_a_policy_without_its_predictor(conditioned: tuple[Problem, Store], tmp_path: Path) -> None:
+    study, store = conditioned
+    text = store.trial_log("learned/input").complete()[0].user_attrs["schedule"]
+    read = policies(study, store)
+    with pytest.raises(ScheduleError, match="predictor of 'learned/other' is not in this database"):
+        read(text.replace("learned/input", "learned/other"))
+    for wrong in ("predicted(study='a'", "predicted(budget=0.5, shift=0.0)", "predicted(study=f(), budget=1, shift=0)"):
+        with pytest.raises(ScheduleError, match="cannot read policy"):
+            parse_policy(wrong, lambda study, budget: pytest.fail("was loaded"))
+
+
+def test_untrained_predictors_start_everywhere_at_the_same_place() -> None:
+    start, budgets = torch.tensor([0.3, -1.0]), torch.linspace(0, 1, 5).double()
+    plain = RatioPredictor(start)
+    assert torch.equal(plain(budgets), start.double().expand(5, 2))
+    reading = RatioPredictor(start, reads=6)
+    assert torch.equal(reading(budgets, torch.randn(3, 6)), start.double().expand(3, 5, 2))
+    again = RatioPredictor(start, reads=6, seed=1)
+    again.load_state_dict(from_text(to_text(reading.state_dict())))
+    for name, value in reading.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_a_trained_predictor_tells_budgets_and_samples_apart() -> None:
+    """It fits a target that depends on both, and cannot if it does not read the samples."""
+    torch.manual_seed(0)
+    budgets, features = torch.linspace(0, 1, 4).double(), torch.randn(8, 6)
+    target = (budgets[None, :] * features.double()[:, :1])[..., None]
+
+    def fit(reads: int) -> float:
+        model = RatioPredictor(torch.zeros(1), reads=reads)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(300):
+            loss = (model(budgets, features if reads else None) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    assert fit(6) < 0.01 < 0.1 < fit(0)
+
+
+def test_shifts_keep_order_and_ends() -> None:
+    ratios, visual = torch.tensor([[1.0, 0.7, 0.7, 0.2], [1.0, 0.9, 0.5, 0.0]]), np.array([20, 10])
+    before = None
+    for by in (-30.0, -1.0, 0.0, 1.0, 30.0):
+        counts = shifted_counts(ratios, by, visual)
+        assert (counts[:, 0] == visual).all()
+        assert (np.diff(counts, axis=1) <= 0).all()
+        assert before is None or (counts >= before).all()
+        before = counts
+    assert shifted_counts(ratios, 0.0, visual).tolist() == [[20, 14, 14, 4], [10, 9, 5, 0]]
+    assert shifted_counts(ratios, 0.0, np.array([0, 0])).tolist() == [[0] * 4] * 2
+
+
+def test_snapping_a_policy(problem: Problem) -> None:
+    """As dear as fits, and cheapest where nothing does."""
+    study = made(problem, "  grid: {kind: grid}\n")
+    evaluator, method = Evaluator(study), make_method("fastv")
+    policy = PredictedPolicy("learned/x", 0.5, lambda features: torch.rand(len(features), 8).sort(descending=True)[0])
+    torch.manual_seed(0)
+    fixed = torch.rand(8, 8).sort(dim=1, descending=True)[0]
+    policy = PredictedPolicy("learned/x", 0.5, lambda features: fixed[: len(features)])
+    costs = []
+    for budget in (0.3, 0.5, 0.8, 1.0):
+        snapped = snapped_policy(policy, evaluator, method, budget)
+        costs.append(evaluator.flops_ratio(snapped, "search", method))
+        assert costs[-1] <= budget
+    assert costs == sorted(costs)
+    assert costs[1] > 0.45
+    least = evaluator.flops_ratio(snapped_policy(policy, evaluator, method, 0.0), "search", method)
+    assert least <= costs[0]
+
+
+def test_defaults_depend_on_the_predictor() -> None:
+    assert GradientOptions().settled().dual_steps == 3
+    assert GradientOptions(predictor="budget").settled().dual_steps == 12
+    assert GradientOptions(predictor="input", dual_steps=5).settled().dual_steps == 5
+    assert LagrangianSearch.Options is GradientOptions
+    assert set(FAMILIES) >= {"step", "multistep", "layerwise"}
