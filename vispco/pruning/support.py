@@ -9,6 +9,7 @@ from vispco.pruning.methods import METHODS
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
 
+LACKS = {"text_tower": "no text tower", "vision": "tower is not read"}
 # Beside the defaults: parameters with which a method needs something else.
 VARIANTS: dict[str, tuple[dict[str, str], ...]] = {"cdpruner": ({"relevance": "embeddings"},)}
 
@@ -28,7 +29,7 @@ def support_rows() -> list[dict[str, str]]:
         row = {"method": label, "needs": needs_of(method), "first_layer": "1" if method.needs & LAYER_BEFORE else "0"}
         for name, adapter in adapters.items():
             lacking = missing(method, adapter)
-            row[name] = f"no {' and no '.join(need.replace('_', ' ') for need in lacking)}" if lacking else "yes"
+            row[name] = ", ".join(LACKS.get(need, f"no {need}") for need in lacking) or "yes"
         rows.append(row)
     return rows
 
