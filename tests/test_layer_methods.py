@@ -1,4 +1,4 @@
-"""PyramidDrop, DART and VTW: the conformance suite, planted tokens, and the official rules written out."""
+"""PyramidDrop and DART: the conformance suite, planted tokens, and the official rules written out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import vispco
 from vispco.errors import ConfigError
 from vispco.models.base import adapter_for
 from vispco.pruning.methods import make_method
-from vispco.pruning.schedules import Ratios, Step
+from vispco.pruning.schedules import Ratios, Step, keep_count
 from vispco.testing import MethodConformance, checks
 from vispco.testing.tiny import LAYERS, TINY
 
@@ -57,7 +57,8 @@ def test_pyramiddrop_reads_the_layer_ahead(name: str) -> None:
         with torch.no_grad(), vispco.prune(model, method="pyramiddrop", schedule=Step(layer, 0.25)) as session:
             model(**batch)
         scores = attentions[layer][0, :, -1, visual].mean(0)
-        assert session.kept(layer)[0] == sorted(visual[scores.topk(len(visual) // 4).indices].tolist())
+        count = keep_count(0.25, len(visual))
+        assert session.kept(layer)[0] == sorted(visual[scores.topk(count).indices].tolist())
 
 
 @pytest.mark.parametrize("name", list(TINY))
