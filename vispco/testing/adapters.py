@@ -71,6 +71,26 @@ class AdapterConformance:
             assert torch.equal(model(**given).logits, model(**batch).logits)
         assert len(features) == int(adapter.visual_mask(batch["input_ids"], None).sum())
 
+    def test_what_is_read_off_the_tower_is_each_pictures_own(self) -> None:
+        """In one pass with the features, in their order, and the same whatever pictures are encoded beside."""
+        model, adapter = self.tiny.model(), adapter_for(self.tiny.model())
+        if adapter.watch_vision() is None:
+            pytest.skip(f"the adapter of {self.tiny.name} does not watch its vision tower")
+        batch = self.tiny.batch(checks.RAGGED)
+        before = checks.installed_hooks(model)
+        with torch.no_grad():
+            features, extras = adapter.encode_with_extras(batch)
+            assert torch.equal(features, adapter.encode_images(batch))
+            parts = extras.split(adapter.visual_mask(batch["input_ids"], None).sum(dim=1).tolist())
+            for row, part in enumerate(parts):
+                assert len(part) == 0 or float(part.attention.min()) > 0
+                if len(part):
+                    alone = adapter.encode_with_extras(self.tiny.row(batch, row))[1]
+                    for name in ("attention", "pseudo_attention", "keys", "last_keys", "features"):
+                        assert torch.allclose(getattr(part, name), getattr(alone, name), atol=1e-5), name
+        assert checks.installed_hooks(model) == before
+        assert extras.keys.shape[1] == extras.features.shape[1] == adapter.shape().vision_width
+
     def test_attention_rows_are_the_models_own(self) -> None:
         """Every row of every layer, computed beside the model, against the weights that eager attention returns."""
         model = self.tiny.model()

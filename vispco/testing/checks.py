@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vispco.models.base import adapter_for
+from vispco.models.vision import VisionExtras
 from vispco.pruning.methods.base import Method
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import PruningSession, prune
@@ -230,13 +231,19 @@ def check_trailing(model: Any, batch: Batch, method: Method) -> None:
     assert difference <= TOLERANCE, f"an answer behind the prompt changes its logits by {difference:.3g}"
 
 
-def encoded(model: Any, batch: Batch) -> dict[str, Any]:
-    """``batch`` with its visual features in place of pixels, as the evaluator runs it: the vision tower runs once."""
+def encoded(model: Any, batch: Batch, method: Method) -> tuple[dict[str, Any], VisionExtras | None]:
+    """``batch`` with its visual features in place of pixels, as the evaluator runs it: the vision tower runs once.
+
+    And what was read off the tower, if ``method`` needs it.
+    """
     adapter = adapter_for(model)
     if not any(key.startswith("pixel_values") for key in batch):
-        return batch
+        return batch, None
     with torch.no_grad():
-        return adapter.with_features(batch, adapter.encode_images(batch))
+        if "vision" in method.needs:
+            features, extras = adapter.encode_with_extras(batch)
+            return adapter.with_features(batch, features), extras
+        return adapter.with_features(batch, adapter.encode_images(batch)), None
 
 
 def check_sharing(
@@ -249,13 +256,15 @@ def check_sharing(
     adapter = adapter_for(model)
     visual = adapter.visual_mask(batch["input_ids"], None)
     counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
-    inputs, alone = encoded(model, batch), []
+    (inputs, vision), alone = encoded(model, batch, method), []
     for policy in policies:
-        with torch.inference_mode(), prune(model, method=method, schedule=policy):
+        with torch.inference_mode(), prune(model, method=method, schedule=policy) as session:
+            session.vision = vision
             alone.append(model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1])
     for limit in limits:
         before, found = installed_hooks(model), {}
         shared = SharedPrefill(adapter, method, counts, limit)
+        shared.vision = vision
         for members, logits in shared.logits(inputs):
             for member in members:
                 assert member not in found, f"policy {member} came twice"
@@ -280,13 +289,15 @@ def check_sharing_answers(
     visual = adapter.visual_mask(batch["input_ids"], None)
     counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
     stop, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    inputs, alone = encoded(model, batch), []
+    (inputs, vision), alone = encoded(model, batch, method), []
     for policy in policies:
-        with torch.inference_mode(), prune(model, method=method, schedule=policy):
+        with torch.inference_mode(), prune(model, method=method, schedule=policy) as session:
+            session.vision = vision
             alone.append(model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[:, prompt:].tolist())
     for limit in limits:
         found: dict[int, list[list[int]]] = {}
         shared = SharedPrefill(adapter, method, counts, limit)
+        shared.vision = vision
         for members, logits in shared.logits(inputs, cached=True):
             answer = shared.greedy(logits, tokens, [stop], pad).tolist()
             found.update(dict.fromkeys(members, answer))
