@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from vispco.search.gsearch import greedy
 from vispco.search.observed import observe
 from vispco.search.optuna_samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
 from vispco.search.published import PublishedSearch, published_for
-from vispco.search.runner import Run, plan, validate
+from vispco.search.runner import Run, Silent, plan, validate
 from vispco.search.vtw import Withdrawals, divergence
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
@@ -48,7 +49,7 @@ tasks:
 budgets: 3
 batch_size: 8
 searches:
-  random: {kind: random, trials: 12}
+  random: {kind: random, compute: 0.08}
   tpe: {kind: tpe, compute: random, family: multistep}
   nsga2: {kind: nsga2, compute: random, population: 3, batch: 2, family: multistep}
   gp: {kind: gp, compute: random, batch: 2}
@@ -122,7 +123,9 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
 def test_what_is_charged(problem: Problem, finished: Store) -> None:
     made = fresh(problem)
     evaluator = Evaluator(made)
-    allowed = finished.trial_log("small/random").charged_flops()
+    dense = FAMILIES["step"](8).dense_grid()
+    share = 0.08 * sum(evaluator.price(schedule, "search", make_method("fastv")) for schedule in dense)
+    spent = finished.trial_log("small/random").charged_flops()
     for entry in ENTRIES:
         method = made.method(made.study.searches[entry])
         trials = complete(finished, entry)
@@ -135,10 +138,42 @@ def test_what_is_charged(problem: Problem, finished: Store) -> None:
             assert proposing == sum(row["flops"] for (row,) in fits.values()) > 0
         elif entry != "vtw":
             assert proposing == 0
-        if entry in ("tpe", "nsga2", "gp"):
+        if entry in ("random", "tpe", "nsga2", "gp"):
+            allowed = share if entry == "random" else spent
             used = sum(trial.user_attrs["charged_flops"] for trial in trials)
             dearest = max(trial.user_attrs["charged_flops"] for trial in trials)
             assert allowed - dearest < used <= allowed
+
+
+def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished: Store) -> None:
+    """At three levels, with the dense grid that the study has, or that of steps; one that is too low for any trial."""
+    header = BASELINES.split("searches:")[0].replace("small", "levels") + "searches:\n"
+    kinds = {"random": "", "tpe": "", "nsga2": "population: 3, ", "gp": "batch: 4, "}
+    shares = (0.02, 0.04, 0.1)
+    for kind, more in kinds.items():
+        header += "".join(f"  {kind}-{share}: {{kind: {kind}, {more}compute: {share}}}\n" for share in shares)
+    made = fresh(problem, header + "  little: {kind: tpe, compute: 1.0e-4}\n")
+    said: list[str] = []
+    progress = Silent()
+    progress.say = said.append  # type: ignore[method-assign]
+    run = Run(made, finished, progress)
+    run.run()
+    for kind in kinds:
+        found = [finished.trial_log(f"levels/{kind}-{share}") for share in shares]
+        drawn_at = [[outcome(trial) for trial in log.complete()] for log in found]
+        assert 0 < len(drawn_at[0]) < len(drawn_at[1]) < len(drawn_at[2])
+        for few, many in itertools.pairwise(drawn_at):
+            assert few == many[: len(few)]
+        for share, log in zip(shares, found, strict=True):
+            assert log.charged_flops() <= share * run._grid_flops
+    assert [text for text in said if "little" in text] == [
+        "levels/little: not one schedule was measured: the first one alone exceeds the compute"
+    ]
+    (little,) = (row for row in Comparison(finished, "levels").to_dict()["searches"] if row["name"] == "little")
+    assert little["trials"] == 0
+    assert little["budget_score"] is None
+    priced = [Run(fresh(problem, BASELINES + grid), finished)._grid_flops for grid in ("", GRIDS)]
+    assert priced[0] == run._grid_flops > 4 * priced[1] > 0
 
 
 def test_budgets_are_kept_and_used(problem: Problem, finished: Store) -> None:
@@ -171,6 +206,15 @@ def test_they_can_be_compared_and_reported(finished: Store, tmp_path: Path) -> N
     ("entry", "message"),
     [
         ("{kind: nsga2, trials: 5, population: 1}", r"searches.x.population = 1: .*greater than or equal to 2"),
+        ("{kind: random, compute: 0}", "searches.x.compute = 0: name an entry, or give a share of the dense grid's cost"),
+        ("{kind: random, compute: -0.1}", r"searches.x.compute = -0.1: name"),
+        ("{kind: tpe, compute: .inf}", r"searches.x.compute = inf: name"),
+        ("{kind: tpe, compute: .nan}", r"searches.x.compute = nan: name"),
+        ("{kind: gp, compute: true}", r"searches.x.compute = True: name"),
+        ("{kind: gp, compute: [0.1]}", r"searches.x.compute = \[0.1\]: name"),
+        ("{kind: gp, compute: 0.1, trials: 3}", r"give either trials: N or compute"),
+        ("{kind: nsga2, compute: '0.1'}", r"searches.x.compute names no entry: '0.1'"),
+        ("{kind: random, compute: 0.1, race: {}}", "a race needs trials: N"),
         ("{kind: nsga2}", "give either trials: N or compute: ENTRY"),
         ("{kind: gp, trials: 5, batch: 0}", r"searches.x.batch = 0"),
         ("{kind: gp, trails: 5}", r"unknown key 'searches.x.trails' for kind 'gp'; did you mean 'trials'"),

@@ -38,6 +38,7 @@ class PublishedSearch(Search):
     """
 
     kind: ClassVar[str] = "published"
+    deterministic: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = PublishedOptions
     fixed_family: ClassVar[str | None] = "layerwise"
 
