@@ -172,8 +172,10 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     (little,) = (row for row in Comparison(finished, "levels").to_dict()["searches"] if row["name"] == "little")
     assert little["trials"] == 0
     assert little["budget_score"] is None
-    priced = [Run(fresh(problem, BASELINES + grid), finished)._grid_flops for grid in ("", GRIDS)]
-    assert priced[0] == run._grid_flops > 4 * priced[1] > 0
+    curves = "  curves: {kind: grid, family: exponential}\n  later: {kind: grid}\n"
+    dense = FAMILIES["exponential"](8).dense_grid()
+    price = sum(run.evaluator.price(schedule, "search", made.default_method) for schedule in dense)
+    assert Run(fresh(problem, BASELINES + curves), finished)._grid_flops == price != run._grid_flops
 
 
 def test_budgets_are_kept_and_used(problem: Problem, finished: Store) -> None:
