@@ -35,6 +35,7 @@ searches:
 """
 COST = "dual_steps: 2, primal_steps: 2, batch: 8, check: 8, between: 1"
 STEPS = 4
+LONGER = COST.replace("dual_steps: 2", "dual_steps: 6")
 KINDS = [(kind, predictor) for kind in ("lagrangian", "on_budget") for predictor in ("static", "budget", "input")]
 
 
@@ -67,7 +68,7 @@ def test_interrupted_at_any_step_and_resumed(
     Run(study, whole).run()
     monkeypatch.setattr("vispco.search.descent.SAVE_SECONDS", -1.0)
     step = Descent._step
-    steps = range(1, 3 * STEPS, 3) if predictor == "static" else range(STEPS)
+    steps = (2, 2 * STEPS + 1) if predictor == "static" else range(STEPS) if kind == "lagrangian" else (1, STEPS - 1)
     for stop in steps:
         store, taken = Store(f"sqlite:///{tmp_path}/{stop}.db"), 0
 
@@ -131,14 +132,26 @@ def test_by_construction_every_step_costs_its_budget(problem: Problem, tmp_path:
         assert violations == pytest.approx([0.0] * STEPS, abs=1e-3), (family, number)
     for trial in store.trial_log("learned/one").complete():
         assert trial.values[1] <= trial.user_attrs["budget"] + 1e-9
-        if "unsnapped_flops_ratio" in trial.user_attrs:
-            assert 0 < trial.user_attrs["unsnapped_flops_ratio"] <= 1
+        if not trial.user_attrs.get("interpolated"):
+            assert trial.user_attrs["relaxed_flops_ratio"] == pytest.approx(trial.user_attrs["budget"], abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["step", "multistep", "layerwise", "sigmoid"])
+def test_a_predictor_holds_every_budget_before_the_snap(problem: Problem, tmp_path: Path, family: str) -> None:
+    study = made(problem, f"  one: {{kind: lagrangian, predictor: budget, family: {family}, {COST}}}\n")
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(study, store).run()
+    solved = [t for t in store.trial_log("learned/one").complete() if not t.user_attrs.get("interpolated")]
+    assert len(solved) == 3
+    for trial in solved:
+        assert trial.user_attrs["relaxed_flops_ratio"] == pytest.approx(trial.user_attrs["budget"], abs=0.01)
+        assert trial.values[1] <= trial.user_attrs["budget"] + 1e-9
 
 
 @pytest.fixture(scope="module")
 def conditioned(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, Store]:
     """A finished experiment with an input-conditioned search and a random one of equal compute."""
-    entries = f"  input: {{kind: lagrangian, predictor: input, family: multistep, learning_rate: 0.1, {COST}}}\n"
+    entries = f"  input: {{kind: on_budget, predictor: input, family: multistep, learning_rate: 0.03, {LONGER}}}\n"
     study = made(problem, entries + "  random: {kind: random, compute: input, family: multistep}\n")
     store = Store(f"sqlite:///{tmp_path_factory.mktemp('input')}/a.db")
     Run(study, store).run()
@@ -171,10 +184,10 @@ def test_policies_per_sample_hold_the_budget_on_average(conditioned: tuple[Probl
 
 
 def test_a_policy_per_sample_is_not_exported(conditioned: tuple[Problem, Store]) -> None:
-    study, store = conditioned
+    _, store = conditioned
     comparison = Comparison(store, "learned")
     budget = max(comparison.budgets)
-    assert export_schedule(comparison, budget)["search"] == "random@0"
+    assert export_schedule(comparison, budget)["search"] == "random"
     comparison.searches = [search for search in comparison.searches if search.entry == "input"]
     with pytest.raises(ConfigError, match="no schedule that a file can hold"):
         export_schedule(comparison, budget)

@@ -24,11 +24,13 @@ from vispco.pruning.families import ScheduleFamily
 from vispco.search.budget import RelaxedCost
 from vispco.search.calibration import Calibration
 from vispco.search.constraints import Constraint
-from vispco.search.predictor import from_text, to_text
+from vispco.search.predictor import RatioPredictor, from_text, to_text
 
 MEMORY = 0.8  # of the running mean of a budget's loss
 LEVEL, LEAST = 0.3, 0.02  # what losses are scaled to, and the loss below which they no longer are
 SAVE_SECONDS = 20.0
+RESTORING, RESTORING_RATE = 400, 0.003  # most steps on the constraints alone, and their learning rate
+RESTORED_ON = 4  # mini-batches, where samples are read
 
 
 class StepOptions(Protocol):
@@ -47,6 +49,8 @@ class Descent:
         budgets: [K].
         name: gives, with the number of the step, the random choice of mini-batches.
         save: called now and then with text from which :meth:`restore` goes on.
+        tolerance: if given, ``module`` is brought within half of it of every budget by steps on the constraints alone,
+            which run no model: before the first step, with every dual step and at the end.
     """
 
     calibration: Calibration | None
@@ -62,7 +66,9 @@ class Descent:
     reads: bool = False
     settled: Callable[[Tensor], bool] = field(default=lambda free: False)
     save: Callable[[str], None] = field(default=lambda text: None)
+    tolerance: float | None = None
     steps: int = 0
+    restored: int = -1
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=self.options.learning_rate)
@@ -90,12 +96,50 @@ class Descent:
         """
         saved = time.monotonic()
         while self.steps < self.total:
+            if self.steps % self.options.primal_steps == 0:
+                self._back_on_budget()
             self._step()
             if self.steps % self.options.primal_steps == 0 and self._dual_step():
                 return
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save(self.text())
                 saved = time.monotonic()
+        self._back_on_budget()
+
+    def _back_on_budget(self) -> None:
+        """Nothing moves where all budgets are held, or where this was done at the same step."""
+        if self.tolerance is None or self.restored == self.steps:
+            return
+        self.restored, features = self.steps, self._features_of(RESTORED_ON)
+        optimizer = torch.optim.Adam(self.module.parameters(), lr=RESTORING_RATE)
+        for _ in range(RESTORING):
+            relative = self._violation(self.family.relaxed(self.free(features), self.sharpness))
+            if float((relative * self.budgets).detach().abs().max()) <= self.tolerance / 2:
+                return
+            optimizer.zero_grad()
+            relative.square().mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    def _features_of(self, most: int) -> Tensor | None:
+        """[N, F] of at ``most`` so many mini-batches of the calibration split, if the module reads them."""
+        if not self.reads:
+            return None
+        assert self.calibration is not None
+        return torch.cat([self.calibration.features(n) for n in range(len(self.calibration.batches))[:most]])
+
+    def standardise(self) -> None:
+        """Have a predictor read what tells the calibration samples apart."""
+        assert self.calibration is not None
+        assert isinstance(self.module, RatioPredictor)
+        features = self._features_of(len(self.calibration.batches))
+        assert features is not None
+        self.module.standardise(features)
+
+    def realised(self) -> list[float]:
+        """Relaxed flops_ratio [K]; where samples are read, the mean over those that budgets are held on."""
+        with torch.no_grad():
+            relaxed = self.family.relaxed(self.free(self._features_of(RESTORED_ON)), self.sharpness)
+            return (self.budgets * (1 + self._violation(relaxed))).tolist()
 
     def _step(self) -> None:
         assert self.calibration is not None
@@ -174,6 +218,7 @@ class Descent:
             {
                 "tensors": to_text(tensors),
                 "steps": self.steps,
+                "restored": self.restored,
                 "level": self.level,
                 "constraint": _finite(self.constraint.to_list()),
                 "charged": self.calibration.charged if self.calibration is not None else 0,
@@ -194,6 +239,7 @@ class Descent:
                 adam.setdefault(int(number), {})[what] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
         self.steps, self.level, self.trajectory = state["steps"], state["level"], state["trajectory"]
+        self.restored = state["restored"]
         self.constraint.restore([[math.inf if v is None else v for v in one] for one in state["constraint"]])
         if self.calibration is not None:
             self.calibration.charged = state["charged"]

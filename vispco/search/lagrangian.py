@@ -40,6 +40,7 @@ from vispco.search.predictor import ParameterTable, RatioPredictor
 
 TIE = 1e-12
 SETTLED = 0.02  # change of every keep ratio
+TOLERANCE = 0.01  # of flops_ratio, within which a predictor holds every budget before it is snapped
 SHARED = ("budget", "multiplier", "penalty", "loss", "steps", "trajectory", "free")
 
 
@@ -87,6 +88,7 @@ class GradientSearch(Search):
     """Trials from the largest budget to the smallest, then between them; none exceeds its own budget."""
 
     Options: ClassVar[type[Options]] = GradientOptions
+    tolerance: ClassVar[float | None] = None
 
     @classmethod
     def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
@@ -193,6 +195,8 @@ class GradientSearch(Search):
         descent.calibration = self.calibration
         if (kept := saved_predictor(context.store, study)) is not None:
             descent.restore(kept)
+        elif reads:
+            descent.standardise()
         descent.run()
         descent.save(descent.text())
         if done:
@@ -209,11 +213,11 @@ class GradientSearch(Search):
     def _store_policy(self, number: int, budget: float, descent: Descent, started: float) -> None:
         """Measure an input-conditioned policy, moved so that its mean flops_ratio fits."""
         context = self.context
-        found = PredictedPolicy.of(descent, context.log.name, budget)
-        policy = snapped_policy(found, context.evaluator, context.method, budget + TIE)
+        policy = PredictedPolicy.of(descent, context.log.name, budget)
+        policy = snapped_policy(policy, context.evaluator, context.method, budget + TIE)
         attributes = {
             **self._attributes(number, budget, descent),
-            "unsnapped_flops_ratio": self._flops_ratio(found),
+            "relaxed_flops_ratio": descent.realised()[number],
             "violation": self._violation(policy, budget),
         }
         seconds = time.monotonic() - started
@@ -256,6 +260,7 @@ class GradientSearch(Search):
             span=(min(context.budgets), max(context.budgets)),
             name=name,
             total=options.dual_steps * options.primal_steps,
+            tolerance=self.tolerance if options.predictor != "static" else None,
             **more,
         )
 
@@ -277,15 +282,14 @@ class GradientSearch(Search):
     def _store(self, number: int, budget: float, free: Tensor, descent: Descent, started: float) -> Tensor:
         """Snap, check, measure and store; free parameters of where it really ended, from which the next may start."""
         family: ScheduleFamily = self.context.family
-        found = family.discrete(free)
-        snapped = family.snap(found, self._fits(budget))
+        snapped = family.snap(family.discrete(free), self._fits(budget))
         shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]
         candidates = self._rank(shapes, budget)[: self.options.measure]
         free = family.invert(candidates[0], free)
         attributes = {
             **self._attributes(number, budget, descent),
             "free": free.tolist(),
-            "unsnapped_flops_ratio": self._flops_ratio(found),
+            "relaxed_flops_ratio": descent.realised()[number if len(descent.budgets) > 1 else 0],
             "candidates": [candidate.text() for candidate in candidates],
             "violation": self._violation(candidates[0], budget),
         }
@@ -363,9 +367,14 @@ class GradientSearch(Search):
 
 @SEARCHES.register("lagrangian")
 class LagrangianSearch(GradientSearch):
-    """Budgets held by the augmented Lagrangian method."""
+    """Budgets held by the augmented Lagrangian method.
+
+    A predictor serves all budgets with the same weights, so that a step for one budget moves the others away from
+    theirs: after every dual step it is brought back by steps on the constraints alone, which run no model.
+    """
 
     kind: ClassVar[str] = "lagrangian"
+    tolerance: ClassVar[float | None] = TOLERANCE
 
     def constraint(self, budgets: Tensor) -> Constraint:
         options = self.options

@@ -118,6 +118,7 @@ def parse_policy(text: str, load: Callable[[str, float], PredictedPolicy]) -> Po
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call)
         named: dict[str, Any] = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        return replace(load(named["study"], named["budget"]), shift=named["shift"])
+        study, budget, shift = str(named["study"]), float(named["budget"]), float(named["shift"])
     except (SyntaxError, ValueError, AssertionError, KeyError):
         raise ScheduleError(f"cannot read policy {re.sub(chr(10), ' ', text)[:120]!r}") from None
+    return replace(load(study, budget), shift=shift)

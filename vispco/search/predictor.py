@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vispco.pruning.tokens import Prompt
 
 WIDTH = 64
+FAR = 5.0  # standard deviations
 
 
 class ParameterTable(nn.Module):
@@ -50,13 +51,27 @@ class RatioPredictor(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.code = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
-            self.reader = nn.Sequential(nn.LayerNorm(reads), nn.Linear(reads, width), nn.GELU()) if reads else None
+            self.reader = nn.Sequential(nn.Linear(reads, width), nn.GELU()) if reads else None
             self.film = nn.Linear(width, 2 * width) if reads else None
             self.out = nn.Linear(width, len(start))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("start", start.clone())
+        self.mean: Tensor
+        self.spread: Tensor
+        self.register_buffer("mean", torch.zeros(reads))
+        self.register_buffer("spread", torch.ones(reads))
         self.double()
+
+    def standardise(self, features: Tensor) -> None:
+        """From now on read features by their distance from the mean of these [N, F], in standard deviations.
+
+        Prompts' embeddings have a large part in common, which would drown what tells them apart.
+        """
+        features = features.double()
+        spread = features.std(dim=0, correction=0)
+        self.mean = features.mean(dim=0)
+        self.spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
 
     def forward(self, budgets: Tensor, features: Tensor | None = None) -> Tensor:
         """[K, P] of ``budgets`` [K]; with ``features`` [B, F] of samples, [B, K, P]."""
@@ -65,7 +80,8 @@ class RatioPredictor(nn.Module):
             return self.start + self.out(code)  # type: ignore[no-any-return]
         assert features is not None
         scale, shift = self.film(code).chunk(2, dim=-1)
-        read = self.reader(features.double())[:, None]
+        standard = ((features.double() - self.mean) / self.spread).clamp(-FAR, FAR)
+        read = self.reader(standard)[:, None]
         return self.start + self.out(code + (1 + scale) * read + shift)  # type: ignore[no-any-return]
 
 
