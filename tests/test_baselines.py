@@ -105,7 +105,7 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
     monkeypatch.setattr(Store, "save_steps", stopping(Store.save_steps))
     store = Store(f"sqlite:///{tmp_path}/a.db")
     for _ in range(200):
-        left[0] = rng.randrange(5, 40)
+        left[0] = rng.randrange(8, 60)
         try:
             Run(fresh(problem), store).run()
         except KeyboardInterrupt:
@@ -146,10 +146,10 @@ def test_what_is_charged(problem: Problem, finished: Store) -> None:
 
 
 def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished: Store) -> None:
-    """At three levels, with the dense grid that the study has, or that of steps; one that is too low for any trial."""
+    """At three levels, and one that is too low for any trial."""
     header = BASELINES.split("searches:")[0].replace("small", "levels") + "searches:\n"
     kinds = {"random": "", "tpe": "", "nsga2": "population: 3, ", "gp": "batch: 4, "}
-    shares = (0.02, 0.04, 0.1)
+    shares = (0.02, 0.04, 0.08)
     for kind, more in kinds.items():
         header += "".join(f"  {kind}-{share}: {{kind: {kind}, {more}compute: {share}}}\n" for share in shares)
     made = fresh(problem, header + "  little: {kind: tpe, compute: 1.0e-4}\n")
@@ -169,9 +169,7 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     assert [text for text in said if "little" in text] == [
         "levels/little: not one schedule was measured: the first one alone exceeds the compute"
     ]
-    (little,) = (row for row in Comparison(finished, "levels").to_dict()["searches"] if row["name"] == "little")
-    assert little["trials"] == 0
-    assert little["budget_score"] is None
+    assert "little" not in [search["name"] for search in Comparison(finished, "levels").to_dict()["searches"]]
     curves = "  curves: {kind: grid, family: exponential}\n  later: {kind: grid}\n"
     dense = FAMILIES["exponential"](8).dense_grid()
     price = sum(run.evaluator.price(schedule, "search", made.default_method) for schedule in dense)
@@ -208,7 +206,7 @@ def test_they_can_be_compared_and_reported(finished: Store, tmp_path: Path) -> N
     ("entry", "message"),
     [
         ("{kind: nsga2, trials: 5, population: 1}", r"searches.x.population = 1: .*greater than or equal to 2"),
-        ("{kind: random, compute: 0}", "searches.x.compute = 0: name an entry, or give a share of the dense grid's cost"),
+        ("{kind: random, compute: 0}", "searches.x.compute = 0: name an entry, or give a share of the dense grid"),
         ("{kind: random, compute: -0.1}", r"searches.x.compute = -0.1: name"),
         ("{kind: tpe, compute: .inf}", r"searches.x.compute = inf: name"),
         ("{kind: tpe, compute: .nan}", r"searches.x.compute = nan: name"),
@@ -330,28 +328,51 @@ def test_nsga2_evolves() -> None:
     assert last > first + 0.1
 
 
-def test_nsga2_mutates_everywhere() -> None:
-    """Each proposal comes from a fresh sampler; what it mutates to must not follow from its other decisions."""
-    trials = drawn(NSGA2Search, 300, lambda parameters: (0.5, 0.5), population=2, family="step")
-    before: set[float] = set()
-    mutated = []
-    for trial in trials:
-        if trial.user_attrs["generation"] and trial.params["keep"] not in before:
-            mutated.append(trial.params["keep"])
-        before.add(trial.params["keep"])
-    assert len(mutated) > 100
-    assert np.histogram(mutated, bins=10, range=(0, 1))[0].min() > len(mutated) / 30
+def test_nsga2_mutates_and_mixes_independently() -> None:
+    """Each proposal comes from a fresh sampler; what it mutates to must not follow from whether it mixes parents."""
+    family, kept = FAMILIES["layerwise"](8), (0.3, 0.6)
+    parents = [
+        create_trial(
+            values=[0.5, 0.5],
+            params=dict.fromkeys(family.distributions(), value),
+            distributions=family.distributions(),
+            user_attrs={"proposal": number, "schedule": str(value), "generation": 0},
+        )
+        for number, value in enumerate(kept)
+    ]
+    values, mixed = [], []
+    for seed in range(200):
+        context: Any = SimpleNamespace(family=family, seed=seed, log=SimpleNamespace(settled=lambda: parents))
+        (child,) = NSGA2Search(context, NSGA2Search.Options(trials=3, population=2)).propose(2, 1)
+        mutated = [value for value in child.values() if value not in kept]
+        values += mutated
+        if len(mutated) == 1 and mutated[0] > 0.9:
+            mixed.append({*kept} <= set(child.values()))
+    assert len(mixed) > 4
+    assert np.mean(mixed) > 0.5
+    assert np.histogram(values, bins=5, range=(0, 1))[0].min() > len(values) / 10
 
 
-@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Search, 60), (GPSearch, 20)])
+@pytest.mark.parametrize(("kind", "trials"), [(NSGA2Search, 60), (GPSearch, 12)])
 def test_samplers_beat_random_draws(kind: type[OptunaSearch], trials: int) -> None:
     def volume(found: Sequence[FrozenTrial]) -> float:
         return hypervolume([trial.values for trial in found], reference=(-0.5, 1.0))
 
-    options = {"population": 10} if kind is NSGA2Search else {"batch": 4}
-    learned = np.mean([volume(drawn(kind, trials, late_is_right, seed=seed, **options)) for seed in range(2)])
-    blind = np.mean([volume(drawn(NSGA2Search, trials, late_is_right, seed=seed, population=99)) for seed in range(2)])
-    assert learned > blind + 0.01
+    options, seeds = ({"population": 10} if kind is NSGA2Search else {}), range(1 if kind is GPSearch else 2)
+    learned = np.mean([volume(drawn(kind, trials, late_is_right, seed=seed, **options)) for seed in seeds])
+    blind = np.mean([volume(drawn(NSGA2Search, trials, late_is_right, seed=seed, population=99)) for seed in seeds])
+    assert learned > blind + 0.05
+
+
+def test_tpe_draws_near_what_was_best() -> None:
+    def miss(parameters: dict[str, Any]) -> float:
+        return float(abs(parameters["keep"] - 0.7) + 0.1 * abs(parameters["layer"] - 3))
+
+    def objective(parameters: dict[str, Any]) -> tuple[float, float]:
+        return 1 - miss(parameters), miss(parameters)
+
+    runs = [[miss(t.params) for t in drawn(TPESearch, 40, objective, family="step", seed=seed)] for seed in range(2)]
+    assert np.mean([run[-10:] for run in runs]) < np.mean([run[:10] for run in runs]) - 0.15
 
 
 @pytest.mark.parametrize("kind", [TPESearch, NSGA2Search, GPSearch])

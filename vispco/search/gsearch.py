@@ -61,9 +61,7 @@ class GSearch(FittingSearch):
             if text not in known:
                 known[text] = new[text] = calibration.pruned_loss(schedule, batches)
                 if not math.isfinite(known[text]):
-                    raise MeasurementError(
-                        f"the loss of {text} is {known[text]}; check the model's weights and dtype"
-                    )
+                    raise MeasurementError(f"the loss of {text} is {known[text]}; check the model's weights and dtype")
             return known[text]
 
         layers, levels = self.context.family.layers, self.options.levels
