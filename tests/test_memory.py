@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vispco
-from vispco.pruning.methods import METHODS
+from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.schedules import MultiStep, Step
 from vispco.testing.tiny import IMAGE, TEXT
 
 PICTURES = 4
 TOKENS = 4 * 1024
+# Its greedy picks are made orthogonal to one another, and so each has a row of floats: 4 N * keep bytes.
+EXCEPT = {"cdpruner"}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -63,11 +65,12 @@ def model() -> Any:
 def batch(model: Any) -> dict[str, torch.Tensor]:
     ids = torch.cat([torch.full((20,), 9), torch.full((TOKENS,), IMAGE), torch.full((44,), 11)])[None]
     with torch.no_grad():
-        features = model.get_image_features(pixel_values=torch.randn(PICTURES, 3, 128, 128)).pooler_output
+        pixels = torch.randn(PICTURES, 3, 128, 128)
+        features = model.get_image_features(pixel_values=pixels).pooler_output
         embeds = model.get_input_embeddings()(ids)
         embeds[ids == IMAGE] = torch.cat(list(features)).view(-1, 64)
     # Features in place of pixels: the decoder is what is measured.
-    return {"input_ids": ids, "embeds": embeds}
+    return {"input_ids": ids, "embeds": embeds, "pixel_values": pixels}
 
 
 def measure(model: Any, batch: dict[str, torch.Tensor]) -> LiveBytes:
@@ -80,10 +83,13 @@ def measure(model: Any, batch: dict[str, torch.Tensor]) -> LiveBytes:
 
 
 @pytest.mark.parametrize("schedule", [Step(2, 0.5), MultiStep((1, 2, 3), (0.6, 0.3, 0.1))], ids=["step", "three steps"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - EXCEPT))
 def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, method: str, schedule: Any) -> None:
-    plain = measure(model, batch)
-    with vispco.prune(model, method=method, schedule=schedule) as session:
+    plain, chosen = measure(model, batch), make_method(method)
+    with torch.no_grad():
+        _, extras = vispco.adapter_for(model).encode_with_extras({"pixel_values": batch["pixel_values"]})
+    with vispco.prune(model, method=chosen, schedule=schedule) as session:
+        session.vision = extras
         pruned = measure(model, batch)
     assert session.counts is not None
     assert int(session.counts[0, 0]) == TOKENS

@@ -140,11 +140,11 @@ ratios = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), min_size=LA
 )
 def test_any_policies_in_any_order(policies: list[Ratios], limit: int | None, method: str) -> None:
     checks.check_sharing(
-        TINY_LLAVA.model(), TINY_LLAVA.batch([(3, 1, 5), (6, 0, 2)]), make_method(method), policies, limit
+        TINY_LLAVA.model(), TINY_LLAVA.batch([(3, 1, 5), (6, 0, 2)]), make_method(method), policies, [limit]
     )
 
 
 def test_text_alone_and_a_single_policy() -> None:
     model, method = TINY_LLAVA.model(), make_method("fastv")
-    checks.check_sharing(model, TINY_LLAVA.batch([(6, 0, 2)]), method, [Step(1, 0.5), Step(2, 0.1), keep_all()], None)
-    checks.check_sharing(model, TINY_LLAVA.batch(checks.ONE), method, [Step(1, 0.5)], 0)
+    checks.check_sharing(model, TINY_LLAVA.batch([(6, 0, 2)]), method, [Step(1, 0.5), Step(2, 0.1), keep_all()], [None])
+    checks.check_sharing(model, TINY_LLAVA.batch(checks.ONE), method, [Step(1, 0.5)], [0])

@@ -80,9 +80,16 @@ def prefill_flops(
         n_visual = np.asarray(n_visual, dtype=np.int64)
         before = np.concatenate([n_visual[:, None], counts[:, :-1]], axis=1)
         scored = (counts < before) & (counts > 0)
-        total = total + np.where(scored, method.scoring_flops(shape, before, n_text[:, None]), 0).sum(axis=1)
-        total = total + np.where(scored.any(axis=1), method.begin_flops(shape, n_visual, n_text), 0)
+        ranking = method.scoring_flops(shape, before, n_text[:, None])
+        ranking = ranking + method.choosing_flops(shape, before, n_text[:, None], counts)
+        most = np.where(scored, counts, 0).max(axis=1)
+        total = total + np.where(scored, ranking, 0).sum(axis=1) + _begun(shape, n_visual, n_text, most, method)
     return total
+
+
+def _begun(shape: ModelShape, n_visual: Counts, n_text: Counts, most: Counts, method: Method) -> Any:
+    """FLOPs of what ``method`` does before the first layer; nothing where it never ranks (``most`` 0)."""
+    return np.where(most > 0, method.begin_flops(shape, n_visual, n_text, most), 0)
 
 
 def shared_flops(
@@ -95,8 +102,9 @@ def shared_flops(
     """FLOPs that each policy adds when all are run on one batch as a tree over layers, int64 [P].
 
     Policies whose counts agree on every sample up to and including layer l share layers 0..l. A boundary is scored
-    once for all policies that share the layers before it; ``method.begin`` runs once. Entry p is what policy p adds
-    to policies 0..p-1: the sum does not depend on the order, a repeated policy adds 0, a single one costs what
+    once for all policies that share the layers before it, and tokens are chosen once for those that share the layer
+    behind it; ``method.begin`` runs once, for the policy that keeps most. Entry p is what policy p adds to policies
+    0..p-1: the sum does not depend on the order, a repeated policy adds 0, a single one costs what
     :func:`prefill_flops` says.
 
     Args:
@@ -113,15 +121,17 @@ def shared_flops(
     policies, samples = columns.shape[1:]
     before = np.broadcast_to(n_visual, (policies, samples))
     node = np.zeros(policies, dtype=np.int64)
-    scorer = np.full(samples, policies)
+    most = np.zeros((policies, samples), dtype=np.int64)
     for column in columns:
         parent, (node, first) = node, _children(node, column)
         entering = column[first]
         added[first] += layer_flops(shape, entering + n_text).sum(axis=1)
         scored = (entering < before[first]) & (entering > 0)
         if method is not None and scored.any():
+            most = np.maximum(most, np.where(scored, entering, 0)[node])
+            choosing = method.choosing_flops(shape, before[first], n_text[None, :], entering)
+            added[first] += np.where(scored, choosing, 0).sum(axis=1)
             who = np.where(scored, first[:, None], policies)
-            scorer = np.minimum(scorer, who.min(axis=0))
             # Of the children of one parent, the first that drops tokens of a sample pays for scoring it.
             order = np.argsort(parent[first], kind="stable")
             starts = np.flatnonzero(np.diff(parent[first][order], prepend=-1))
@@ -131,8 +141,8 @@ def shared_flops(
             np.add.at(added, payer[payer < policies], price[payer < policies])
         before = column
     if method is not None:
-        begun = np.broadcast_to(method.begin_flops(shape, n_visual, n_text), samples)
-        np.add.at(added, scorer[scorer < policies], begun[scorer < policies])
+        begun = _begun(shape, n_visual, n_text, np.maximum.accumulate(most, axis=0), method)
+        added += np.diff(begun, axis=0, prepend=0).sum(axis=1)
     return added
 
 

@@ -37,6 +37,10 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         from vispco.pruning.methods import METHODS
 
         return [{"method": name, "about": _module_line(METHODS[name])} for name in METHODS]
+    if what == "support":
+        from vispco.pruning.support import support_rows
+
+        return list(support_rows())
     if what == "schedules":
         from vispco.pruning.families import FAMILIES
         from vispco.pruning.published import PUBLISHED
@@ -52,7 +56,7 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         from vispco.search import SEARCHES
 
         return [{"search": name, "about": _first_line(SEARCHES[name])} for name in SEARCHES]
-    kinds = ["experiments", "models", "methods", "schedules", "tasks", "searches"]
+    kinds = ["experiments", "models", "methods", "support", "schedules", "tasks", "searches"]
     raise ConfigError(f"nothing called {what!r} to list; {suggest(what, kinds)}")
 
 

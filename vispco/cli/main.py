@@ -122,7 +122,7 @@ def resume(
 @app.command("ls")
 def ls(
     what: Annotated[
-        str, typer.Argument(help="experiments, models, methods, schedules, tasks or searches")
+        str, typer.Argument(help="experiments, models, methods, support, schedules, tasks or searches")
     ] = "experiments",
     storage: Storage = None,
     as_json: Json = False,

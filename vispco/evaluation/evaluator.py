@@ -24,6 +24,7 @@ from vispco.evaluation.records import Failed, Outcome, Stopped
 from vispco.evaluation.units import Executor, InProcess, UnitRunner, changed_logits
 from vispco.models.loading import weights_hash
 from vispco.pruning.methods.base import Method
+from vispco.pruning.needs import check_needs
 from vispco.pruning.runtime import checked_counts
 from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all
 
@@ -362,8 +363,10 @@ class Evaluator:
 
         Raises:
             ScheduleError: the policy does not fit the model or the method.
+            ModelError: the model lacks what the method needs.
         """
         method = method or self.problem.default_method
+        check_needs(method, self.problem.adapter)
         layers = self.problem.shape.layers
         found = []
         for part in self.prepared(split):

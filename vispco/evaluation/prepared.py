@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,31 @@ from vispco.tasks.base import PLACE, Sample, Task
 
 if TYPE_CHECKING:
     from vispco.models.base import ModelAdapter
+    from vispco.models.vision import VisionExtras
     from vispco.problem import Problem
+    from vispco.pruning.methods.base import Method
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples ``rows`` of a split, left-padded; ``inputs`` are the processor's, without pixels."""
+    """Samples ``rows`` of a split, left-padded; ``inputs`` are the processor's, without pixels.
+
+    ``read_vision`` runs the vision tower again, for methods that read it; few do, and what they read is large.
+    """
 
     rows: NDArray[np.int64]
     inputs: dict[str, Tensor]
     features: Tensor
     keys: list[int]
+    read_vision: Callable[[], VisionExtras] | None = None
+
+    @cached_property
+    def _vision(self) -> VisionExtras | None:
+        return self.read_vision() if self.read_vision is not None and len(self.features) else None
+
+    def vision_for(self, method: Method) -> VisionExtras | None:
+        """What ``method`` may read of the vision tower, once for all policies; None if it reads nothing there."""
+        return self._vision if "vision" in method.needs else None
 
     def prompt(self, adapter: ModelAdapter) -> Prompt:
         """What the decoder will receive, without running it."""
@@ -205,6 +219,28 @@ def make_batch(
         DataError: the processor cannot read a sample.
     """
     adapter = problem.adapter
+    values = _processed(problem, task, samples, prompts, rows)
+    with torch.inference_mode():
+        shown = any(samples[row].images for row in rows)
+        features = adapter.encode_images(values) if shown else torch.zeros(0)
+
+    def read_vision() -> VisionExtras:
+        with torch.inference_mode():
+            return adapter.encode_with_extras(_processed(problem, task, samples, prompts, rows))[1]
+
+    return Batch(
+        rows=np.array(rows),
+        inputs=adapter.with_features(values, torch.zeros(0)),
+        features=features.clone(),
+        keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
+        read_vision=read_vision,
+    )
+
+
+def _processed(
+    problem: Problem, task: Task, samples: Sequence[Sample], prompts: Sequence[str], rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """What the processor makes of samples ``rows``, pixels included."""
     images = [list(samples[row].images) for row in rows]
     try:
         inputs = problem.processor(
@@ -220,12 +256,4 @@ def make_batch(
     except (ValueError, TypeError, OSError) as error:
         ids = ", ".join(samples[row].id for row in rows[:3])
         raise DataError(f"task {task.name!r}: cannot process samples {ids}, ...: {error}") from error
-    values = dict(inputs)
-    with torch.inference_mode():
-        features = adapter.encode_images(values) if any(images) else torch.zeros(0)
-    return Batch(
-        rows=np.array(rows),
-        inputs=adapter.with_features(values, torch.zeros(0)),
-        features=features.clone(),
-        keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
-    )
+    return dict(inputs)

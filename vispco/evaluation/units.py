@@ -145,6 +145,7 @@ class UnitRunner:
         inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
         scores, errors = np.full(counts.shape[:2], np.nan, dtype=np.float32), {}
         shared, longest = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit), part.task
+        shared.vision = batch.vision_for(unit.method)
         stop, pad = stop_tokens(self.problem.model.generation_config)
         for members, logits in shared.logits(inputs, batch.keys, cached=longest.max_new_tokens > 1):
             if not bool(torch.isfinite(logits).all()):
@@ -163,7 +164,7 @@ class UnitRunner:
         for number, given in enumerate(counts):
             try:
                 with prune(model, method=unit.method, schedule=GivenCounts(given)) as session:
-                    session.sample_keys = batch.keys
+                    session.sample_keys, session.vision = batch.keys, batch.vision_for(unit.method)
                     found = model.generate(**inputs, max_new_tokens=part.task.max_new_tokens, do_sample=False)
             except MeasurementError as error:
                 errors[number] = _one_line(error)

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from vispco.models.vision import VisionExtras, VisionWatch
+
 ADAPTERS = Registry("model family", "models")
 GUIDE = "docs/extending.md"
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder, in the letters of the FLOPs formula (``vispco.costs``)."""
+    """Sizes of a decoder, in the letters of the FLOPs formula (``vispco.costs``).
+
+    ``vision_width``, ``vision_heads``: of the vision tower, where methods can read it.
+    """
 
     layers: int
     hidden: int
@@ -29,6 +34,8 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     mlp: int
+    vision_width: int = 0
+    vision_heads: int = 0
 
 
 class ModelAdapter(ABC):
@@ -61,14 +68,19 @@ class ModelAdapter(ABC):
         layers: Sequence[nn.Module] = self.decoder().layers  # type: ignore[assignment]
         return layers
 
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The norm behind the last layer, of [B, n, H]."""
+        normed: Tensor = self.decoder().norm(hidden)  # type: ignore[operator]
+        return normed
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [B, n, V] of what leaves the last layer, [B, n, H]."""
-        logits: Tensor = self.model.lm_head(self.decoder().norm(hidden))  # type: ignore[operator]
+        logits: Tensor = self.model.lm_head(self.norm(hidden))
         return logits
 
     def shape(self) -> ModelShape:
         """Sizes of the decoder."""
-        config = self.model.config.get_text_config()
+        config, watch = self.model.config.get_text_config(), self.watch_vision()
         return ModelShape(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -76,6 +88,16 @@ class ModelAdapter(ABC):
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             mlp=config.intermediate_size,
+            vision_width=watch.width if watch else 0,
+            vision_heads=watch.heads if watch else 0,
+        )
+
+    def provides(self) -> frozenset[str]:
+        """What methods may read of this model, names of ``vispco.pruning.needs.NEEDS``."""
+        watch = self.watch_vision()
+        tower = {"vision"} if watch else set()
+        return frozenset(
+            {"attention", "keys", "look_ahead"} | tower | ({"text_tower"} if watch and watch.text_tower else set())
         )
 
     # --- attention -------------------------------------------------------------------------------
@@ -96,6 +118,17 @@ class ModelAdapter(ABC):
         cos, sin = (part.unsqueeze(1) for part in position_embeddings)
         first, second = heads.chunk(2, dim=-1)
         return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+    def project(self, layer: int, hidden: Tensor, what: str) -> Tensor:
+        """``"queries"`` or ``"keys"`` before rotation that ``layer`` makes of its input [B, n, H]: [B, heads, n, d]."""
+        block: Any = self.layers()[layer]
+        attention, letter = block.self_attn, what[0]
+        projected = getattr(attention, f"{letter}_proj")(block.input_layernorm(hidden))
+        shape = self.shape()
+        heads = shape.heads if what == "queries" else shape.kv_heads
+        projected = projected.view(*hidden.shape[:2], heads, -1).transpose(1, 2)
+        norm = getattr(attention, f"{letter}_norm", None)
+        return projected if norm is None else norm(projected)  # type: ignore[no-any-return]
 
     def attention_scale(self, layer: int) -> float:
         """What logits are multiplied with before the softmax."""
@@ -142,6 +175,41 @@ class ModelAdapter(ABC):
     @abstractmethod
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
         """Visual features of a batch, [total visual tokens, H], in the order of their places in ``input_ids``."""
+
+    def watch_vision(self) -> VisionWatch | None:
+        """Reads attention and keys off the vision tower while it runs; None: this adapter does not tell how."""
+        return None
+
+    def join_extras(self, inputs: dict[str, Any], calls: Sequence[VisionExtras]) -> VisionExtras:
+        """Extras of the calls of the tower that one batch made, in the order of :meth:`encode_images`."""
+        from vispco.models.vision import VisionExtras
+
+        return VisionExtras.join(calls)
+
+    def encode_with_extras(self, inputs: dict[str, Any]) -> tuple[Tensor, VisionExtras]:
+        """:meth:`encode_images`, and what was read off the tower in the same pass.
+
+        Raises:
+            ModelError: there is nothing to read.
+        """
+        watch = self.watch_vision()
+        if watch is None:
+            raise ModelError(
+                f"the adapter of model family {self.model.config.model_type!r} does not watch its vision tower"
+            )
+        handles = watch.install()
+        try:
+            features = self.encode_images(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        calls = watch.take(len(features))
+        if calls is None:
+            raise ModelError(
+                f"the vision tower of model family {self.model.config.model_type!r} showed other tokens than its "
+                f"{len(features)} visual ones; its adapter's watch_vision must follow how features are put together"
+            )
+        return features, self.join_extras(inputs, calls)
 
     @abstractmethod
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from vispco.models.base import ADAPTERS, ModelAdapter, fixed_grids
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vispco.models.vision import VisionWatch
+
 
 @ADAPTERS.register("gemma3")
 class Gemma3Adapter(ModelAdapter):
@@ -40,6 +42,14 @@ class Gemma3Adapter(ModelAdapter):
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
         features: Tensor = self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
         return features.flatten(0, 1)
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.vision import EncoderWatch
+
+        tower, projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
+        layers = getattr(tower, "vision_model", tower).encoder.layers
+        heads = self.model.config.vision_config.num_attention_heads
+        return EncoderWatch(layers, len(layers) - 1, heads, projector, cls=False, cell=projector.kernel_size)
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

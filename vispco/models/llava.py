@@ -10,6 +10,8 @@ from vispco.models.base import ADAPTERS, ModelAdapter, fixed_grids
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vispco.models.vision import VisionWatch
+
 
 @ADAPTERS.register("llava")
 class LlavaAdapter(ModelAdapter):
@@ -30,6 +32,29 @@ class LlavaAdapter(ModelAdapter):
 
         outputs = self.model.get_image_features(pixel_values=inputs["pixel_values"])
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in outputs.pooler_output])
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.vision import EncoderWatch
+
+        config, tower = self.model.config, self.model.model.vision_tower
+        tower = getattr(tower, "vision_model", tower)
+        layers = getattr(getattr(tower, "encoder", None), "layers", None)
+        last = (
+            config.vision_feature_layer
+            if isinstance(config.vision_feature_layer, int)
+            else config.vision_feature_layer[-1]
+        )
+        if config.model_type != "llava" or layers is None or last in (0, -len(layers) - 1):
+            return None
+        cls = hasattr(tower.embeddings, "class_embedding")
+        return EncoderWatch(
+            layers,
+            last - 1 if last > 0 else len(layers) + last,
+            config.vision_config.num_attention_heads,
+            self.model.model.multi_modal_projector,
+            cls=cls,
+            drop_cls=cls and config.vision_feature_select_strategy == "default",
+        )
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

@@ -14,6 +14,8 @@ from vispco.models.base import ADAPTERS, ModelAdapter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vispco.models.vision import VisionExtras, VisionWatch
+
 KINDS = (("image", "pixel_values", "image_grid_thw"), ("video", "pixel_values_videos", "video_grid_thw"))
 
 
@@ -68,11 +70,27 @@ class Qwen25VLAdapter(ModelAdapter):
                 parts[kind] = torch.cat(list(encode(inputs[pixels], inputs[grid]).pooler_output))
         if len(parts) == 1:
             return next(iter(parts.values()))
-        ids = inputs["input_ids"]
-        video = ids[self.visual_mask(ids, None)] == self.model.config.video_token_id
+        video = self._of_videos(inputs)
         joined = torch.empty(len(video), parts["image"].shape[-1], dtype=parts["image"].dtype, device=video.device)
         joined[video], joined[~video] = parts["video"], parts["image"]
         return joined
+
+    def _of_videos(self, inputs: dict[str, Any]) -> Tensor:
+        """bool [N]: whether a visual token is a video's."""
+        ids = inputs["input_ids"]
+        return ids[self.visual_mask(ids, None)] == self.model.config.video_token_id  # type: ignore[no-any-return]
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.vision import PackedWatch
+
+        return PackedWatch(self.model.model.visual)
+
+    def join_extras(self, inputs: dict[str, Any], calls: Sequence[VisionExtras]) -> VisionExtras:
+        """Pictures are encoded before videos, wherever they stand in the prompt."""
+        joined = super().join_extras(inputs, calls)
+        if len(calls) == 1:
+            return joined
+        return joined.take(self._of_videos(inputs).long().argsort(stable=True).argsort())
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -80,8 +98,7 @@ class Qwen25VLAdapter(ModelAdapter):
         rest = {key: value for key, value in inputs.items() if not key.startswith("pixel_values")}
         if not len(features):
             return rest
-        ids = inputs["input_ids"]
-        video = ids[self.visual_mask(ids, None)] == self.model.config.video_token_id
+        video = self._of_videos(inputs)
         rest["mm_encoder_outputs"] = {
             kind: BaseModelOutputWithPooling(pooler_output=[features[where]])
             for kind, where in (("image", ~video), ("video", video))

@@ -19,7 +19,7 @@ class LayerAttention:
     """Attention of one layer, row by row; the full map is never formed.
 
     Args:
-        queries, keys: outputs of :meth:`ModelAdapter.projections`.
+        queries, keys: outputs of :meth:`ModelAdapter.projections`; without queries there are no rows.
         position_embeddings: cosine and sine, [B or 1, n, d].
         valid: bool [B, n]; other keys get no attention.
         mask: the layer's own mask, as in :func:`vispco.pruning.masks.allowed_rows`.
@@ -30,7 +30,7 @@ class LayerAttention:
         adapter: ModelAdapter,
         layer: int,
         *,
-        queries: Tensor,
+        queries: Tensor | None,
         keys: Tensor,
         position_embeddings: Rotary,
         valid: Tensor,
@@ -46,7 +46,17 @@ class LayerAttention:
     @cached_property
     def _rotated_keys(self) -> Tensor:
         """[B, g, n, d]."""
-        return self._adapter.rotate(self._adapter.to_heads(self._keys, self._shape.kv_heads), self._rotary)
+        return self._adapter.rotate(self.keys(), self._rotary)
+
+    def keys(self) -> Tensor:
+        """Keys before rotation, [B, g, n, d]."""
+        return self._adapter.to_heads(self._keys, self._shape.kv_heads)
+
+    def _query_heads(self, places: Tensor) -> Tensor:
+        """Queries at ``places`` [B, R] before rotation, [B, h, R, d]."""
+        assert self._queries is not None
+        q = self._adapter.to_heads(self._queries, self._shape.heads)
+        return q.gather(2, places[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[-1]))
 
     def _rotary_at(self, places: Tensor) -> Rotary:
         """Cosine and sine at ``places`` [B, R]."""
@@ -58,15 +68,12 @@ class LayerAttention:
 
         A query that sees nothing has a row of zeros. Costs ``2 h d n R`` FLOPs per sample.
         """
-        shape, batch, asked_from = self._shape, len(query_index), query_index.device
+        shape, (batch, asked), asked_from = self._shape, query_index.shape, query_index.device
         query_index = query_index.to(self._keys.device)
-        at = query_index[..., None]
-        q = self._adapter.to_heads(self._queries, shape.heads)
-        q = q.gather(2, at[:, None].expand(-1, q.shape[1], -1, q.shape[-1]))
-        q = self._adapter.rotate(q, self._rotary_at(query_index))
+        q = self._adapter.rotate(self._query_heads(query_index), self._rotary_at(query_index))
         q = q.reshape(batch, shape.kv_heads, -1, shape.head_dim)
         logits = torch.matmul(q, self._rotated_keys.transpose(2, 3))
-        logits = logits.view(batch, shape.heads, at.shape[1], -1).float() * self._scale
+        logits = logits.view(batch, shape.heads, asked, -1).float() * self._scale
         allowed = allowed_rows(self._mask, self._valid, query_index)[:, None]
         blind = ~allowed.any(dim=-1, keepdim=True)
         logits = logits.masked_fill_(~(allowed | blind), -torch.inf)
@@ -85,3 +92,38 @@ class LayerAttention:
         q = self._adapter.rotate(ones[:, :, : query_index.shape[1]], at)[:, 0]
         kernel = torch.matmul(q, k.transpose(1, 2)) / math.sqrt(cos.shape[-1])
         return kernel.to(query_index.device)
+
+
+class LookAhead(LayerAttention):
+    """Attention that a layer would have if the tokens entered it; queries are projected only where rows are asked for.
+
+    Args:
+        hidden: the tokens' states before the layer, [B, n, H].
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        layer: int,
+        *,
+        hidden: Tensor,
+        position_embeddings: Rotary,
+        valid: Tensor,
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            adapter,
+            layer,
+            queries=None,
+            keys=hidden,
+            position_embeddings=position_embeddings,
+            valid=valid,
+            mask=mask,
+        )
+        self._layer, self._hidden = layer, hidden
+
+    def keys(self) -> Tensor:
+        return self._adapter.project(self._layer, self._hidden, "keys")
+
+    def _query_heads(self, places: Tensor) -> Tensor:
+        return self._adapter.project(self._layer, rows_at(self._hidden, places), "queries")

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vispco.errors import MeasurementError
 from vispco.models.base import ModelAdapter
-from vispco.pruning.attention import LayerAttention
+from vispco.pruning.attention import LayerAttention, LookAhead
 from vispco.pruning.masks import as_backend_mask, causal_mask, gather_mask, with_diagonal
 from vispco.pruning.methods.base import Method, ScoreContext
+from vispco.pruning.needs import LAYER_BEFORE
 from vispco.pruning.tokens import Prompt, Tokens, rows_at
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -61,8 +62,11 @@ class Prefill:
 
     def __post_init__(self) -> None:
         self.tokens = Tokens.of(self.prompt.visual, self.prompt.valid)
+        if any(self.path.ranked) and "vision" in self.method.needs:
+            _ = self.prompt.vision  # the tower's part is there only until the decoder starts
         self._begun = self.method.begin(self.prompt) if any(self.path.ranked) else None
         self._captured: dict[str, Tensor] = {}
+        self._looking = False  # a method that looks ahead calls projections itself
         self._scored: tuple[ScoreContext, Tensor] | None = None
         self._shortened: dict[int, tuple[Any, Any]] = {}
         self._layer_kwargs: dict[str, Any] = {}
@@ -74,30 +78,33 @@ class Prefill:
         other.path = path
         return other
 
-    def rank(self, boundary: int) -> None:
-        """Rank now, once for all forks that choose at ``boundary``."""
+    def rank(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Rank now, once for all forks that choose at ``boundary``; ``hidden`` and ``kwargs`` are about to enter it."""
         if self._scored is None:
-            self._scored = self._ranked(boundary)
+            self._scored = self._ranked(boundary, hidden, kwargs)
 
     # --- what the hooks call ---------------------------------------------------------------------
 
     def captures(self, layer: int) -> bool:
-        """Whether the boundary behind ``layer`` ranks tokens by the attention of ``layer``."""
-        return "attention" in self.method.needs and layer + 1 < len(self.path.ranked) and self.path.ranked[layer + 1]
+        """Whether the boundary behind ``layer`` ranks tokens by queries or keys of ``layer``."""
+        if self._looking or not self.method.needs & LAYER_BEFORE:
+            return False
+        return layer + 1 < len(self.path.ranked) and self.path.ranked[layer + 1]
 
     def on_projection(self, layer: int, what: str, output: Tensor) -> None:
-        """Rank at once when queries and keys are both there, so that neither is held through the MLP."""
+        """Rank at once when what is needed is there, so that it is not held through the MLP."""
         self._captured[what] = output
-        if len(self._captured) == 2:
+        wanted = {"queries", "keys"} if "attention" in self.method.needs else {"keys"}
+        if wanted <= self._captured.keys() and "look_ahead" not in self.method.needs:
             context = self._context(layer + 1)
             self._scored = context, self._score(context)
-            self._captured = {}
 
     def on_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         gathers = self.path.dropped[number] or (self.gather_always and number > 0)
         if gathers:
-            hidden = self._drop(number, hidden)
+            hidden = self._drop(number, hidden, kwargs)
+        self._scored = None  # also what was ranked for other paths only
         self.layers.append(self.tokens)
         if not self.cut:
             self._layer_kwargs = kwargs
@@ -116,25 +123,30 @@ class Prefill:
 
     # --- choosing --------------------------------------------------------------------------------
 
-    def _drop(self, number: int, hidden: Tensor) -> Tensor:
+    def _drop(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Choose the tokens that enter layer ``number``; returns their hidden states."""
         tokens = self.tokens
         keep = tokens.valid & ~tokens.visual
         if self.path.scored[number]:
-            context, scores = self._scored or self._ranked(number)
+            context, scores = self._scored or self._ranked(number, hidden, kwargs)
             chosen, hidden = self.method.reduce(context, scores, self.path.counts[:, number], hidden)
             keep = keep | chosen
         elif not self.path.dropped[number]:
             keep = tokens.valid
-        self._scored = None
         self.tokens, places = tokens.take(keep)
         self.cut = True
         self._shortened.clear()
         return rows_at(hidden, places)
 
-    def _ranked(self, number: int) -> tuple[ScoreContext, Tensor]:
+    def _ranked(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[ScoreContext, Tensor]:
         context = self._context(number)
-        return context, self._score(context)
+        if "look_ahead" in self.method.needs:
+            context.look_ahead = cache(partial(self._look_ahead, number, hidden, kwargs))
+        self._looking = True
+        try:
+            return context, self._score(context)
+        finally:
+            self._looking = False
 
     def _context(self, boundary: int) -> ScoreContext:
         tokens = self.tokens
@@ -149,20 +161,27 @@ class Prefill:
             shape=self.adapter.shape(),
             attention=cache(partial(self._attention_of, boundary - 1, self._captured)),
             begun=self._begun,
+            final_norm=self.adapter.norm,
         )
 
     def _attention_of(self, layer: int, captured: dict[str, Tensor]) -> LayerAttention:
-        device, mask = captured["keys"].device, self._layer_kwargs.get("attention_mask")
-        cos, sin = (part.to(device) for part in self._layer_kwargs["position_embeddings"])
-        return LayerAttention(
-            self.adapter,
-            layer,
-            queries=captured["queries"],
-            keys=captured["keys"],
-            position_embeddings=(cos, sin),
-            valid=self.tokens.valid.to(device),
-            mask=mask if mask is None else mask.to(device),
-        )
+        keys = captured["keys"]
+        seen = self._seen_by(self._layer_kwargs, keys.device)
+        return LayerAttention(self.adapter, layer, queries=captured.get("queries"), keys=keys, **seen)
+
+    def _look_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> LayerAttention:
+        kwargs = {**kwargs, **self._shorten(kwargs)} if self.cut else kwargs
+        return LookAhead(self.adapter, layer, hidden=hidden, **self._seen_by(kwargs, hidden.device))
+
+    def _seen_by(self, kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """What a layer that is called with ``kwargs`` knows of its tokens."""
+        mask = kwargs.get("attention_mask")
+        cos, sin = (part.to(device) for part in kwargs["position_embeddings"])
+        return {
+            "position_embeddings": (cos, sin),
+            "valid": self.tokens.valid.to(device),
+            "mask": mask if mask is None else mask.to(device),
+        }
 
     def _score(self, context: ScoreContext) -> Tensor:
         scores = self.method.score(context).to(context.visual.device)
@@ -171,8 +190,9 @@ class Prefill:
                 f"method {self.method.name!r} gave scores that are not finite before layer {context.boundary}; "
                 "check the model's weights and dtype"
             )
-        # Queries and keys must not outlive the layer.
-        context.attention = _gone
+        # Queries, keys and states must not outlive the layer.
+        context.attention = context.look_ahead = _gone
+        self._captured = {}
         return scores
 
     # --- shortening ------------------------------------------------------------------------------

@@ -3,7 +3,12 @@
 Sources: FastV arXiv 2403.06764 (K, R = removed share); FitPrune arXiv 2409.10197, delete counts per layer of the
 official repository ywh187/FitPrune for LLaVA-1.5-7B (32 layers, 576 visual tokens); SparseVLM arXiv 2410.04417,
 counts kept at layers 2, 6 and 15 of Gumpest/SparseVLMs, whose names (192, 128, 96, 64) are averages over layers of
-the tokens *leaving* each layer; entering, they are 206.5, 145.4, 114.1 and 82.3 with recycling.
+the tokens *leaving* each layer; entering, they are 206.5, 145.4, 114.1 and 82.3 with recycling. PyramidDrop arXiv
+2410.17247, halved behind 8, 16 and 24 layers; DART arXiv 2502.11494, whose budget of 128 keeps 8 * 16 + 4; VTW arXiv
+2405.05803 withdraws all visual tokens at once, layer 16 on its command line for 7B, so that nothing is ranked and the
+method does not matter; before the decoder: DivPrune arXiv 2503.02175 (ratio), VisionZip arXiv 2412.04467 (dominant and
+contextual tokens: 54 + 10, 191 + 30), VisPruner arXiv 2412.01818, CDPruner arXiv 2506.10967 (counts), PruMerge arXiv
+2403.15388 (its mean compression).
 
 Counts become shares of 576 tokens, and a recipe for 32 layers is stretched over the depth of other models:
 layer l of L gets what layer 32 l / L has.
@@ -70,7 +75,7 @@ class Published:
         if self.layers is None or self.layers == layers:
             return self.schedule
         ratios = self.schedule.keep_ratio(self.layers)
-        return Ratios([1.0, *(ratios[layer * self.layers // layers] for layer in range(1, layers))])
+        return Ratios([ratios[0], *(ratios[layer * self.layers // layers] for layer in range(1, layers))])
 
 
 def fitprune_counts(deleted: Sequence[int], tokens: int = LLAVA_TOKENS) -> list[int]:
@@ -118,6 +123,21 @@ PUBLISHED: dict[str, Published] = {
         )
         for name, kept in SPARSEVLM_KEPT["1.5"].items()
     },
+    "pyramiddrop:8-16-24": Published("pyramiddrop", MultiStep((8, 16, 24), (0.5, 0.25, 0.125)), LLAVA_LAYERS),
+    "dart:128": Published("dart", Step(layer=2, keep=132 / LLAVA_TOKENS)),
+    "vtw:16": Published("stride", Step(layer=16, keep=0.0), LLAVA_LAYERS),
+    "divprune:0.098": Published("divprune", Step(layer=0, keep=0.098)),
+    **{
+        f"visionzip:{dominant + contextual}": Published(
+            "visionzip",
+            Step(layer=0, keep=(dominant + contextual) / LLAVA_TOKENS),
+            parameters={"contextual": contextual / (dominant + contextual)},
+        )
+        for dominant, contextual in ((54, 10), (191, 30))
+    },
+    "vispruner:128": Published("vispruner", Step(layer=0, keep=128 / LLAVA_TOKENS)),
+    **{f"cdpruner:{kept}": Published("cdpruner", Step(layer=0, keep=kept / LLAVA_TOKENS)) for kept in (64, 192)},
+    "prumerge:14.4x": Published("prumerge", Step(layer=0, keep=1 / 14.4)),
 }
 
 

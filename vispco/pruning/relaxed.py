@@ -27,10 +27,13 @@ from torch import Tensor
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
-from vispco.pruning.attention import LayerAttention
+from vispco.models.vision import VisionExtras
+from vispco.pruning.attention import LayerAttention, LookAhead
 from vispco.pruning.masks import as_bool_mask, causal_mask
 from vispco.pruning.methods.base import Method, ScoreContext
+from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.tokens import Prompt, Tokens
+from vispco.pruning.tower import TowerReader
 
 EPSILON = 1e-20
 
@@ -46,6 +49,7 @@ class RelaxedForward:
         temperature: float,
         trailing: int,
         sample_keys: list[int],
+        vision: VisionExtras | None,
     ) -> None:
         self.adapter, self.method, self.ratios = adapter, method, ratios.reshape(-1, ratios.shape[-1])
         self.temperature, self.trailing, self.sample_keys = temperature, trailing, sample_keys
@@ -54,6 +58,7 @@ class RelaxedForward:
         self._last_kwargs: dict[str, Any] = {}
         self._begun: Any = None
         self._handles: list[Any] = []
+        self._vision, self._tower = vision, TowerReader(adapter, method)
 
     def install(self) -> None:
         add = self._handles.append
@@ -61,15 +66,17 @@ class RelaxedForward:
         add(self.adapter.decoder().register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         for number, layer in enumerate(self.adapter.layers()):
             add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
-            if number + 1 < self.ratios.shape[1]:
+            if self.method.needs & LAYER_BEFORE and number + 1 < self.ratios.shape[1]:
                 for what, module in zip(("queries", "keys"), self.adapter.projections(number), strict=True):
                     add(module.register_forward_hook(self._capture_hook(what)))
+        self._handles += self._tower.install()
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._captured.clear()
+        self._tower.clear()
 
     def _capture_hook(self, what: str) -> Any:
         def capture(module: Any, args: Any, output: Tensor) -> None:
@@ -80,6 +87,7 @@ class RelaxedForward:
     def _on_entry(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self._inputs = kwargs
         self._captured.clear()
+        self._tower.on_entry(kwargs)
 
     def _on_decoder(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         inputs = self._inputs
@@ -98,6 +106,7 @@ class RelaxedForward:
             valid=self.prompt_part,
             read_coordinates=lambda: self.adapter.coordinates(inputs, self.visual),
             read_keys=lambda: self.sample_keys,
+            read_vision=lambda: self._tower.rows(inputs, visual, valid, self._vision),
         )
         with torch.no_grad():
             self._begun = self.method.begin(self.prompt)
@@ -108,7 +117,7 @@ class RelaxedForward:
             if number == 0:
                 self._last_kwargs = kwargs
                 return None
-            self._drop(number)
+            self._drop(number, args[0] if args else kwargs["hidden_states"], kwargs)
             self._last_kwargs = kwargs
             seen = causal_mask(self.valid, self.valid.shape[1]) if given is None else as_bool_mask(given)
             weight = torch.log(self.mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
@@ -118,7 +127,7 @@ class RelaxedForward:
 
         return before
 
-    def _drop(self, number: int) -> None:
+    def _drop(self, number: int, hidden: Tensor, entering: dict[str, Any]) -> None:
         """Multiply the mask by the keep mask of the boundary before layer ``number``."""
         ratio = self.ratios[:, number, None].to(self.mask.device)
         with torch.no_grad():
@@ -145,6 +154,17 @@ class RelaxedForward:
                     )
                 ),
                 begun=self._begun,
+                look_ahead=cache(
+                    lambda: LookAhead(
+                        self.adapter,
+                        number,
+                        hidden=hidden,
+                        position_embeddings=entering["position_embeddings"],
+                        valid=left,
+                        mask=entering.get("attention_mask"),
+                    )
+                ),
+                final_norm=self.adapter.norm,
             )
             scores = self.method.score(context).masked_fill(~alive, -torch.inf)
             order = scores.argsort(dim=-1, descending=True, stable=True)
@@ -168,27 +188,31 @@ def relaxed(
     temperature: float = 0.1,
     trailing: int = 0,
     sample_keys: list[int] | None = None,
+    vision: VisionExtras | None = None,
 ) -> Iterator[RelaxedForward]:
     """Inside the block the model's forward is differentiable in ``ratios``, [L] or [B, L]; layer 0's must be 1.
 
     Args:
         temperature: width of the straight-through mask's gradient, as a share of the visual tokens.
         trailing: answer tokens behind the prompt; methods see the prompt only.
+        sample_keys: [B], tell samples apart for seeded methods.
+        vision: of the batch's visual tokens, for methods that read the vision tower where the model is given features.
 
     Raises:
-        ModelError: the method's scores cannot drive the relaxed model, or the attention backend takes no
-            additive mask.
+        ModelError: the model lacks what the method needs, the method's scores cannot drive the relaxed model, or the
+            attention backend takes no additive mask.
     """
     if not method.differentiable:
         raise ModelError(
             f"method {method.name!r} cannot drive the relaxed model; use one that ranks by model signals, e.g. fastv"
         )
+    check_needs(method, adapter)
     attention = adapter.attention()
     if attention not in ("sdpa", "eager"):
         raise ModelError(
             f"the relaxed model needs sdpa or eager attention, not {attention!r}; set model.attention: sdpa"
         )
-    session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [])
+    session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [], vision)
     session.install()
     try:
         yield session

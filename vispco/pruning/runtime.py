@@ -14,6 +14,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,24 @@ from torch import Tensor
 
 from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.models.base import ModelAdapter, adapter_for
+from vispco.models.vision import VisionExtras
 from vispco.pruning.decoding import Cached, DecodeStep
 from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.prefill import Call, Path, Prefill
 from vispco.pruning.published import named_schedule
 from vispco.pruning.schedules import Counts, Policy
 from vispco.pruning.tokens import Prompt, Tokens
+from vispco.pruning.tower import TowerReader
 
 
 class PruningSession:
     """Hooks of one ``with vispco.prune(...)`` block, and what the last prefill did.
 
     ``counts`` int [B, L]: visual tokens that entered each layer. ``kept(layer)`` gives the prompt positions.
+
+    A caller may give ``sample_keys`` [B], which tell samples apart for seeded methods, and ``vision``, of the batch's
+    visual tokens, for methods that read the vision tower where the model is given features in place of pixels.
     """
 
     def __init__(self, adapter: ModelAdapter, method: Method, policy: Policy, *, gather_always: bool = False) -> None:
@@ -42,6 +49,7 @@ class PruningSession:
         self.policy = policy
         self.counts: Tensor | None = None
         self.sample_keys: Sequence[int] | None = None
+        self.vision: VisionExtras | None = None
         self.gather_always = gather_always
         self._last_layers: list[Tokens] = []
         self._inputs: dict[str, Any] = {}
@@ -49,6 +57,8 @@ class PruningSession:
         self._decode: DecodeStep | None = None
         self._caches: weakref.WeakKeyDictionary[Any, Cached] = weakref.WeakKeyDictionary()
         self._handles: list[Any] = []
+        check_needs(method, adapter)
+        self._tower = TowerReader(adapter, method)
 
     # --- what callers may ask --------------------------------------------------------------------
 
@@ -75,10 +85,12 @@ class PruningSession:
             add(self.adapter.decoder().register_forward_hook(self._on_output))
             for number, layer in enumerate(layers):
                 add(layer.register_forward_pre_hook(_LayerHook(self, number), with_kwargs=True))
-                if "attention" in self.method.needs and number + 1 < len(layers):
+                if self.method.needs & LAYER_BEFORE and number + 1 < len(layers):
                     queries, keys = self.adapter.projections(number)
-                    add(queries.register_forward_hook(_Capture(self, number, "queries")))
                     add(keys.register_forward_hook(_Capture(self, number, "keys")))
+                    if "attention" in self.method.needs:
+                        add(queries.register_forward_hook(_Capture(self, number, "queries")))
+            self._handles += self._tower.install()
         except BaseException:
             self.remove()
             raise
@@ -89,9 +101,11 @@ class PruningSession:
         self._handles.clear()
         self._prefill = self._decode = None
         self._inputs = {}
+        self._tower.clear()
 
     def _on_entry(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._inputs = {**({"input_ids": args[0]} if args else {}), **kwargs}
+        self._tower.on_entry(self._inputs)
 
     def _on_decoder(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         self._prefill = self._decode = None
@@ -100,7 +114,10 @@ class PruningSession:
         known = self._caches.get(cache) if cache is not None else None
         past = cache.get_seq_length() if cache is not None else 0
         if past == 0:
-            self._begin_prefill(embeds, self._visual_mask(), kwargs, cache)
+            try:
+                self._begin_prefill(embeds, self._visual_mask(), kwargs, cache)
+            finally:
+                self._tower.clear()
             return None
         if (known is None or embeds.shape[1] > 1) and bool(self._visual_mask().any()):
             raise ModelError(
@@ -122,14 +139,15 @@ class PruningSession:
     def _begin_prefill(self, embeds: Tensor, visual: Tensor, kwargs: dict[str, Any], cache: Any) -> None:
         mask, attention = self._given_mask(), self.adapter.attention()
         valid = mask.bool() if mask is not None and mask.ndim == 2 else torch.ones_like(visual)
-        visual, layers = (visual & valid).to(embeds.device), len(self.adapter.layers())
-        inputs, keys = self._inputs, self.sample_keys
+        shown, visual = visual, (visual & valid).to(embeds.device)
+        layers, inputs, keys = len(self.adapter.layers()), self._inputs, self.sample_keys
         prompt = Prompt(
             embeddings=embeds,
             visual=visual,
             valid=valid.to(embeds.device),
             read_coordinates=lambda: self.adapter.coordinates(inputs, visual),
             read_keys=lambda: list(keys) if keys is not None else _content_keys(inputs.get("input_ids"), valid),
+            read_vision=lambda: self._tower.rows(inputs, shown, valid, self.vision),
         )
         n_visual = visual.sum(dim=1).cpu().numpy()
         counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
@@ -141,7 +159,9 @@ class PruningSession:
         self._last_layers = self._prefill.layers
 
     def _start(self, prompt: Prompt, counts: Tensor, attention: str) -> Prefill:
-        path = Path.of(counts, prompt.visual.sum(dim=1))
+        n_visual = prompt.visual.sum(dim=1)
+        prompt = replace(prompt, most=most_kept(torch.cat([n_visual[:, None], counts], dim=1).cpu().numpy()))
+        path = Path.of(counts, n_visual)
         return Prefill(self.adapter, self.method, prompt, path, attention, self.gather_always)
 
     def _refuse(self, cache: Any, attention: str, length: int) -> None:
@@ -201,12 +221,19 @@ def checked_counts(counts: Counts, n_visual: Counts, layers: int, method: Method
             "it must give one count per sample and layer, never rising over layers and never negative"
         )
     counts = np.minimum(counts, n_visual[:, None])
-    if "attention" in method.needs and (counts[:, 0] < n_visual).any() and counts[:, 0].any():
+    of_layer_before = sorted(method.needs & LAYER_BEFORE)
+    if of_layer_before and (counts[:, 0] < n_visual).any() and counts[:, 0].any():
         raise ScheduleError(
-            f"method {method.name!r} ranks tokens by the attention of the layer before, and there is none "
-            "before layer 0; let all visual tokens enter layer 0"
+            f"method {method.name!r} ranks tokens by the {' and '.join(of_layer_before)} of the layer before, and "
+            "there is none before layer 0; let all visual tokens enter layer 0"
         )
     return counts
+
+
+def most_kept(counts: Counts) -> int:
+    """The most tokens that any sample keeps where it loses some; ``counts`` int [..., 1 + L], of the prompt first."""
+    left = counts[..., 1:]
+    return int(np.where((left < counts[..., :-1]) & (left > 0), left, 0).max(initial=0))
 
 
 class _LayerHook:

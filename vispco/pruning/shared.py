@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vispco.models.base import ModelAdapter
 from vispco.pruning.decoding import Cached
 from vispco.pruning.methods.base import Method
 from vispco.pruning.prefill import Call, Path, Prefill
-from vispco.pruning.runtime import PruningSession
+from vispco.pruning.runtime import PruningSession, most_kept
 from vispco.pruning.tokens import Prompt
 
 Members = list[int]
@@ -154,6 +154,7 @@ class SharedPrefill(PruningSession):
         self._scored: NDArray[np.bool_] = self._dropped & np.any(self._paths > 0, axis=1)
         self._on_device = torch.from_numpy(self._paths).to(prompt.embeddings.device)
         self._members = list(range(len(self._paths)))
+        prompt = replace(prompt, most=most_kept(before))
         return Prefill(self.adapter, self.method, prompt, self._path(self._members), attention)
 
     def on_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -186,7 +187,7 @@ class SharedPrefill(PruningSession):
         if len(children) == 1:
             return walk
         if self._scored[self._members, number].any():
-            walk.prefill.rank(number)
+            walk.prefill.rank(number, walk.hidden, self._layer_calls[number])
         first, *rest = children.values()
         # The copy stands still while the path goes on; the path keeps its cache, which the model holds.
         self._stack.append(Branching(number, rest, walk.fork(walk.prefill.path)))
@@ -244,6 +245,8 @@ class SharedPrefill(PruningSession):
             walk = self._run_layer(at, walk)
             tokens = walk.prefill.layers[-1].valid.sum(dim=1).cpu().numpy()
             self.recomputed_flops += int(layer_flops(self.adapter.shape(), tokens).sum())
+        if self._scored[members, number].any():
+            walk.prefill.rank(number, walk.hidden, self._layer_calls[number])
         return walk
 
 

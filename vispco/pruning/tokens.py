@@ -9,13 +9,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vispco.errors import ModelError
+from vispco.models.vision import VisionExtras
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A batch of prompts as the decoder receives them.
 
     ``embeddings``: [B, T, H], visual features in place; ``visual``, ``valid``: bool [B, T], valid is False at
-    padding. ``read_coordinates`` and ``read_keys`` are called when first asked for.
+    padding. ``read_coordinates``, ``read_keys`` and ``read_vision`` are called when first asked for. ``most``: the
+    most visual tokens that any sample is left with where it loses some but not all, None if that is not known; a
+    method need not put more than these in order.
     """
 
     embeddings: Tensor
@@ -23,6 +28,8 @@ class Prompt:
     valid: Tensor
     read_coordinates: Callable[[], Tensor]
     read_keys: Callable[[], list[int]]
+    read_vision: Callable[[], list[VisionExtras]] | None = None
+    most: int | None = None
 
     @cached_property
     def coordinates(self) -> Tensor:
@@ -33,6 +40,17 @@ class Prompt:
     def sample_keys(self) -> list[int]:
         """An integer per sample that does not depend on the batch."""
         return self.read_keys()
+
+    @cached_property
+    def vision(self) -> list[VisionExtras]:
+        """What the vision tower knows of each sample's visual tokens, in their order.
+
+        Raises:
+            ModelError: nothing was read off the tower.
+        """
+        if self.read_vision is None:
+            raise ModelError("nothing was read off the vision tower for this prompt; give the prompt its read_vision")
+        return self.read_vision()
 
     def after_last_visual(self) -> Tensor:
         """bool [B, T]: valid text behind the last visual token (all valid text where there is none)."""

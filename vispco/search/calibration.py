@@ -163,6 +163,7 @@ class Calibration:
             temperature=temperature,
             trailing=m - 1,
             sample_keys=micro.batch.keys,
+            vision=micro.batch.vision_for(self.method),
         ):
             return self.problem.model(**inputs, use_cache=False, logits_to_keep=m).logits.float()  # type: ignore[no-any-return]
 
@@ -246,7 +247,7 @@ class Calibration:
         def one(number: int, teacher: Teacher) -> list[float]:
             batch = self.micros[number].batch
             with torch.no_grad(), prune(self.problem.model, method=self.method, schedule=schedule) as session:
-                session.sample_keys = batch.keys
+                session.sample_keys, session.vision = batch.keys, batch.vision_for(self.method)
                 return _kl(teacher, self._logits(batch, teacher.answer)).double().tolist()
 
         return self._shared(numbers, one)

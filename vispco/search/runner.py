@@ -20,6 +20,7 @@ from vispco.problem import Problem
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.needs import check_needs
 from vispco.pruning.published import PUBLISHED, named_schedule
 from vispco.pruning.schedules import Policy, Ratios, keep_all
 from vispco.registry import suggest
@@ -237,6 +238,8 @@ class Run:
         for item in plan(self.study):
             method, family = self.problem.method(item.config), self.problem.family(item.config)
             self.evaluator.flops_ratio(family.cheapest(), "search", method)
+        for default in self.study.defaults:
+            check_needs(PUBLISHED[default].make_method(), self.problem.adapter)
 
     def _references(self) -> dict[str, Any]:
         """Measure and link the plain model, the model without pictures, and published defaults."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vispco.models.base import adapter_for
+from vispco.models.vision import VisionExtras
 from vispco.pruning.methods.base import Method
+from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import PruningSession, prune
 from vispco.pruning.schedules import Policy, Ratios, Schedule, Step, keep_all
 from vispco.pruning.shared import SharedPrefill
@@ -164,11 +166,12 @@ def check_generation(
     if not equals_masking:
         assert all(bool(torch.isfinite(logits).all()) for logits in out.logits)
         return
+    # Attention is causal, so one pass over all new tokens shows what each step would have given.
+    longer = tiny.extend(batch, out.sequences[:, prompt:-1])
+    with torch.no_grad(), hidden_from(model, longer, kept):
+        reference = model(**longer, use_cache=False).logits[:, prompt - 1 :]
     for step, logits in enumerate(out.logits):
-        longer = tiny.extend(batch, out.sequences[:, prompt : prompt + step])
-        with torch.no_grad(), hidden_from(model, longer, kept):
-            reference = model(**longer, use_cache=False).logits[:, -1]
-        difference = float((logits - reference).abs().max())
+        difference = float((logits - reference[:, step]).abs().max())
         assert difference <= TOLERANCE, f"decoding step {step} differs from recomputation by {difference:.3g}"
 
 
@@ -186,44 +189,91 @@ def check_cache_lengths(model: Any, batch: Batch, policy: Policy, cache: Any, ne
         assert layer.keys.shape[-2] == expected, f"layer {number} holds {layer.keys.shape[-2]}, not {expected}"
 
 
-def check_sharing(model: Any, batch: Batch, method: Method, policies: Sequence[Policy], limit: int | None) -> None:
+def check_relaxed(model: Any, batch: Batch, method: Method, schedule: Schedule) -> None:
+    """With a hard mask the relaxed model is the pruned one, for methods that can drive it."""
+    if not method.differentiable:
+        return
+    with torch.no_grad():
+        with prune(model, method=method, schedule=schedule):
+            pruned = model(**batch, use_cache=False).logits[:, -1]
+        with relaxed(adapter_for(model), method, torch.tensor(schedule.keep_ratio(LAYERS))):
+            soft = model(**batch, use_cache=False).logits[:, -1]
+    difference = float((pruned - soft).abs().max())
+    assert difference <= TOLERANCE, f"the relaxed model differs from the pruned one by {difference:.3g}"
+
+
+def encoded(model: Any, batch: Batch, method: Method) -> tuple[dict[str, Any], VisionExtras | None]:
+    """``batch`` with its visual features in place of pixels, as the evaluator runs it: the vision tower runs once.
+
+    And what was read off the tower, if ``method`` needs it.
+    """
+    adapter = adapter_for(model)
+    if not any(key.startswith("pixel_values") for key in batch):
+        return batch, None
+    with torch.no_grad():
+        if "vision" in method.needs:
+            features, extras = adapter.encode_with_extras(batch)
+            return adapter.with_features(batch, features), extras
+        return adapter.with_features(batch, adapter.encode_images(batch)), None
+
+
+def check_sharing(
+    model: Any, batch: Batch, method: Method, policies: Sequence[Policy], limits: Sequence[int | None] = (None, 0)
+) -> None:
     """Run together as a tree, policies give the logits that each gives alone, to the last bit, and leave no trace.
 
-    ``limit``: bytes of hidden states that may be put aside.
+    ``limits``: bytes of hidden states that may be put aside; each is tried.
     """
     adapter = adapter_for(model)
     visual = adapter.visual_mask(batch["input_ids"], None)
     counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
-    before, found = installed_hooks(model), {}
-    shared = SharedPrefill(adapter, method, counts, limit)
-    for members, logits in shared.logits(batch):
-        for member in members:
-            assert member not in found, f"policy {member} came twice"
-            found[member] = logits
-    assert installed_hooks(model) == before
-    assert sorted(found) == list(range(len(policies)))
-    for number, policy in enumerate(policies):
-        with torch.inference_mode(), prune(model, method=method, schedule=policy):
-            alone = model(**batch, use_cache=False, logits_to_keep=1).logits[:, -1]
-        assert torch.equal(found[number], alone), f"{policy}: {float((found[number] - alone).abs().max())}"
+    (inputs, vision), alone = encoded(model, batch, method), []
+    for policy in policies:
+        with torch.inference_mode(), prune(model, method=method, schedule=policy) as session:
+            session.vision = vision
+            alone.append(model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1])
+    for limit in limits:
+        before, found = installed_hooks(model), {}
+        shared = SharedPrefill(adapter, method, counts, limit)
+        shared.vision = vision
+        for members, logits in shared.logits(inputs):
+            for member in members:
+                assert member not in found, f"policy {member} came twice"
+                found[member] = logits
+        assert installed_hooks(model) == before
+        assert sorted(found) == list(range(len(policies)))
+        for number, policy in enumerate(policies):
+            difference = float((found[number] - alone[number]).abs().max())
+            assert torch.equal(found[number], alone[number]), f"{policy}, limit {limit}: {difference}"
 
 
 def check_sharing_answers(
-    model: Any, batch: Batch, method: Method, policies: Sequence[Policy], limit: int | None, tokens: int = 5
+    model: Any,
+    batch: Batch,
+    method: Method,
+    policies: Sequence[Policy],
+    limits: Sequence[int | None] = (None, 0),
+    tokens: int = 5,
 ) -> None:
     """Answers of several tokens: run together, policies give what ``generate`` gives each alone."""
     adapter, prompt = adapter_for(model), batch["input_ids"].shape[1]
     visual = adapter.visual_mask(batch["input_ids"], None)
     counts = torch.stack([counts_of(policy, visual) for policy in policies]).numpy()
-    stop, pad, found = model.generation_config.eos_token_id, model.generation_config.pad_token_id, {}
-    shared = SharedPrefill(adapter, method, counts, limit)
-    for members, logits in shared.logits(batch, cached=True):
-        answer = shared.greedy(logits, tokens, [stop], pad)
-        found.update(dict.fromkeys(members, answer))
-    for number, policy in enumerate(policies):
-        with torch.inference_mode(), prune(model, method=method, schedule=policy):
-            alone = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[:, prompt:]
-        assert found[number].tolist() == alone.tolist(), f"{policy}"
+    stop, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
+    (inputs, vision), alone = encoded(model, batch, method), []
+    for policy in policies:
+        with torch.inference_mode(), prune(model, method=method, schedule=policy) as session:
+            session.vision = vision
+            alone.append(model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[:, prompt:].tolist())
+    for limit in limits:
+        found: dict[int, list[list[int]]] = {}
+        shared = SharedPrefill(adapter, method, counts, limit)
+        shared.vision = vision
+        for members, logits in shared.logits(inputs, cached=True):
+            answer = shared.greedy(logits, tokens, [stop], pad).tolist()
+            found.update(dict.fromkeys(members, answer))
+        for number, policy in enumerate(policies):
+            assert found[number] == alone[number], f"{policy}, limit {limit}"
 
 
 def installed_hooks(model: Any) -> set[tuple[str, int]]:
@@ -261,16 +311,28 @@ def check_no_trace(model: Any, batch: Batch, method: Method, policy: Policy) -> 
 
 
 def counted_flops(model: Any, batch: Batch) -> int:
-    """FLOPs of the decoder as torch counts them."""
+    """FLOPs of the decoder as torch counts them, with all that hooks on it do."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    decoder = adapter_for(model).decoder()
-    path = next(name for name, module in model.named_modules() if module is decoder)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(**batch)
-    modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    return int(next(flops for name, flops in modules.items() if name.endswith(path)))
+    decoder, counter, inside = adapter_for(model).decoder(), FlopCounterMode(display=False), ExitStack()
+
+    def start(module: Any, args: Any) -> None:
+        inside.enter_context(counter)
+
+    def stop(module: Any, args: Any, output: Any) -> None:
+        inside.close()
+
+    # The counter is slow, so it watches the decoder only: in front of all other hooks, and behind them.
+    handles = [decoder.register_forward_pre_hook(start, prepend=True), decoder.register_forward_hook(stop)]
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model(**batch)
+    finally:
+        inside.close()
+        for handle in handles:
+            handle.remove()
+    return int(counter.get_total_flops())
 
 
 def check_flops(tiny: TinyFamily, rows: Sequence[tuple[int, int, int]], method: Method, policy: Policy) -> None:

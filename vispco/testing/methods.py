@@ -10,13 +10,20 @@ import torch
 from vispco.errors import ScheduleError
 from vispco.models.base import adapter_for
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.relaxed import relaxed
+from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
 from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing import checks
-from vispco.testing.tiny import LAYERS, TINY, TinyFamily
+from vispco.testing.tiny import TINY, TinyFamily
 
 SCHEDULES: tuple[Schedule, ...] = (Step(1, 0.5), Ratios([1, 0.75, 0.3, 0.1]), Step(2, 0.0))
+
+
+def able(tiny: TinyFamily, method: Method) -> TinyFamily:
+    """``tiny`` if ``method`` can run on it; else the test is skipped, and says what is missing."""
+    if lacking := missing(method, adapter_for(tiny.model())):
+        pytest.skip(f"{tiny.name} has no {' and no '.join(NEEDS.get(need, need) for need in lacking)}")
+    return tiny
 
 
 class MethodConformance:
@@ -30,7 +37,7 @@ class MethodConformance:
 
     @pytest.fixture(params=list(TINY))
     def tiny(self, request: Any) -> TinyFamily:
-        return TINY[request.param]
+        return able(TINY[request.param], self.method)
 
     def test_comes_back_from_its_name_and_parameters(self) -> None:
         assert make_method(self.method.name, self.method.parameters()) == self.method
@@ -65,9 +72,9 @@ class MethodConformance:
             checks.check_dropping(tiny.model(), batch, self.method, schedule, equals_masking=False)
 
     def test_before_the_first_layer(self, tiny: TinyFamily) -> None:
-        """Methods that read attention say that there is none; others prune."""
+        """Methods that read the layer before say that there is none; others prune."""
         batch, schedule = tiny.batch(checks.RAGGED), Ratios([0.5, 0.5, 0.25, 0])
-        if "attention" in self.method.needs:
+        if self.method.needs & LAYER_BEFORE:
             with pytest.raises(ScheduleError, match="none before layer 0"):
                 checks.check_dropping(tiny.model(), batch, self.method, schedule)
         else:
@@ -85,19 +92,11 @@ class MethodConformance:
 
     @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
     def test_relaxed_model_with_a_hard_mask_is_the_pruned_one(self, tiny: TinyFamily, schedule: Schedule) -> None:
-        if not self.method.differentiable:
-            return
-        model, batch = tiny.model(), tiny.batch(checks.RAGGED)
-        with torch.no_grad():
-            with prune(model, method=self.method, schedule=schedule):
-                pruned = model(**batch, use_cache=False).logits[:, -1]
-            with relaxed(adapter_for(model), self.method, torch.tensor(schedule.keep_ratio(LAYERS))):
-                soft = model(**batch, use_cache=False).logits[:, -1]
-        assert float((pruned - soft).abs().max()) <= checks.TOLERANCE
+        checks.check_relaxed(tiny.model(), tiny.batch(checks.RAGGED), self.method, schedule)
 
-    @pytest.mark.parametrize("limit", [None, 12_000, 0])
-    def test_policies_run_together_as_they_do_alone(self, tiny: TinyFamily, limit: int | None) -> None:
-        checks.check_sharing(tiny.model(), tiny.batch(checks.RAGGED), self.method, checks.MANY, limit)
+    def test_policies_run_together_as_they_do_alone(self, tiny: TinyFamily) -> None:
+        limits = (None, 12_000, 0)
+        checks.check_sharing(tiny.model(), tiny.batch(checks.RAGGED), self.method, checks.MANY, limits)
 
     def test_leaves_no_trace(self, tiny: TinyFamily) -> None:
         checks.check_no_trace(tiny.model(), tiny.batch(checks.RAGGED), self.method, Step(1, 0.3))

@@ -31,7 +31,7 @@ class ScoreContext:
     are bool [B, n]; ``last`` [B] is the index of the last prompt token among the n; ``index`` [B, n] is the
     place in the prompt; ``rank`` [B, n] is the index of a visual token among the sample's original visual
     tokens (meaningless elsewhere); ``prompt`` is the whole prompt; ``shape`` are the decoder's sizes; ``begun`` is
-    what :meth:`Method.begin` gave.
+    what :meth:`Method.begin` gave. The rest is there for methods that declare it in ``needs``.
     """
 
     boundary: int
@@ -44,6 +44,8 @@ class ScoreContext:
     shape: ModelShape
     attention: Callable[[], LayerAttention]
     begun: Any = None
+    look_ahead: Callable[[], LayerAttention] | None = None
+    final_norm: Callable[[Tensor], Tensor] | None = None
 
     @property
     def sample_keys(self) -> list[int]:
@@ -61,6 +63,23 @@ class ScoreContext:
         """:meth:`LayerAttention.position_kernel` of the layer before, float32 [B, R, n]."""
         return self.attention().position_kernel(query_index)
 
+    def keys(self) -> Tensor:
+        """Keys of the layer before, before their rotation: [B, g, n, d]."""
+        return self.attention().keys()
+
+    def look_ahead_rows(self, query_index: Tensor) -> Tensor:
+        """As :meth:`attention_rows`, of layer ``boundary`` itself, were all n tokens to enter it.
+
+        Costs ``2 H (g d n + h d R)`` FLOPs more per sample: its keys, and its queries where asked for.
+        """
+        assert self.look_ahead is not None
+        return self.look_ahead().rows(query_index)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """``hidden`` [B, n, H] through the norm that stands behind the last layer."""
+        assert self.final_norm is not None
+        return self.final_norm(hidden)
+
     def blocks(self, query_index: Tensor) -> Iterator[Tensor]:
         """``query_index`` [B, R] in parts whose attention rows take less memory than one layer's MLP."""
         size = max(1, self.shape.mlp // (2 * self.shape.heads))
@@ -77,15 +96,18 @@ class Method(ABC):
 
     Subclasses are frozen dataclasses whose fields are the method's parameters.
 
-    ``needs``: ``"attention"`` if :meth:`score` reads attention, so that it cannot prune before layer 0.
+    ``needs``: what :meth:`score` reads beside the prompt, names of :data:`vispco.pruning.needs.NEEDS`; a method that
+    needs ``"attention"`` or ``"keys"``, of the layer before, cannot prune before layer 0.
     ``differentiable``: its scores can drive the relaxed model of the lagrangian search.
     ``static_order``: a token's rank never changes, so what is kept does not depend on where tokens are dropped.
+    ``otherwise``: what a user may do where a model lacks what the method needs, for the error that says so.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     differentiable: ClassVar[bool] = False
     static_order: ClassVar[bool] = False
+    otherwise: ClassVar[str] = ""
 
     def begin(self, prompt: Prompt) -> Any:
         """Called once per prefill in which tokens are dropped; the result is ``context.begun``. Default: None."""
@@ -114,8 +136,20 @@ class Method(ABC):
         """FLOPs of scoring one sample at one boundary; ``visual`` and ``text`` tokens in the layer before."""
         return np.zeros_like(visual + text)
 
-    def begin_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:
-        """FLOPs of :meth:`begin` for one sample with these tokens in the prompt."""
+    def choosing_flops(
+        self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], keep: NDArray[np.int64]
+    ) -> Any:
+        """FLOPs of :meth:`reduce` for one sample at one boundary that ``keep`` of its ``visual`` tokens pass."""
+        return np.zeros_like(visual + text)
+
+    def begin_flops(
+        self,
+        shape: ModelShape,
+        visual: NDArray[np.int64],
+        text: NDArray[np.int64],
+        most: NDArray[np.int64] | None = None,
+    ) -> Any:
+        """FLOPs of :meth:`begin` for one sample with these tokens in the prompt; ``most`` as in ``Prompt.most``."""
         return np.zeros_like(visual + text)
 
     def parameters(self) -> dict[str, Any]:

@@ -108,7 +108,13 @@ class SparseVLM(Method):
         chosen = mass.topk(self.heads, dim=1).indices
         return total.gather(1, chosen[..., None].expand(-1, -1, total.shape[2])).mean(dim=1)
 
-    def begin_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:
+    def begin_flops(
+        self,
+        shape: ModelShape,
+        visual: NDArray[np.int64],
+        text: NDArray[np.int64],
+        most: NDArray[np.int64] | None = None,
+    ) -> Any:
         return 2 * shape.hidden * visual * text
 
     def scoring_flops(self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64]) -> Any:

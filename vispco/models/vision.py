@@ -1,0 +1,272 @@
+"""What a vision tower knows of the visual tokens beside their features, read off it while it runs.
+
+Nothing is computed twice and nothing is changed: hooks keep the queries and keys of one or two layers, and what the
+projector receives, until the projector is called. Attention is then computed for the rows that are needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 1 << 22  # values of attention that are alive at once
+
+
+@dataclass(frozen=True, eq=False)
+class VisionExtras:
+    """Of N visual tokens, in the order of ``ModelAdapter.encode_images``; a token of several patches has their means.
+
+    ``attention`` float32 [N]: what the token gets in the layer that makes the features, mean over heads, from the CLS
+    token (``source`` "cls") or, in a tower without one, from all patches of its picture, mean over these ("received").
+    ``pseudo_attention`` float32 [N]: the same in the tower's last layer with all heads taken as one. ``keys``,
+    ``last_keys`` [N, C]: keys of these two layers, heads side by side. ``features`` [N, C]: what the projector
+    receives (of several layers the last). ``relevance`` float32 [N]: cosine of token and question under a text tower
+    trained with this one, where the adapter has one. ``flops``: what reading cost beside the tower itself.
+    """
+
+    attention: Tensor
+    pseudo_attention: Tensor
+    keys: Tensor
+    last_keys: Tensor
+    features: Tensor
+    heads: int
+    source: str
+    relevance: Tensor | None = None
+    flops: int = 0
+
+    def __len__(self) -> int:
+        return len(self.attention)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> VisionExtras:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {k: change(value) for k, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
+
+    def take(self, where: Tensor | slice) -> VisionExtras:
+        """The tokens at ``where``, an index or a mask [N]."""
+        return self._each(lambda values: values[where])
+
+    def split(self, counts: Sequence[int]) -> list[VisionExtras]:
+        """Parts of these many tokens."""
+        ends = [sum(counts[: number + 1]) for number in range(len(counts))]
+        return [self.take(slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]
+
+    @staticmethod
+    def join(parts: Sequence[VisionExtras]) -> VisionExtras:
+        """Of several calls of the tower, one behind the other."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        tensors = {field.name for field in fields(first) if isinstance(getattr(first, field.name), Tensor)}
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
+        return replace(first, **joined, flops=sum(part.flops for part in parts))
+
+
+class VisionWatch(ABC):
+    """Reads :class:`VisionExtras` off a vision tower. ``width`` C of its keys and features; ``text_tower``: whether
+    the adapter adds ``relevance``."""
+
+    width: int
+    heads: int
+    text_tower = False
+
+    def __init__(self) -> None:
+        self._calls: list[VisionExtras] = []
+        self._seen: dict[Any, Any] = {}
+
+    @abstractmethod
+    def install(self) -> list[Any]:
+        """Hooks on the tower; returns their handles."""
+
+    @abstractmethod
+    def _read(self, features: Tensor) -> VisionExtras:
+        """Extras of the call whose parts are in ``_seen``; ``features`` are what the projector receives."""
+
+    def _on_projector(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features: Tensor = args[0] if args else next(iter(kwargs.values()))
+        with torch.no_grad():
+            self._calls.append(self._read(features.detach()))
+        self._seen.clear()
+
+    def _keep(self, key: Any) -> Any:
+        def hook(module: Any, args: Any, output: Tensor) -> None:
+            self._seen[key] = output.detach()
+
+        return hook
+
+    def take(self, tokens: int) -> list[VisionExtras] | None:
+        """Extras of the last calls that gave ``tokens`` visual tokens in all; None if there are none such."""
+        found: list[VisionExtras] = []
+        while self._calls and sum(map(len, found)) < tokens:
+            found.insert(0, self._calls.pop())
+        self.clear()
+        return found if found and sum(map(len, found)) == tokens else None
+
+    @property
+    def read(self) -> int:
+        """Visual tokens of the calls so far."""
+        return sum(map(len, self._calls))
+
+    def clear(self) -> None:
+        self._calls.clear()
+        self._seen.clear()
+
+
+class EncoderWatch(VisionWatch):
+    """CLIP, SigLIP and towers built like them: ``q_proj`` and ``k_proj`` in each layer, pictures of one size.
+
+    Args:
+        layers: the tower's layers.
+        layer: number of the one that makes the features.
+        heads: attention heads.
+        projector: the module that receives the features, [P, n, C].
+        cls: whether a CLS token stands before the patches.
+        drop_cls: whether the projector goes without it.
+        cell: patches per side of the square cells that become one visual token.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        layer: int,
+        heads: int,
+        projector: nn.Module,
+        *,
+        cls: bool,
+        drop_cls: bool = False,
+        cell: int = 1,
+    ) -> None:
+        super().__init__()
+        self.layers, self.layer, self.heads, self.projector = layers, layer, heads, projector
+        self.cls, self.drop_cls, self.cell = cls, drop_cls, cell
+        attention: Any = layers[layer].self_attn
+        self.width = attention.k_proj.out_features
+
+    def install(self) -> list[Any]:
+        handles = [self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True)]
+        for number in {self.layer, len(self.layers) - 1}:
+            attention: Any = self.layers[number].self_attn
+            for what in ("q_proj", "k_proj"):
+                handles.append(getattr(attention, what).register_forward_hook(self._keep((number, what))))
+        return handles
+
+    def _read(self, features: Tensor) -> VisionExtras:
+        pictures, last, flops = len(features), len(self.layers) - 1, 0
+        found: dict[str, list[Tensor]] = {"attention": [], "pseudo_attention": []}
+        for name, number, heads in (("attention", self.layer, self.heads), ("pseudo_attention", last, 1)):
+            queries, keys = self._seen[number, "q_proj"], self._seen[number, "k_proj"]
+            for picture in range(pictures):
+                q, k = (in_heads(part[picture], heads) for part in (queries, keys))
+                given = attention_to(q[:, :1] if self.cls else q, k)
+                flops += 2 * q[:, : 1 if self.cls else None].shape[1] * k.shape[1] * self.width
+                found[name].append(given)
+        first = 1 if self.drop_cls else 0
+        parts = [torch.stack(given)[:, first:, None] for given in found.values()]
+        parts += [self._seen[number, "k_proj"][:, first:] for number in (self.layer, last)]
+        parts.append(features[..., -self.width :])
+        attention, pseudo, keys, last_keys, kept = (self._cells(part) for part in parts)
+        source = "cls" if self.cls else "received"
+        return VisionExtras(attention[:, 0], pseudo[:, 0], keys, last_keys, kept, self.heads, source, flops=flops)
+
+    def _cells(self, values: Tensor) -> Tensor:
+        """``values`` [P, n, C] of patches as means over cells, [P * tokens, C]."""
+        if self.cell > 1:
+            pictures, n, width = values.shape
+            side, cells = math.isqrt(n), math.isqrt(n) // self.cell
+            grid = values.view(pictures, side, side, width)[:, : cells * self.cell, : cells * self.cell]
+            values = grid.reshape(pictures, cells, self.cell, cells, self.cell, width).mean(dim=(2, 4))
+        return values.reshape(-1, values.shape[-1])
+
+
+class PackedWatch(VisionWatch):
+    """Qwen's towers: pictures of any size packed into one row, fused ``qkv``, groups of patches merged at the end.
+
+    What is read is the last block with full attention, within each picture or frame. Blocks with windows work on
+    another order of the groups; here they stand in the order in which the merger's output is put back.
+
+    Args:
+        tower: has ``blocks``, each with ``attn.qkv``, and ``merger``; is called with ``grid_thw``.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        full = getattr(tower, "fullatt_block_indexes", None)
+        self.attention = tower.blocks[max(full) if full else -1].attn
+        self.heads, self.width = self.attention.num_heads, self.attention.qkv.in_features
+
+    def install(self) -> list[Any]:
+        return [
+            self.tower.register_forward_pre_hook(self._on_tower, with_kwargs=True),
+            self.attention.register_forward_pre_hook(self._on_attention, with_kwargs=True),
+            self.attention.qkv.register_forward_hook(self._keep("qkv")),
+            self.tower.merger.register_forward_pre_hook(self._on_projector, with_kwargs=True),
+        ]
+
+    def _on_tower(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen["grid"] = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+
+    def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen["seams"], self._seen["rotary"] = kwargs["cu_seqlens"], kwargs["position_embeddings"]
+
+    def _read(self, features: Tensor) -> VisionExtras:
+        q, k, _ = self._seen["qkv"].view(len(features), 3, self.heads, -1).unbind(dim=1)
+        q, k = (rotated(part, self._seen["rotary"]) for part in (q, k))
+        seams, flops = self._seen["seams"].tolist(), 0
+        attention: list[Tensor] = []
+        pseudo: list[Tensor] = []
+        for start, end in itertools.pairwise(seams):
+            for found, heads in ((attention, self.heads), (pseudo, 1)):
+                part = (in_heads(values[start:end].flatten(1), heads) for values in (q, k))
+                found.append(attention_to(*part))
+                flops += 2 * (end - start) ** 2 * self.width
+        keys = k.flatten(1)
+        parts = [torch.cat(attention)[:, None], torch.cat(pseudo)[:, None], keys, features]
+        given, merged, keys, kept = (self._groups(part) for part in parts)
+        return VisionExtras(given[:, 0], merged[:, 0], keys, keys, kept, self.heads, "received", flops=flops)
+
+    def _groups(self, values: Tensor) -> Tensor:
+        """``values`` [S, C] of patches as means over merged groups, [N, C], in the order of the pictures."""
+        merge = self.tower.spatial_merge_size
+        groups = values.view(-1, merge**2, values.shape[-1]).mean(dim=1)
+        if getattr(self.tower, "window_size", None) is None:
+            return groups
+        from transformers.vision_utils import get_vision_window_index
+
+        order, _ = get_vision_window_index(
+            self._seen["grid"],
+            spatial_merge_size=merge,
+            window_size=self.tower.window_size,
+            patch_size=self.tower.patch_size,
+        )
+        return groups[order.argsort().to(groups.device)]
+
+
+def in_heads(values: Tensor, heads: int) -> Tensor:
+    """[n, C] -> [heads, n, C / heads]."""
+    return values.view(len(values), heads, -1).transpose(0, 1)
+
+
+def rotated(values: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Position rotation of [S, heads, d] by cosine and sine [S, d], in float32 as the towers do."""
+    cos, sin = (part.float()[:, None] for part in rotary)
+    first, second = values.float().chunk(2, dim=-1)
+    return (values.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(values.dtype)
+
+
+def attention_to(queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention that keys [h, n, d] get from queries [h, R, d], mean over both heads and queries: float32 [n]."""
+    heads, n, width = keys.shape
+    total = torch.zeros(n, device=keys.device)
+    rows = max(1, BLOCK // (heads * n))
+    for block in torch.split(queries, rows, dim=1):
+        logits = torch.matmul(block, keys.transpose(1, 2)).float() / math.sqrt(width)
+        total += logits.softmax(dim=-1).sum(dim=(0, 1))
+    return total / (heads * queries.shape[1])

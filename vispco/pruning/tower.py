@@ -1,0 +1,63 @@
+"""What the vision tower said of a prompt's visual tokens, for methods that ask, inside a prune block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vispco.errors import ModelError
+from vispco.models.base import ModelAdapter
+from vispco.models.vision import VisionExtras
+from vispco.pruning.methods.base import Method
+
+
+class TowerReader:
+    """Watches the tower if ``method`` reads it; else does nothing."""
+
+    def __init__(self, adapter: ModelAdapter, method: Method) -> None:
+        self._adapter, self._method = adapter, method.name
+        self._watch = adapter.watch_vision() if "vision" in method.needs else None
+
+    def install(self) -> list[Any]:
+        return self._watch.install() if self._watch is not None else []
+
+    def clear(self) -> None:
+        if self._watch is not None:
+            self._watch.clear()
+
+    def on_entry(self, inputs: dict[str, Any]) -> None:
+        """A forward begins. Where it brings pixels, the tower is still to run; ``generate`` runs it before."""
+        if any(key.startswith("pixel_values") and value is not None for key, value in inputs.items()):
+            self.clear()
+
+    def rows(
+        self, inputs: dict[str, Any], visual: Tensor, valid: Tensor, given: VisionExtras | None
+    ) -> list[VisionExtras]:
+        """Extras of each row's valid visual tokens.
+
+        Args:
+            inputs: what the entry module received.
+            visual: bool [B, T], the tokens that the model was given features for.
+            given: by the caller, in place of what the tower shows.
+
+        Raises:
+            ModelError: there are none, or not of these tokens.
+        """
+        counts, copies, extras = visual.sum(dim=1).tolist(), 1, given
+        if extras is None and self._watch is not None and self._watch.read:
+            # generate encodes each picture once; beams repeat rows side by side.
+            copies = max(1, sum(counts) // self._watch.read)
+            if calls := self._watch.take(sum(counts) // copies):
+                once = {**inputs, "input_ids": inputs["input_ids"][::copies]} if copies > 1 else inputs
+                extras = self._adapter.join_extras(once, calls)
+        if extras is None or len(extras) * copies != sum(counts):
+            raise ModelError(
+                f"method {self._method!r} reads the vision tower, which showed nothing of these {sum(counts)} visual "
+                "tokens; pass pixels, or set session.vision to what the adapter's encode_with_extras gives beside "
+                "the features"
+            )
+        rows = [row for row in extras.split(counts[::copies]) for _ in range(copies)]
+        return [
+            row.take(keep[here].to(row.attention.device)) for row, keep, here in zip(rows, valid, visual, strict=True)
+        ]
