@@ -57,8 +57,9 @@ searches:
   fit: {kind: fitprune_fit, method: fitprune, samples: 6}
   vtw: {kind: vtw, eta: [0.02, 0.5, 0.0], samples: 6}
   published: {kind: published, method: sparsevlm}
+  before: {kind: published, method: divprune}
 """
-ENTRIES = ("random", "tpe", "nsga2", "gp", "gsearch", "fit", "vtw", "published")
+ENTRIES = ("random", "tpe", "nsga2", "gp", "gsearch", "fit", "vtw", "published", "before")
 
 
 def fresh(problem: Problem, text: str = BASELINES) -> Problem:
@@ -226,7 +227,7 @@ def test_they_can_be_compared_and_reported(finished: Store, tmp_path: Path) -> N
         ("{kind: vtw, eta: [0.1, 0.1]}", r"searches.x.eta = \[0.1, 0.1\]: values repeat"),
         ("{kind: vtw, eta: small}", r"searches.x.eta.0 = 'small'"),
         ("{kind: published, names: ['fastv:k2-r5']}", r"no published configuration 'fastv:k2-r5'; did you mean"),
-        ("{kind: published, method: stride}", r"searches.x: no configuration is published for method 'stride'"),
+        ("{kind: published, method: random}", r"searches.x: no configuration is published for method 'random'"),
         ("{kind: published, names: ['fitprune:50']}", r"searches.x: 'fitprune:50' is published for method 'fitprune'"),
     ],
 )
@@ -563,6 +564,11 @@ def test_every_published_default_belongs_to_one_entry(finished: Store) -> None:
         assert trial.user_attrs["schedule"] == expected.text()
         again = FAMILIES["layerwise"](8).schedule(trial.params).keep_ratio(8)
         assert np.allclose(again, expected.keep_ratio(8), atol=1e-3)
+    (before,) = complete(finished, "before")
+    assert before.user_attrs["schedule"] == "step(layer=0, keep=0.098)"
+    assert before.params == {}
+    facts = finished.require_experiment("small")["facts"]["studies"]
+    assert [entry for entry in ENTRIES if facts[f"small/{entry}"]["deterministic"]] == ["published", "before"]
 
 
 def test_configurations_that_do_not_fit_are_left_out() -> None:
