@@ -121,6 +121,17 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
     assert Run(fresh(problem), store).run() == 0
 
 
+def price_on_calibration(made: Problem, schedules: Sequence[str]) -> int:
+    """FLOPs of a plain pass over the calibration split, and of one with each schedule."""
+    shape, method, flops = made.shape, made.default_method, 0
+    for part in observe(made, 8, 0):
+        flops += int(unpruned_flops(shape, part.n_visual, part.n_text).sum())
+        for text in schedules:
+            counts = parse_schedule(text).counts(part.n_visual, shape.layers)
+            flops += int(prefill_flops(shape, counts, part.n_visual, part.n_text, method).sum())
+    return flops
+
+
 def test_what_is_charged(problem: Problem, finished: Store) -> None:
     made = fresh(problem)
     evaluator = Evaluator(made)
@@ -137,6 +148,10 @@ def test_what_is_charged(problem: Problem, finished: Store) -> None:
         if entry in ("gsearch", "fit"):
             fits = finished.trajectory(f"small/{entry}")
             assert proposing == sum(row["flops"] for (row,) in fits.values()) > 0
+            if entry == "gsearch":
+                tried = [text for (row,) in fits.values() for text in row["losses"]]
+                assert len(tried) == len(set(tried))
+                assert proposing == price_on_calibration(made, tried)
         elif entry != "vtw":
             assert proposing == 0
         if entry in ("random", "tpe", "nsga2", "gp"):
