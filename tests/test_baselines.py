@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,7 +104,15 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
         return wrapped
 
     monkeypatch.setattr(TrialLog, "add", stopping(TrialLog.add))
-    monkeypatch.setattr(Store, "save_steps", stopping(Store.save_steps))
+    save, saved = stopping(Store.save_steps), Counter[str]()
+
+    def stopping_between_fits(store: Store, study: str, *arguments: Any) -> None:
+        save(store, study, *arguments)
+        saved[study] += 1
+        if saved[study] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "save_steps", stopping_between_fits)
     store = Store(f"sqlite:///{tmp_path}/a.db")
     for _ in range(200):
         left[0] = rng.randrange(8, 60)
@@ -117,6 +126,8 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
     for entry in ENTRIES:
         mine, theirs = map(outcome, complete(store, entry)), map(outcome, complete(finished, entry))
         assert list(mine) == list(theirs), (seed, entry)
+    assert saved["small/gsearch"] > 2
+    assert saved["small/fit"] > 2
     left[0] = 0
     assert Run(fresh(problem), store).run() == 0
 
