@@ -145,6 +145,16 @@ def test_the_races_of_the_documents_are_valid() -> None:
         assert f"({field.default})" in row[0], name
 
 
+def test_the_baselines_page_names_them_and_shows_valid_entries() -> None:
+    (entries,) = blocks("docs/baselines.md", "yaml")
+    (text,) = blocks("docs/studies.md", "yaml")
+    shown = text.split("searches:")[0] + entries
+    validate(Problem(parse_study(shown), shown))
+    page = (ROOT / "docs/baselines.md").read_text()
+    learned = {"grid", "lagrangian", "on_budget", "vispco_official"}
+    assert set(re.findall(r"^- \*\*`(\w+)`\*\*", page, flags=re.MULTILINE)) == set(SEARCHES) - learned
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_study_is_valid(file: Path) -> None:
     study, text = load_study(file)

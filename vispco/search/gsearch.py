@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
+from vispco.errors import MeasurementError
 from vispco.pruning.schedules import Ratios, Schedule
 from vispco.search.base import SEARCHES, Options
 from vispco.search.calibration import Calibration
@@ -58,6 +60,8 @@ class GSearch(FittingSearch):
             text = schedule.text()
             if text not in known:
                 known[text] = new[text] = calibration.pruned_loss(schedule, batches)
+                if not math.isfinite(known[text]):
+                    raise MeasurementError(f"the loss of {text} is {known[text]}; check the model's weights and dtype")
             return known[text]
 
         layers, levels = self.context.family.layers, self.options.levels

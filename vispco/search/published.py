@@ -38,6 +38,7 @@ class PublishedSearch(Search):
     """
 
     kind: ClassVar[str] = "published"
+    deterministic: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = PublishedOptions
     fixed_family: ClassVar[str | None] = "layerwise"
 
@@ -67,11 +68,12 @@ class PublishedSearch(Search):
                 continue
             schedule = PUBLISHED[name].for_layers(layers)
             try:
-                schedule.keep_ratio(layers)
+                ratios = schedule.keep_ratio(layers)
             except ScheduleError as error:
                 context.say(f"{name} is left out: {error}")
                 continue
-            parameters = context.family.parameters(schedule)
+            # The family keeps all tokens at layer 0: what is dropped before the decoder has no parameters in it.
+            parameters = context.family.parameters(schedule) if ratios[0] == 1.0 else {}
             wanted.append(Proposal(schedule, parameters, attributes={"published": name}))
         total = len(done) + len(wanted)
         context.advance(len(done), total, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from optuna.trial import TrialState
@@ -84,7 +85,7 @@ def plan(study: Study, only: Sequence[str] | None = None) -> list[Planned]:
         if name in path:
             raise ConfigError(f"searches take their compute from each other in a circle: {' -> '.join([*path, name])}")
         source = getattr(options[name], "compute", None)
-        if source is not None:
+        if isinstance(source, str):
             if source not in study.searches:
                 raise ConfigError(
                     f"searches.{name}.compute names no entry: {source!r}; {suggest(source, list(study.searches))}"
@@ -300,10 +301,13 @@ class Run:
             self._policies[item.study] = search.policy
 
     def _allowance(self, item: Planned) -> int | None:
-        """Compute that the referenced entry was charged: at the same seed if it ran there, else its mean."""
+        """FLOPs an entry may be charged, if they are limited: a share of the grid's cost, or what another entry was
+        charged, at the same seed if it ran there, else its mean."""
         source = getattr(item.options, "compute", None)
         if source is None:
             return None
+        if isinstance(source, float):
+            return int(source * self._grid_flops)
         entry = self.study.searches[source]
         seeds = entry.seeds if entry.seeds is not None else [None]
         wanted = [item.seed] if item.seed in seeds else seeds
@@ -320,12 +324,15 @@ class Run:
     def _checkpoints(self) -> dict[str, Any]:
         """The study's ``anytime`` shares, and the dense grid's naive cost that they are shares of; {} without."""
         shares = self.study.checkpoints
-        if not shares:
-            return {}
+        return {"shares": shares, "grid_flops": self._grid_flops} if shares else {}
+
+    @cached_property
+    def _grid_flops(self) -> int:
+        """The dense grid's naive cost, of the study's first grid; where it has none, of the dense step grid."""
         entries = [entry for entry in self.study.searches.values() if entry.kind == "grid"]
         entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
         grid, method = self.problem.family(entry).dense_grid(), self.problem.method(entry)
-        return {"shares": shares, "grid_flops": sum(self.evaluator.price(s, "search", method) for s in grid)}
+        return sum(self.evaluator.price(schedule, "search", method) for schedule in grid)
 
     def _confirm(self, planned: list[Planned], budgets: list[float], checkpoints: dict[str, Any]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""

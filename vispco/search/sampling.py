@@ -1,4 +1,4 @@
-"""Random search, and drawing at a number of trials or at the compute that another entry was charged.
+"""Random search, and drawing up to a number of trials or an amount of charged compute.
 
 The samplers of Optuna that learn from earlier trials are in :mod:`vispco.search.optuna_samplers`.
 """
@@ -6,6 +6,7 @@ The samplers of Optuna that learn from earlier trials are in :mod:`vispco.search
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import optuna
 from optuna.trial import FrozenTrial
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vispco.evaluation.records import Outcome
 from vispco.pruning.schedules import parse_schedule
@@ -23,20 +24,31 @@ from vispco.search.racing import RacingOptions
 
 
 class SamplingOptions(Options):
-    """``trials``: how many, or ``compute``: the entry whose charged compute may be spent. One of the two.
+    """``trials``: how many, or ``compute``: what may be charged for them. One of the two.
+
+    ``compute``: an entry, for as much as that was charged, or a share of the dense grid's naive cost. Drawing ends at
+    the first schedule that would exceed it, so that a smaller share gives the first trials of a larger one.
 
     ``batch``: proposals asked together; part of the search's definition, so that parallel and resumed runs
     propose the same.
     """
 
     trials: int | None = Field(None, ge=1)
-    compute: str | None = None
+    compute: str | float | None = None
     batch: int = Field(1, ge=1)
+
+    @field_validator("compute", mode="before")
+    @classmethod
+    def _entry_or_share(cls, value: Any) -> Any:
+        share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+        if not share and value is not None and not isinstance(value, str):
+            raise ValueError("name an entry, or give a share of the dense grid's cost such as 0.1")
+        return value
 
     @model_validator(mode="after")
     def _one_limit(self) -> SamplingOptions:
         if (self.trials is None) == (self.compute is None):
-            raise ValueError("give either trials: N or compute: ENTRY")
+            raise ValueError("give either trials: N or compute: ENTRY (or a share of the grid's cost)")
         return self
 
 
@@ -107,6 +119,8 @@ class SamplingSearch(Search):
                 charged += price
                 attributes = {"proposal": number, **notes}
                 wanted.append(Proposal(schedule, parameters, seconds=seconds, attributes=attributes))
+            if limited and not wanted and not settled:
+                context.say("not one schedule was measured: the first one alone exceeds the compute")
             known = self.outcomes(start, wanted) if wanted else None
             self.measure(wanted, partial(self._advance, len(settled), wanted), known)
 
