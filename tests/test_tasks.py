@@ -13,7 +13,7 @@ import yaml
 import vispco
 from conftest import SMALL
 from hub_copies import COPIES, picture, write_copy
-from test_local_models import QwenImages, llava
+from test_local_models import llava, qwen
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.prepared import render_prompt
@@ -299,25 +299,10 @@ def test_a_canonical_data_set_can_be_had(copies: Any) -> None:
 PARTS = {"mmbench-en": 4, "mmbench-cn": 4, "ccbench": 4, "mme": 2, "textvqa": 2, "pope": 2, "gqa": 2}
 
 
-class Limited(QwenImages):
-    """Takes the limits of pictures as the real processor does."""
-
-    def __call__(self, images: Any, text: list[str], images_kwargs: Any = None, **kwargs: Any) -> Any:
-        before = self.image_processor.size
-        try:
-            self.image_processor.size = (images_kwargs or {}).get("size", before)
-            return super().__call__(images, text, **kwargs)
-        finally:
-            self.image_processor.size = before
-
-
 @cache
 def loaded(family: str) -> tuple[Any, Any]:
     model = TINY[family].build()
-    if family == "llava":
-        return model, llava(model)
-    model.config.video_token_id = 59  # 5 is a word of this tokenizer
-    return model, Limited()
+    return model, (llava if family == "llava" else qwen)(model)
 
 
 def study(family: str, tasks: list[dict[str, Any]]) -> vispco.Problem:
