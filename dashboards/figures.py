@@ -26,7 +26,7 @@ KEEP_SCALE = [[0.0, "#f7f4ec"], [0.5, "#7fb3b0"], [1.0, "#0b4f6c"]]
 
 def layout(figure: go.Figure, *, title: str, x: str, y: str) -> go.Figure:
     """The look that all figures share; the page sets ink and ground by its theme."""
-    figure.updatelayout(
+    figure.update_layout(
         title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
         xaxis={"title": x, "gridcolor": GRID, "zeroline": False},
         yaxis={"title": y, "gridcolor": GRID, "zeroline": False},

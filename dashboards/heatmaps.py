@@ -134,4 +134,4 @@ def _labelled(labels: Sequence[str]) -> dict[str, Any]:
 
 def _shortened(schedule: str) -> str:
     """A long schedule, such as a ratio for each of a hundred layers, would fill the page."""
-    return in_figure(schedule, 80)
+    return str(in_figure(schedule, 80))

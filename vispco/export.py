@@ -9,7 +9,6 @@ from vispco.analysis.selection import choose, fits, front
 from vispco.errors import ConfigError
 from vispco.pruning.schedule_file import FORMAT, VERSION
 from vispco.search.predicted import is_predicted
-from vispco.storage.reading import TrialRecord
 
 
 def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-Held = list[tuple[list[TrialRecord], Searched]]
+Held = list[tuple[list[Any], Searched]]
 
 
 def _holdable(comparison: Comparison) -> Held:
@@ -77,15 +76,14 @@ def _holdable(comparison: Comparison) -> Held:
     return [([t for t in search.trials if _holds(comparison, search, t)], search) for search in comparison.searches]
 
 
-def _candidates(budget: float, held: Held) -> list[tuple[TrialRecord, Searched]]:
+def _candidates(budget: float, held: Held) -> list[tuple[Any, Searched]]:
     """Each search's choice."""
     chosen = [(choose(trials, budget), search) for trials, search in held]
     return [(trial, search) for trial, search in chosen if trial is not None]
 
 
-def _preference(pair: tuple[TrialRecord, Searched]) -> tuple[float, float]:
-    accuracy, flops_ratio = pair[0].values or (0.0, 1.0)
-    return (-accuracy, flops_ratio)
+def _preference(pair: tuple[Any, Searched]) -> tuple[float, float]:
+    return (-pair[0].values[0], pair[0].values[1])
 
 
 def _holds(comparison: Comparison, search: Searched, trial: Any) -> bool:

@@ -148,7 +148,7 @@ def _row(
     unpruned: Evaluation | None,
 ) -> dict[str, Any]:
     place = comparison.budgets.index(budget)
-    chosen = [trial for run in entry.runs if (trial := comparison.chosen(run)[place]) is not None]
+    chosen: list[Any] = [trial for run in entry.runs if (trial := comparison.chosen(run)[place]) is not None]
     charged = [total for run in entry.runs if (total := run.total("charged_flops")) is not None]
     cost = float(np.mean(charged)) if len(charged) == len(entry.runs) else None
     whole = comparison.grid_flops()

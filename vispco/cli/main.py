@@ -240,6 +240,9 @@ def layers(
 def report(
     experiment: str,
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
+    tokens: Annotated[
+        int, typer.Option(min=0, max=50, help="Show the surviving tokens of so many samples; runs the model.")
+    ] = 0,
     storage: Storage = None,
 ) -> None:
     """Write one self-contained HTML page."""
@@ -247,7 +250,7 @@ def report(
     from vispco.storage.store import open_store
 
     with open_store(storage, create=False) as store:
-        write_report(store, experiment, output)
+        write_report(store, experiment, output, tokens=tokens)
     print(output.resolve())
 
 
