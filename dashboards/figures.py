@@ -28,14 +28,14 @@ def layout(figure: go.Figure, *, title: str, x: str, y: str) -> go.Figure:
     """The look that all figures share; the page sets ink and ground by its theme."""
     figure.update_layout(
         title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
-        xaxis={"title": x, "gridcolor": GRID, "zeroline": False},
-        yaxis={"title": y, "gridcolor": GRID, "zeroline": False},
+        xaxis={"title": {"text": x, "standoff": 8}, "gridcolor": GRID, "zeroline": False},
+        yaxis={"title": {"text": y, "standoff": 8}, "gridcolor": GRID, "zeroline": False, "automargin": True},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7a7a7a", "family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "y": -0.2},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         hoverlabel={"align": "left"},
-        margin={"l": 60, "r": 20, "t": 50, "b": 60},
+        margin={"l": 60, "r": 20, "t": 50, "b": 110},
         height=460,
     )
     return figure
@@ -169,6 +169,7 @@ def schedules(search: dict[str, Any]) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(0, len(front), every)), ticktext=labels[::every])
     depth = len(front[0]["keep_ratio"]) if front else 1
     figure.update_xaxes(dtick=-(-depth // TICKS))
+    figure.update_layout(margin={"b": 60})
     return figure
 
 

@@ -116,7 +116,7 @@ def _map(
         title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
         hoverlabel={"align": "left"},
         xaxis={"title": "layer", "dtick": -(-max(1, len(x)) // TICKS)},
-        yaxis={"title": axis, **_labelled(y)},
+        yaxis={"title": {"text": axis, "standoff": 8}, "automargin": True, **_labelled(y)},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7a7a7a", "family": "system-ui, sans-serif", "size": 13},

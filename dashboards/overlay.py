@@ -116,7 +116,7 @@ def _add_interval(figure: go.Figure, entry: str, front: Sequence[dict[str, Any]]
     for point, start, end in zip(known, edges, edges[1:], strict=False):
         low += [(start, point["accuracy_ci"][0]), (end, point["accuracy_ci"][0])]
         high += [(start, point["accuracy_ci"][1]), (end, point["accuracy_ci"][1])]
-    _add_band(figure, entry, [*high, *reversed(low)], color, 0.12)
+    _add_band(figure, entry, [*high, *reversed(low)], color, 0.1)
 
 
 def _add_attained(figure: go.Figure, band: dict[str, Any], color: str) -> None:

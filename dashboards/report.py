@@ -210,7 +210,9 @@ def _choice(drawn: Figures, key: str, label: str, shown: Mapping[str, go.Figure]
     for number, figure in enumerate(shown.values()):
         drawn[f"{key}-{number}"] = figure
     names = "".join(f'<option value="{key}-{n}">{escape(name)}</option>' for n, name in enumerate(shown))
-    chooser = f'<p class="choice"><label>{label} <select data-for="{key}" dir="auto">{names}</select></label></p>'
+    chooser = (
+        f'<p class="choice picker"><label>{label} <select data-for="{key}" dir="auto">{names}</select></label></p>'
+    )
     height = max(figure.layout.height for figure in shown.values())
     place = f'<div id="{key}" class="figure" data-figure="{key}-0" style="height:{height}px"></div>'
     return (chooser if len(shown) > 1 else "") + place

@@ -63,7 +63,8 @@ def sample_pictures(comparison: Comparison, number: int) -> list[dict[str, str]]
     schedule = parse_schedule(exported["schedule"])
     found: list[dict[str, Any]] = []
     for task in problem.tasks:
-        samples = [sample for sample in task.samples("held_out") if sample.images]
+        # One sample of each group: questions about one picture look alike.
+        samples = list({s.group_id: s for s in reversed(task.samples("held_out")) if s.images}.values())[::-1]
         for sample in samples[: -(-number // len(problem.tasks))]:
             shown = survivors(problem, sample, method, schedule)
             data = io.BytesIO()

@@ -14,6 +14,11 @@ def answer_html(found: dict[str, Any]) -> str:
         return '<p class="lead">No search has a schedule that is measured on the held-out split yet.</p>'
     sentences = [_chosen(found, row), _grid(found, row), *_defaults(found, row), _cost(found, row)]
     lead, *others = [sentence for sentence in sentences if sentence]
+    if len(found["entries"]) > 2:
+        others.append(
+            f"{in_html(row['entry'])} is told of here because its choice is the most accurate on the search split, of "
+            "the searches that are not a complete grid; the figures below show all."
+        )
     rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(found, row)])
     return f'<p class="lead">{lead}</p>{_tiles(found, row)}<ul class="answer">{rest}</ul>'
 
