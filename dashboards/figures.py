@@ -28,7 +28,7 @@ def layout(figure: go.Figure, *, title: str, x: str, y: str) -> go.Figure:
     """The look that all figures share; the page sets ink and ground by its theme."""
     figure.update_layout(
         title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
-        xaxis={"title": {"text": x, "standoff": 8}, "gridcolor": GRID, "zeroline": False},
+        xaxis={"title": {"text": x, "standoff": 8}, "gridcolor": GRID, "zeroline": False, "automargin": True},
         yaxis={"title": {"text": y, "standoff": 8}, "gridcolor": GRID, "zeroline": False, "automargin": True},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -96,7 +96,7 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
             y=[fmean(c["accuracy_held_out"] for c in row) for row in chosen],
             mode="lines+markers",
             line={"color": colors[entry]},
-            name=in_figure(entry) + (f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""),
+            name=in_figure(entry) + (f" ({len(runs)} seeds)" if len(runs) > 1 else ""),
             legendgroup=entry,
             text=[_told(row) for row in chosen],
             hovertemplate="budget %{x:.3f}: accuracy %{y:.3f}<br>%{text}<extra>" + in_figure(entry) + "</extra>",
@@ -312,9 +312,7 @@ def attainment(bands: Sequence[dict[str, Any]], split: str) -> go.Figure:
             hovertemplate="accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + in_figure(name) + "</extra>",
         )
     named = split.replace("_", "-")
-    return layout(
-        figure, title=f"Fronts over seeds: median, 25 to 75 % ({named} accuracy)", x="flops_ratio", y="accuracy"
-    )
+    return layout(figure, title=f"Fronts over seeds, {named} split", x="flops_ratio", y="accuracy")
 
 
 def steps(corners: Sequence[Sequence[float]], bottom: float, right: float) -> list[tuple[float, float]]:

@@ -132,7 +132,7 @@ def _add_attained(figure: go.Figure, band: dict[str, Any], color: str) -> None:
         y=[y for _, y in middle],
         mode="lines",
         line={"color": color, "width": 2},
-        name=f"{in_figure(entry)} (median of {band['runs']} seeds)",
+        name=f"{in_figure(entry)} ({band['runs']} seeds)",
         legendgroup=entry,
         hoverinfo="skip",
     )

@@ -21,11 +21,23 @@
   if (stored === "dark" || stored === "light") root.dataset.theme = stored;
   const isDark = () => (root.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
 
-  function themed(figure) {
+  // Plotly does not break titles.
+  function wrapped(text, width) {
+    const most = Math.max(16, Math.floor((width - 80) / 8.5)), lines = [""];
+    for (const word of text.split(" ")) {
+      const last = lines[lines.length - 1];
+      if (last && last.length + word.length + 1 > most) lines.push(word);
+      else lines[lines.length - 1] = last ? `${last} ${word}` : word;
+    }
+    return lines.join("<br>");
+  }
+
+  function themed(figure, width) {
     const style = getComputedStyle(root), ink = (name) => style.getPropertyValue(name).trim();
     const layout = structuredClone(figure.layout);
     delete layout.template;
     layout.font = { ...layout.font, color: ink("--soft") };
+    layout.title.text = wrapped(layout.title.text, width);
     layout.title.font = { ...layout.title.font, color: ink("--ink") };
     layout.hoverlabel = { ...layout.hoverlabel, bgcolor: ink("--ground"), font: { color: ink("--ink") } };
     layout.colorway = undefined;
@@ -40,12 +52,12 @@
 
   async function draw(place) {
     const figure = figures[place.dataset.figure];
-    const layout = themed(figure);
+    const layout = themed(figure, printing ? 680 : place.clientWidth);
     if (place.id === "overlay") layout.shapes = [...(layout.shapes ?? []), budgetLine()];
     if (printing) layout.width = 680;
     place.style.height = `${layout.height}px`;
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", layout.title.text);
+    place.setAttribute("aria-label", figure.layout.title.text);
     await Plotly.react(place, figure.data, layout, config);
     place.dataset.drawn = place.dataset.figure;
   }
@@ -81,7 +93,7 @@
       dot.style.background = swatch;
       made.append(dot);
     }
-    named.textContent = text;
+    named.textContent = text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "?");
     made.append(named);
   }
 

@@ -15,7 +15,7 @@ import yaml
 from plotly.offline import get_plotlyjs
 from vispco.dashboards import figures, heatmaps, tables
 from vispco.dashboards.overlay import overlay
-from vispco.dashboards.text import in_html, script_json
+from vispco.dashboards.text import in_html, script_json, shortened
 from vispco.dashboards.words import answer_html
 
 from vispco.analysis.answer import HALF, answer
@@ -32,6 +32,7 @@ from vispco.storage.store import Store
 FOLDER = Path(__file__).parent
 STYLE = (FOLDER / "report.css").read_text(encoding="utf-8")
 SCRIPT = (FOLDER / "report.js").read_text(encoding="utf-8")
+PURPOSE = 500  # characters of the study's purpose; all of it is in the study below
 Figures = dict[str, go.Figure]
 
 
@@ -229,7 +230,11 @@ def _purpose(study: str) -> str:
     except yaml.YAMLError:
         known = None
     text = known.get("purpose") if isinstance(known, dict) else None
-    return f"<p>{in_html(' '.join(text.split()))}</p>" if isinstance(text, str) and text.strip() else ""
+    return (
+        f"<p>{in_html(shortened(' '.join(text.split()), PURPOSE))}</p>"
+        if isinstance(text, str) and text.strip()
+        else ""
+    )
 
 
 def _slider(comparison: dict[str, Any], answered: dict[str, Any]) -> str:
@@ -239,8 +244,9 @@ def _slider(comparison: dict[str, Any], answered: dict[str, Any]) -> str:
         '<section id="chooser" hidden><h3>The best schedule within a budget</h3>'
         '<p class="choice"><label for="budget">At most <output id="budget-shown" for="budget"></output> of the compute'
         f'</label> <input id="budget" type="range" min="{low:.4f}" max="{high}" step="any" value="{start}"></p>'
-        '<div class="scroll"><table id="chosen" aria-live="polite"><thead><tr><th>search</th><th>held-out accuracy</th>'
-        "<th>95 % interval</th><th>flops_ratio</th><th>schedule</th></tr></thead><tbody></tbody></table></div>"
+        '<div class="scroll tall"><table id="chosen" aria-live="polite"><thead><tr><th>search</th>'
+        "<th>held-out accuracy</th><th>95 % interval</th><th>flops_ratio</th><th>schedule</th></tr></thead>"
+        "<tbody></tbody></table></div>"
         '<p id="export-note"></p><div class="command"><pre id="export"></pre>'
         '<button type="button" id="copy">Copy</button></div></section>'
     )
@@ -307,7 +313,7 @@ def _pictures(pictures: Sequence[Mapping[str, str]]) -> list[str]:
 def _named(experiment: str) -> str:
     """An experiment's name as an argument of a command in a shell."""
     quoted = shlex.quote(experiment)
-    return f"-- {quoted}" if quoted.startswith("-") else quoted
+    return f"-- {quoted}" if experiment.startswith("-") else quoted
 
 
 def _storage(record: dict[str, Any]) -> str:

@@ -8,12 +8,19 @@ from html import escape
 from typing import Any
 
 LONGEST = 60  # characters of a name in a figure
-ISOLATED = {"R", "AL", "AN", "RLE", "RLO", "LRE", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
+RIGHT_TO_LEFT = ("R", "AL", "AN")
+# What turns the direction of all that follows, and so can make a text read as another one.
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def clean(text: str) -> str:
-    """Without control characters and lone surrogates, which no page can hold."""
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+    """Without control characters and lone surrogates, which no page can hold, and without turns of direction."""
+    return "".join("?" if _is_bad(c) else c for c in text)
+
+
+def _is_bad(character: str) -> bool:
+    category = unicodedata.category(character)
+    return character in TURNING or (category in ("Cc", "Cs") and character not in "\n\t")
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
@@ -29,9 +36,8 @@ def in_html(text: str) -> str:
 def in_figure(text: str, longest: int = LONGEST) -> str:
     """A name in a plotly text or template, where tags, entities and %{...} would be read."""
     shown = " ".join(shortened(clean(text), longest).split())
-    if any(unicodedata.bidirectional(c) in ISOLATED for c in shown):
-        depth = sum(unicodedata.bidirectional(c) in ISOLATED and unicodedata.category(c) == "Cf" for c in shown)
-        shown = f"\u2068{shown}{chr(0x202C) * depth}\u2069"
+    if any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in shown):
+        shown = f"\u2068{shown}\u2069"
     return escape(shown).replace("{", "&#123;").replace("%", "&#37;")
 
 
