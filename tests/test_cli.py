@@ -71,7 +71,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
-        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "tokens", "layers"),
+        *("run", "resume", "ls", "status", "compare", "report", "plot", "eval", "export", "tokens", "layers"),
         *("dashboard", "validate", "doctor", "copy", "import"),
     }
     for name in names:
