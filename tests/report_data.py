@@ -36,6 +36,7 @@ def fill(
     entries: Mapping[str, tuple[str, int | None, int, float]] | None = None,
     tasks: Sequence[str] = ("colours",),
     note: str = "made for a test",
+    study: str | None = None,
     seed: int = 0,
 ) -> None:
     """Every front point is measured on both splits."""
@@ -44,7 +45,8 @@ def fill(
     easy = {task: rng.random(SAMPLES) for task in tasks}
     store.save_experiment(
         experiment,
-        spec_text=f"experiment: made\npurpose: >-\n  {note.replace(chr(0x2028), ' ').replace(chr(0x2029), ' ')}\n",
+        spec_text=study
+        or f"experiment: made\npurpose: >-\n  {note.replace(chr(0x2028), ' ').replace(chr(0x2029), ' ')}\n",
         spec_hash="0123abcd",
         identity={"model": {"name": "demo"}},
         provenance={"versions": {"torch": "2"}, "python": "3", "platform": "p", "device": "cpu", "commit": None},

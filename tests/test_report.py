@@ -6,6 +6,7 @@ import html
 import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from vispco.dashboards.report import render, report_record, write_report
 from vispco.dashboards.text import in_figure, in_html, script_json
 from vispco.dashboards.words import answer_html
 
+from conftest import SMALL
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.answer import answer
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.selection import choose
+from vispco.cli.main import main
 from vispco.errors import ConfigError
 from vispco.export import export_schedule, export_steps
 from vispco.storage.store import Store
@@ -235,3 +238,38 @@ def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
     assert html.escape(f"vispco compare --json {storage} -- '-two words'") in page
     for text in ("0123abcd", "Searches and seeds", "study.yaml"):
         assert text in page
+
+
+def test_what_the_document_shows_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command and all Python of docs/report.md, on a made experiment of the demo model."""
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text()
+    commands = [
+        line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()
+    ]
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    store = Store(f"sqlite:///{tmp_path}/vispco.db")
+    fill(store, "quickstart", study=SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    assert len(commands) == 6
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "vispco"
+        if arguments[0] == "plot":
+            pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code, command
+        assert Path(arguments[3]).stat().st_size > 1000
+        if "--tokens" in arguments:
+            page = Path("report.html").read_text(encoding="utf-8")
+            assert page.count("data:image/png;base64,") == 4
+            assert "--storage" not in page.split("<body>")[1].split("<script>")[0], (
+                "the default database needs no option"
+            )
+            capsys.readouterr()
+            exec(compile(code, "docs/report.md", "exec"), {})
+            assert "'grid'" in capsys.readouterr().out
