@@ -48,9 +48,13 @@
   // --- figures -----------------------------------------------------------------------------------
   const places = [...document.querySelectorAll(".figure")];
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
+  // It comes after this script, so that text and slider need not wait for it.
+  const library = document.readyState === "loading"
+    ? new Promise((done) => addEventListener("DOMContentLoaded", done)) : Promise.resolve();
   const pause = () => new Promise((done) => setTimeout(done));
 
   async function draw(place) {
+    await library;
     const figure = figures[place.dataset.figure];
     const layout = themed(figure, printing ? 680 : place.clientWidth);
     if (place.id === "overlay") layout.shapes = [...(layout.shapes ?? []), budgetLine()];
@@ -152,7 +156,12 @@
     showTheme();
   });
   dark.addEventListener("change", showTheme);
-  addEventListener("beforeprint", () => { printing = true; root.classList.add("print"); again(); });
+  addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll("details")) folded.open = true;
+    printing = true;
+    root.classList.add("print");
+    again();
+  });
   addEventListener("afterprint", () => { printing = false; root.classList.remove("print"); again(); });
 
   slider.addEventListener("input", showBudget);
@@ -167,6 +176,7 @@
   showBudget();
   for (const place of places) {
     await draw(place);
+    performance.mark(`drawn ${place.id}`);
     await pause();
   }
   root.dataset.ready = "true";

@@ -181,10 +181,10 @@ def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -
         "facts": script_json(facts),
     }
     blocks = "".join(f'<script type="application/json" id="{name}">{text}</script>' for name, text in data.items())
-    scripts = [get_plotlyjs(), SCRIPT]
+    scripts = [SCRIPT, get_plotlyjs()]
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    library, ours = (f"<script>{script}</script>" for script in scripts)
+    ours, library = (f"<script>{script}</script>" for script in scripts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -192,7 +192,7 @@ def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -
         f"<title>{escape(comparison['experiment'])} - VisPCO</title><style>{STYLE}</style>"
         f'</head><body><main><button id="theme" type="button" hidden>Dark</button>{"".join(parts)}'
         "<noscript><p>The figures need JavaScript; text and tables do not.</p></noscript></main>"
-        f"{blocks}{library}{ours}</body></html>\n"
+        f"{blocks}{ours}{library}</body></html>\n"
     )
 
 

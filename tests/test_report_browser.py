@@ -167,7 +167,7 @@ def test_the_slider_names_what_compare_chooses(page: Any, made: tuple[Comparison
 def test_digits_are_those_of_the_command_line(page: Any) -> None:
     """Ties too: JavaScript's own rounding would give 6.3 for 6.25."""
     numbers = [k / 512 for k in range(513)] + [k / 480 for k in range(481)]
-    script = page.execute_script("return [...document.scripts].at(-1).textContent")
+    script = page.execute_script("return [...document.scripts].find((s) => s.text.includes('function fixed')).text")
     found = re.search(r"function fixed.*?\n  }\n", script, flags=re.DOTALL)
     assert found is not None
     shown = page.execute_script(f"{found[0]} return arguments[0].map((v) => [fixed(100 * v, 1), fixed(v, 3)])", numbers)
