@@ -51,6 +51,11 @@ def entry_colors(comparison: dict[str, Any]) -> dict[str, str]:
     return color_of(list(runs_of(comparison)))
 
 
+def entry_dashes(comparison: dict[str, Any]) -> dict[str, str]:
+    """Entry -> dash of its lines, which tells apart entries that share a colour."""
+    return {entry: DASHES[n // len(COLORS) % len(DASHES)] for n, entry in enumerate(runs_of(comparison))}
+
+
 def runs_of(comparison: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Entry -> its searches, one for each seed."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -72,7 +77,7 @@ def label(point: dict[str, Any]) -> str:
 def choices(comparison: dict[str, Any]) -> go.Figure:
     """Held-out accuracy of what each search would choose, per budget: mean over an entry's runs, each run faint."""
     figure = go.Figure()
-    colors = entry_colors(comparison)
+    colors, dashes = entry_colors(comparison), entry_dashes(comparison)
     for entry, runs in runs_of(comparison).items():
         found = [[(row["budget"], row["chosen"].get(run["name"])) for row in comparison["by_budget"]] for run in runs]
         known = [[(b, c) for b, c in rows if c and c["accuracy_held_out"] is not None] for rows in found]
@@ -95,7 +100,7 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
             x=budgets,
             y=[fmean(c["accuracy_held_out"] for c in row) for row in chosen],
             mode="lines+markers",
-            line={"color": colors[entry]},
+            line={"color": colors[entry], "dash": dashes[entry]},
             name=in_figure(entry) + (f" ({len(runs)} seeds)" if len(runs) > 1 else ""),
             legendgroup=entry,
             text=[_told(row) for row in chosen],

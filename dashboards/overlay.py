@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from vispco.dashboards.figures import add_published, entry_colors, entry_of, label, layout, runs_of, steps
+from vispco.dashboards.figures import add_published, entry_colors, entry_dashes, entry_of, label, layout, runs_of, steps
 from vispco.dashboards.text import in_figure
 
 DIGITS = 5  # of background points, of which there may be ten thousand
@@ -27,13 +27,13 @@ def overlay(
     search split only, so that they are hidden at first where the fronts are held-out ones.
     """
     figure = go.Figure()
-    colors, runs = entry_colors(comparison), runs_of(comparison)
+    colors, dashes, runs = entry_colors(comparison), entry_dashes(comparison), runs_of(comparison)
     surfaces = {band["entry"]: band for band in bands if band["split"] == split}
     _add_dominated(figure, comparison, points, colors, visible=True if split == "search" else "legendonly")
     key = "accuracy" if split == "search" else "accuracy_held_out"
     for entry, searches in runs.items():
         if len(searches) > 1 and entry in surfaces:
-            _add_attained(figure, surfaces[entry], colors[entry])
+            _add_attained(figure, surfaces[entry], colors[entry], dashes[entry])
         for number, search in enumerate(searches):
             front = [point for point in search["front"] if point[key] is not None]
             alone = len(searches) == 1
@@ -43,7 +43,7 @@ def overlay(
                 x=[point["flops_ratio"] for point in front],
                 y=[point[key] for point in front],
                 mode="lines+markers" if alone else "markers",
-                line={"color": colors[entry], "width": 2, "shape": "hv"},
+                line={"color": colors[entry], "dash": dashes[entry], "width": 2, "shape": "hv"},
                 marker={"size": 8 if alone else 6, "color": colors[entry]},
                 opacity=1 if alone else 0.45,
                 name=in_figure(entry),
@@ -119,7 +119,7 @@ def _add_interval(figure: go.Figure, entry: str, front: Sequence[dict[str, Any]]
     _add_band(figure, entry, [*high, *reversed(low)], color, 0.1)
 
 
-def _add_attained(figure: go.Figure, band: dict[str, Any], color: str) -> None:
+def _add_attained(figure: go.Figure, band: dict[str, Any], color: str, dash: str) -> None:
     corners = [corner for surface in band["surfaces"].values() for corner in surface]
     bottom = min(accuracy for accuracy, _ in corners)
     right = max([1.0, *(ratio for _, ratio in corners)])
@@ -131,7 +131,7 @@ def _add_attained(figure: go.Figure, band: dict[str, Any], color: str) -> None:
         x=[x for x, _ in middle],
         y=[y for _, y in middle],
         mode="lines",
-        line={"color": color, "width": 2},
+        line={"color": color, "dash": dash, "width": 2},
         name=f"{in_figure(entry)} ({band['runs']} seeds)",
         legendgroup=entry,
         hoverinfo="skip",

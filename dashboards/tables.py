@@ -71,7 +71,7 @@ def by_budget(comparison: dict[str, Any]) -> str:
         "mean and the range. A search that has nothing within a budget is judged by its cheapest schedule, which is "
         "then over the budget."
     )
-    return f"<p>{note}</p>" + table(["budget", *runs], rows)
+    return f'<p>{note}</p><div class="wide">{table(["budget", *runs], rows)}</div>'
 
 
 def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
