@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
-from vispco.dashboards.figures import KEEP_SCALE
+from vispco.dashboards.figures import KEEP_SCALE, TICKS
+from vispco.dashboards.text import in_figure
 
 LOSS_SCALE = [[0.0, "#f7f4ec"], [0.35, "#f0b67f"], [1.0, "#8c2d19"]]
 WORTH_SCALE = [[0.0, "#2c5f8a"], [0.5, "#f7f4ec"], [1.0, "#a23b2a"]]
-TICKS = 24
 SHOWN = 3  # schedules in one hover text
 
 
@@ -31,7 +30,7 @@ def learned(entry: dict[str, Any]) -> go.Figure:
         x=list(range(depth)),
         y=[f"{row['budget']:.3f}" for row in rows],
         text=[[_learned_text(row, layer) for layer in range(depth)] for row in rows],
-        title=f"What {escape(entry['entry'])} keeps, by budget",
+        title=f"What {in_figure(entry['entry'])} keeps, by budget",
         axis="budget",
         scale={"colorscale": KEEP_SCALE, "zmin": 0, "zmax": 1, "colorbar": {"title": "keep_ratio"}},
     )
@@ -65,7 +64,7 @@ def sensitivity(table: dict[str, Any]) -> go.Figure:
         x=table["layers"],
         y=[f"{keep:g}" for keep in keeps],
         text=texts,
-        title=f"Accuracy that one step costs, {escape(table['method'])} (search split)",
+        title=f"Accuracy that one step costs, {in_figure(table['method'])} (search split)",
         axis="keep ratio",
         scale={"colorscale": LOSS_SCALE, "zmin": 0, "zmax": max(most, 0.01), "colorbar": {"title": "lost"}},
     )
@@ -84,7 +83,7 @@ def gradient(entry: dict[str, Any]) -> go.Figure:
         x=list(range(len(rows[0]["worth"]))) if rows else [],
         y=[f"{row['budget']:.3f}" for row in rows],
         text=texts,
-        title=f"What more tokens are worth to the loss, {escape(entry['entry'])}",
+        title=f"What more tokens are worth to the loss, {in_figure(entry['entry'])}",
         axis="budget",
         scale={"colorscale": WORTH_SCALE, "zmin": -1, "zmax": 1, "colorbar": {"title": "share of row"}},
     )
@@ -114,9 +113,10 @@ def _map(
     )
     figure = go.Figure(heat)
     figure.update_layout(
-        title={"text": title, "font": {"size": 16}},
+        title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
+        hoverlabel={"align": "left"},
         xaxis={"title": "layer", "dtick": -(-max(1, len(x)) // TICKS)},
-        yaxis={"title": axis, **_labelled(y)},
+        yaxis={"title": {"text": axis, "standoff": 8}, "automargin": True, **_labelled(y)},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7a7a7a", "family": "system-ui, sans-serif", "size": 13},
@@ -134,4 +134,4 @@ def _labelled(labels: Sequence[str]) -> dict[str, Any]:
 
 def _shortened(schedule: str) -> str:
     """A long schedule, such as a ratio for each of a hundred layers, would fill the page."""
-    return escape(schedule if len(schedule) <= 80 else f"{schedule[:77]}...")
+    return str(in_figure(schedule, 80))

@@ -2,47 +2,78 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
+import shlex
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import yaml
 from plotly.offline import get_plotlyjs
-from vispco.dashboards import figures, heatmaps
+from vispco.dashboards import figures, heatmaps, tables
+from vispco.dashboards.overlay import overlay
+from vispco.dashboards.text import in_html, script_json, shortened
+from vispco.dashboards.words import answer_html
 
+from vispco.analysis.answer import HALF, answer
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.entries import against
 from vispco.analysis.layers import layer_record
-from vispco.analysis.selection import FITS
 from vispco.errors import ConfigError
+from vispco.export import export_steps
+from vispco.storage.opening import DEFAULT_URL, redact
 from vispco.storage.store import Store
 
-STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+FOLDER = Path(__file__).parent
+STYLE = (FOLDER / "report.css").read_text(encoding="utf-8")
+SCRIPT = (FOLDER / "report.js").read_text(encoding="utf-8")
+PURPOSE = 500  # characters of the study's purpose; all of it is in the study below
+Figures = dict[str, go.Figure]
 
 
-def write_report(store: Store, experiment: str, output: Path) -> None:
+def write_report(store: Store, experiment: str, output: Path, *, tokens: int = 0) -> None:
     """Write the page of one experiment.
+
+    Args:
+        tokens: on how many held-out samples the surviving tokens are shown, for which the model is loaded and run.
 
     Raises:
         StorageError: no such experiment, or one without results.
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written, or no schedule can be exported to be shown on samples.
+        ModelError: ``tokens`` without the model at hand.
     """
     comparison = Comparison(store, experiment)
-    page = render(
-        comparison.to_dict(),
-        comparison.points(),
-        {s.name: steps for s in comparison.searches if (steps := _gradient_steps(store, s.study))},
-        comparison.stored,
-        over_seeds(comparison),
-        layer_record(comparison),
-    )
+    pictures = []
+    if tokens:
+        from vispco.dashboards.tokens import sample_pictures
+
+        pictures = sample_pictures(comparison, tokens)
+    page = render(report_record(comparison), pictures)
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
+
+
+def report_record(comparison: Comparison) -> dict[str, Any]:
+    """All that the page shows; ``comparison`` is the object of ``vispco compare --json``."""
+    return {
+        "comparison": comparison.to_dict(),
+        "answer": answer(comparison),
+        "points": comparison.points(),
+        "paths": gradient_paths(comparison),
+        "seeds": over_seeds(comparison),
+        "layers": layer_record(comparison),
+        "export": export_steps(comparison),
+        "storage": "" if comparison.store.url == DEFAULT_URL else redact(comparison.store.url),
+        "study": comparison.stored["spec_text"],
+        "provenance": provenance(comparison),
+    }
 
 
 def over_seeds(comparison: Comparison) -> dict[str, Any]:
@@ -55,219 +86,255 @@ def over_seeds(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _gradient_steps(store: Store, study: str) -> dict[str, list[dict[str, Any]]]:
-    """Trajectories of a study's budgets; other searches store other things there."""
-    return {key: rows for key, rows in store.trajectory(study).items() if all("violation" in row for row in rows)}
+def gradient_paths(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Search -> ``steps`` of each of its budgets, and ``budgets`` by key, of gradient searches."""
+    found = {}
+    for search in comparison.searches:
+        steps = {key: rows for key, rows in comparison.store.trajectory(search.study).items() if _is_gradient(rows)}
+        if steps:
+            # As the search numbers them: from the largest to the smallest.
+            known = {f"budget-{n}": b for n, b in enumerate(sorted(comparison.budgets, reverse=True))}
+            found[search.name] = {"steps": steps, "budgets": known}
+    return found
 
 
-def render(
-    comparison: dict[str, Any],
-    points: list[dict[str, Any]],
-    trajectories: dict[str, dict[str, list[dict[str, Any]]]],
-    stored: dict[str, Any],
-    seeds: dict[str, Any],
-    layers: dict[str, Any],
-) -> str:
+def _is_gradient(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Other searches store other things there."""
+    return bool(rows) and all("violation" in row for row in rows)
+
+
+def provenance(comparison: Comparison) -> dict[str, Any]:
+    """Where the numbers come from."""
+    stored = comparison.stored
+    entries: dict[str, dict[str, Any]] = {}
+    for facts in comparison.facts["studies"].values():
+        known = entries.setdefault(
+            facts["entry"],
+            {
+                "entry": facts["entry"],
+                "kind": facts["kind"],
+                "method": facts.get("method"),
+                "family": facts.get("family"),
+                "seeds": [],
+            },
+        )
+        known["seeds"].append(facts.get("seed"))
+    for entry in entries.values():
+        entry["seeds"] = ", ".join("-" if seed is None else str(seed) for seed in entry["seeds"])
+    unpruned = comparison.reference("unpruned", "held_out")
+    created = stored.get("created")
+    return {
+        **stored["provenance"],
+        "spec_hash": stored["spec_hash"],
+        "accounting": comparison.facts["accounting"],
+        "evaluation": unpruned.id if unpruned else None,
+        "created": created.isoformat(" ", "seconds") if created else None,
+        "entries": list(entries.values()),
+    }
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -> str:
     """The page's HTML."""
-    searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
-    drawn = [figures.frontiers(comparison, points), figures.choices(comparison), figures.costs(comparison)]
-    maps = [figures.schedules(search) for search in searches]
-    paths = [figures.trajectory(name, steps) for name, steps in trajectories.items()]
+    comparison, answered = record["comparison"], record["answer"]
+    drawn: Figures = {}
     parts = [
-        f"<h1>{escape(comparison['experiment'])}</h1>",
-        f'<p class="lead">{_summary(comparison)}</p>',
-        _search_table(comparison),
-        *(_figure(figure, f"figure-{i}") for i, figure in enumerate(drawn)),
-        "<h2>Schedules, layer by layer</h2>",
-        '<div class="pair">' + "".join(_figure(f, f"map-{i}") for i, f in enumerate(maps)) + "</div>",
-        _layer_section(layers),
-        _budget_table(comparison),
-        *_seeds_section(seeds),
-        *(["<h2>How the gradient search went</h2>"] if paths else []),
-        *(_figure(figure, f"path-{i}") for i, figure in enumerate(paths)),
-        _provenance(comparison, stored),
+        f"<h1>{in_html(comparison['experiment'])}</h1>",
+        _purpose(record["study"]),
+        answer_html(answered),
+        "<h2>Every front in one picture</h2>",
+        _choice(
+            drawn,
+            "overlay",
+            "Accuracy on",
+            {
+                "the held-out split": overlay(comparison, record["points"], record["seeds"]["bands"]),
+                "the search split": overlay(comparison, record["points"], record["seeds"]["bands"], "search"),
+            },
+        ),
+        _slider(comparison, answered),
+        "<h2>What each search found, and its cost</h2>",
+        tables.searches(comparison),
+        _pair(_one(drawn, "costs", figures.costs(comparison)), _one(drawn, "choices", figures.choices(comparison))),
+        *_seeds(drawn, record["seeds"]),
+        "<h2>Choice per budget</h2>",
+        tables.by_budget(comparison),
+        *_tasks(drawn, comparison),
+        *_schedules(drawn, comparison),
+        _layers(drawn, record["layers"]),
+        *_paths(drawn, record["paths"]),
+        *_pictures(pictures),
+        "<h2>Provenance</h2>",
+        tables.provenance(record["provenance"]),
+        _reproduce(record),
     ]
+    facts = {
+        "colors": {s["name"]: figures.entry_colors(comparison)[figures.entry_of(s)] for s in comparison["searches"]},
+        "export": record["export"],
+        "command": ["vispco export", _named(comparison["experiment"]), _storage(record)],
+    }
+    data = {
+        "comparison": script_json(comparison),
+        "figures": "{" + ",".join(f'"{key}":{script_json(f.to_json())}' for key, f in drawn.items()) + "}",
+        "facts": script_json(facts),
+    }
+    blocks = "".join(f'<script type="application/json" id="{name}">{text}</script>' for name, text in data.items())
+    scripts = [SCRIPT, get_plotlyjs()]
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    ours, library = (f"<script>{script}</script>" for script in scripts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(comparison['experiment'])} - VisPCO</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><main>{''.join(parts)}</main></body></html>\n"
+        f'</head><body><main><button id="theme" type="button" hidden>Dark</button>{"".join(parts)}'
+        "<noscript><p>The figures need JavaScript; text and tables do not.</p></noscript></main>"
+        f"{blocks}{ours}{library}</body></html>\n"
     )
 
 
-def _figure(figure: go.Figure, element: str) -> str:
-    data = _script_json(figure.to_json())
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+
+
+def _one(drawn: Figures, key: str, figure: go.Figure) -> str:
+    """A place for a figure."""
+    drawn[key] = figure
+    return f'<div id="{key}" class="figure" data-figure="{key}" style="height:{figure.layout.height}px"></div>'
+
+
+def _choice(drawn: Figures, key: str, label: str, shown: Mapping[str, go.Figure]) -> str:
+    """A place for one of several figures, and what chooses between them."""
+    for number, figure in enumerate(shown.values()):
+        drawn[f"{key}-{number}"] = figure
+    names = "".join(f'<option value="{key}-{n}">{escape(name)}</option>' for n, name in enumerate(shown))
+    chooser = (
+        f'<p class="choice picker"><label>{label} <select data-for="{key}" dir="auto">{names}</select></label></p>'
+    )
+    height = max(figure.layout.height for figure in shown.values())
+    place = f'<div id="{key}" class="figure" data-figure="{key}-0" style="height:{height}px"></div>'
+    return (chooser if len(shown) > 1 else "") + place
+
+
+def _pair(*parts: str) -> str:
+    return f'<div class="pair">{"".join(parts)}</div>'
+
+
+def _purpose(study: str) -> str:
+    """What the study says that it is for."""
+    try:
+        known = yaml.safe_load(study)
+    except yaml.YAMLError:
+        known = None
+    text = known.get("purpose") if isinstance(known, dict) else None
     return (
-        f'<div id="{element}" class="figure"></div><script>addEventListener("DOMContentLoaded",()=>{{const f={data};'
-        f'Plotly.newPlot("{element}",f.data,f.layout,{{responsive:true,displayModeBar:false}})}});</script>'
+        f"<p>{in_html(shortened(' '.join(text.split()), PURPOSE))}</p>"
+        if isinstance(text, str) and text.strip()
+        else ""
     )
 
 
-def _script_json(text: str) -> str:
-    """JSON that cannot end a script element."""
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _summary(comparison: dict[str, Any]) -> str:
-    """The answer in words, every number from the comparison object."""
-    unpruned = comparison["unpruned"]["accuracy_held_out"]
-    rows = [row for row in comparison["by_budget"] if row["chosen"]]
-    sentences = []
-    if unpruned is not None:
-        sentences.append(f"Unpruned, the model answers {_percent(unpruned)} of the held-out questions.")
-    if rows and unpruned:
-        row = min(rows, key=lambda r: abs(r["budget"] - 0.5))
-        measured = {n: c for n, c in row["chosen"].items() if c["accuracy_held_out"] is not None}
-        if measured:
-            told = ", ".join(f"{escape(n)} {_percent(c['accuracy_held_out'])}" for n, c in measured.items())
-            sentences.append(f"With at most {row['budget']:.0%} of the compute, the chosen schedules give: {told}.")
-    for default in comparison["defaults"]:
-        sentences.append(
-            f"The published default {escape(default['name'])} gives {_percent(default['accuracy_held_out'])} at "
-            f"{default['flops_ratio']:.0%} of the compute."
-        )
-    for search in comparison["searches"]:
-        if search["cost_ratio_to_grid"] is not None and search["cost_ratio_to_grid"] != 1.0:
-            sentences.append(f"{escape(search['name'])} cost {search['cost_ratio_to_grid']:.2f} of the grid.")
-    return " ".join(sentences) or "No search has finished yet."
-
-
-def _layer_section(record: dict[str, Any]) -> str:
-    """What was learned and what layers cost: sentences, then heat maps."""
-    maps = "".join(_figure(figure, f"layers-{i}") for i, figure in enumerate(heatmaps.all_maps(record)))
-    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["summary"])
-    return f'<h2>What each layer is worth</h2><ul>{told}</ul><div class="pair">{maps}</div>'
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _share(part: int | None, whole: int | None) -> float | None:
-    return None if part is None or not whole else part / whole
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
-
-
-def _table(heads: list[str], rows: list[list[Any]]) -> str:
-    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _search_table(comparison: dict[str, Any]) -> str:
-    heads = [
-        "search",
-        "trials",
-        "cost / grid",
-        "budget_score",
-        "95 % interval",
-        "hypervolume / grid",
-        "spent / charged",
-    ]
-    rows = []
-    for search in comparison["searches"]:
-        ci = search["budget_score_ci"]
-        rows.append(
-            [
-                search["name"],
-                search["trials"],
-                search["cost_ratio_to_grid"],
-                search["budget_score"],
-                f"{ci[0]:.3f} to {ci[1]:.3f}" if ci else None,
-                search["hypervolume_ratio_to_grid"],
-                _share(search["spent_flops"], search["charged_flops"]),
-            ]
-        )
-    note = (
-        "<p>budget_score is the mean over budgets of the held-out accuracy of the schedule that a search would choose. "
-        "Intervals resample pictures; they are conditional on the schedules found and say nothing of other seeds.</p>"
+def _slider(comparison: dict[str, Any], answered: dict[str, Any]) -> str:
+    low, high = min(comparison["floor"], 1.0), 1.0
+    start = answered["budget"] if answered["budget"] is not None else HALF
+    return (
+        '<section id="chooser" hidden><h3>The best schedule within a budget</h3>'
+        '<p class="choice"><label for="budget">At most <output id="budget-shown" for="budget"></output> of the compute'
+        f'</label> <input id="budget" type="range" min="{low:.4f}" max="{high}" step="any" value="{start}"></p>'
+        '<div class="scroll tall"><table id="chosen" aria-live="polite"><thead><tr><th>search</th>'
+        "<th>held-out accuracy</th><th>95 % interval</th><th>flops_ratio</th><th>schedule</th></tr></thead>"
+        "<tbody></tbody></table></div>"
+        '<p id="export-note"></p><div class="command"><pre id="export"></pre>'
+        '<button type="button" id="copy">Copy</button></div></section>'
     )
-    return _table(heads, rows) + note
 
 
-def _budget_table(comparison: dict[str, Any]) -> str:
-    names = [search["name"] for search in comparison["searches"]]
-    rows = []
-    for row in comparison["by_budget"]:
-        cells: list[Any] = [row["budget"]]
-        for name in names:
-            chosen = row["chosen"].get(name)
-            text = "-"
-            if chosen:
-                text = f"{_percent(chosen['accuracy_held_out'])} {figures.label(chosen)}"
-                if chosen["flops_ratio"] > row["budget"] + FITS:
-                    text += f", over the budget at {chosen['flops_ratio']:.3f}"
-            gap = row["difference_to_grid"].get(name)
-            if gap:
-                text += f" ({100 * gap['mean']:+.1f}, {100 * gap['ci'][0]:+.1f} to {100 * gap['ci'][1]:+.1f})"
-            cells.append(text)
-        rows.append(cells)
-    note = (
-        "Held-out accuracy, schedule, and difference to the grid in points with its interval. A search that has "
-        "nothing within a budget is judged by its cheapest schedule, which is then over the budget."
-    )
-    return f"<h2>Choice per budget</h2><p>{note}</p>" + _table(["budget", *names], rows)
-
-
-def _seeds_section(seeds: dict[str, Any]) -> list[str]:
+def _seeds(drawn: Figures, seeds: dict[str, Any]) -> list[str]:
     parts = []
     if seeds["against"]:
-        parts += ["<h2>What may be said of the searches</h2>", _against_table(seeds["against"])]
-    drawn = [figures.anytime(seeds["anytime"])] if seeds["anytime"] else []
+        parts += ["<h2>What may be said of the searches</h2>", tables.against(seeds["against"])]
+    if seeds["anytime"]:
+        parts.append(_one(drawn, "anytime", figures.anytime(seeds["anytime"])))
     if any(band["runs"] > 1 for band in seeds["bands"]):
-        drawn += [figures.attainment(seeds["bands"], split) for split in ("held_out", "search")]
-    return parts + [_figure(figure, f"seeds-{i}") for i, figure in enumerate(drawn)]
+        both = [figures.attainment(seeds["bands"], split) for split in ("held_out", "search")]
+        parts.append(_pair(*(_one(drawn, f"seeds-{n}", figure) for n, figure in enumerate(both))))
+    return parts
 
 
-def _against_table(found: dict[str, Any]) -> str:
-    heads = ["entry", "seeds", "budget_score", "difference", "95 % interval", "p (Holm)", "verdict"]
-    heads += ["propose / grid", "cost / grid", "budgets missed", "score within budget"]
-    rows = []
-    for row in found["entries"]:
-        low, high = row["difference_ci"] or (None, None)
-        told = None if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-        if told and row["covers"] == "samples":
-            told += ", samples only"
-        rows.append(
-            [
-                row["entry"],
-                None if row["deterministic"] else len(row["seeds"]),
-                row["budget_score"],
-                None if row["difference"] is None else f"{100 * row['difference']:+.1f}",
-                told,
-                row["p_holm"],
-                row["verdict"],
-                row["propose_share"],
-                row["charged_share"],
-                round(row["budgets_missed"], 1),
-                row["score_within_budget"],
-            ]
-        )
+def _tasks(drawn: Figures, comparison: dict[str, Any]) -> list[str]:
+    """Fronts of each task; one task's are the experiment's own."""
+    found = list(dict.fromkeys(t for s in comparison["searches"] for p in s["front"] for t in p["tasks"]))
+    if len(found) < 2:
+        return []
+    shown = {task: figures.task_fronts(comparison, task) for task in found}
+    return ["<h2>Task by task</h2>", _choice(drawn, "task", "Task", shown)]
+
+
+def _schedules(drawn: Figures, comparison: dict[str, Any]) -> list[str]:
+    searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
+    if not searches:
+        return []
+    shown = {search["name"]: figures.schedules(search) for search in searches}
+    return ["<h2>Schedules, layer by layer</h2>", _choice(drawn, "map", "Front of", shown)]
+
+
+def _layers(drawn: Figures, record: dict[str, Any]) -> str:
+    """What was learned and what layers cost: sentences, then heat maps."""
+    maps = [_one(drawn, f"layers-{n}", figure) for n, figure in enumerate(heatmaps.all_maps(record))]
+    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["summary"])
+    return f"<h2>What each layer is worth</h2><ul>{told}</ul>{_pair(*maps)}"
+
+
+def _paths(drawn: Figures, paths: dict[str, dict[str, Any]]) -> list[str]:
+    if not paths:
+        return []
+    shown = {name: figures.trajectory(name, path["steps"], path["budgets"]) for name, path in paths.items()}
     note = (
-        f"Mean budget_score over seeds, and its difference to {escape(found['against'])} in points. Intervals resample "
-        "seeds and pictures together, or pictures only, given the schedules found, where a search has too few seeds. "
-        f"No search is called better with fewer than {found['seeds_needed']} seeds. A missed budget counts with the "
-        "search's cheapest schedule, which flatters budget_score; within budget, as the model without a picture."
+        "Violation is (flops_ratio - budget) / budget of the relaxed schedule: above 0 it is over the budget. The "
+        "multiplier grows while it is, the penalty with every dual step."
     )
-    return f"<p>{note}</p>" + _table(heads, rows)
+    return ["<h2>How the gradient search went</h2>", f"<p>{note}</p>", _choice(drawn, "path", "Search", shown)]
 
 
-def _provenance(comparison: dict[str, Any], stored: dict[str, Any]) -> str:
-    source = stored["provenance"]
-    rows = [["spec hash", comparison["spec_hash"]], ["FLOPs accounting", comparison["accounting"]]]
-    rows += [["commit", f"{source.get('commit') or '-'}{' (changed)' if source.get('dirty') else ''}"]]
-    rows += [[name, value] for name, value in source["versions"].items()]
-    rows += [["python", source["python"]], ["machine", source["platform"]]]
-    spec = escape(stored["spec_text"])
-    name = json.dumps(comparison["experiment"])
+def _pictures(pictures: Sequence[Mapping[str, str]]) -> list[str]:
+    if not pictures:
+        return []
+    shown = "".join(
+        f'<figure><img alt="patches that survive" src="data:image/png;base64,{one["png"]}">'
+        f"<figcaption>{in_html(one['caption'])}</figcaption></figure>"
+        for one in pictures
+    )
+    return ["<h2>Which tokens survive</h2>", shown]
+
+
+def _named(experiment: str) -> str:
+    """An experiment's name as an argument of a command in a shell."""
+    quoted = shlex.quote(experiment)
+    return f"-- {quoted}" if experiment.startswith("-") else quoted
+
+
+def _storage(record: dict[str, Any]) -> str:
+    return f"--storage {shlex.quote(record['storage'])} " if record["storage"] else ""
+
+
+def _reproduce(record: dict[str, Any]) -> str:
+    source, storage = record["provenance"], _storage(record)
+    name = _named(record["comparison"]["experiment"])
+    lines = [f"git checkout {source['commit']}"] if source.get("commit") else []
+    lines += [
+        f"vispco run study.yaml {storage}",
+        f"vispco compare --json {storage}{name}",
+        f"vispco report -o report.html {storage}{name}",
+    ]
+    commands = "\n".join(line.rstrip() for line in lines)
+    study = base64.b64encode(record["study"].encode("utf-8", "replace")).decode("ascii")
     return (
-        "<h2>Provenance</h2>"
-        + _table(["what", "value"], rows)
-        + f"<h3>Study</h3><pre>{spec}</pre><h3>Reproduce</h3>"
-        + f"<pre>vispco run study.yaml\nvispco report {escape(name)}</pre>"
+        f'<h3>Reproduce</h3><p>With the study below as <a download="study.yaml" href="data:text/yaml;base64,{study}">'
+        f"study.yaml</a>:</p><pre>{in_html(commands)}</pre>"
+        f"<details open><summary>study.yaml</summary><pre>{in_html(record['study'])}</pre></details>"
+        '<p id="numbers" hidden><a download="comparison.json">The numbers of this page</a>, as '
+        "<code>vispco compare --json</code> prints them.</p>"
     )

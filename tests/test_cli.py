@@ -71,7 +71,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
-        *("run", "resume", "ls", "status", "compare", "report", "eval", "export", "tokens", "layers"),
+        *("run", "resume", "ls", "status", "compare", "report", "plot", "eval", "export", "tokens", "layers"),
         *("dashboard", "validate", "doctor", "copy", "import"),
     }
     for name in names:
@@ -282,7 +282,8 @@ def test_report_is_one_page_that_needs_nothing_else(cli: Cli, ran: tuple[str, Pa
     code, out, _ = cli("report", "small", "-o", tmp_path / "r.html", "--storage", ran[0])
     assert code == 0
     page = Path(out.strip()).read_text()
-    assert 'src="' not in page.split("<body>")[1]
+    assert 'src="' not in page.split("<body>")[1].split("<script")[0]
+    assert "<script src" not in page
     assert "<link" not in page
     for text in ("lagrangian", "tpe", "fastv:k2-r50", "Schedules on the front of", "spec hash", "kind: lagrangian"):
         assert text in page

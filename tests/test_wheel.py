@@ -33,6 +33,7 @@ def test_wheel_owns_one_name_and_carries_the_demo(wheel: Path) -> None:
         "vispco/models/demo/qwen/chat_template.jinja",
         "vispco/studies/quickstart.yaml",
         "vispco/dashboards/report.css",
+        "vispco/dashboards/report.js",
         "vispco/py.typed",
     ):
         assert needed in names

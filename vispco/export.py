@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.selection import FITS, choose
+from vispco.analysis.selection import choose, fits, front
 from vispco.errors import ConfigError
 from vispco.pruning.schedule_file import FORMAT, VERSION
 from vispco.search.predicted import is_predicted
@@ -20,13 +20,10 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     Raises:
         ConfigError: no trial fits the budget.
     """
-    candidates = [
-        (choose([trial for trial in search.trials if _holds(comparison, search, trial)], budget), search)
-        for search in comparison.searches
-    ]
-    fitting = [(t, s) for t, s in candidates if t is not None and t.values[1] <= budget + FITS]
+    candidates = _candidates(budget, _holdable(comparison))
+    fitting = [(t, s) for t, s in candidates if fits(t, budget)]
     if not fitting:
-        cheapest = min((t.values[1] for t, _ in candidates if t is not None), default=None)
+        cheapest = min((t.values[1] for t, _ in candidates), default=None)
         least = (
             "it has no schedule that a file can hold"
             if cheapest is None
@@ -35,7 +32,7 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         raise ConfigError(
             f"no schedule of {comparison.experiment!r} fits budget {budget}; {least}, give a larger --budget"
         )
-    trial, search = min(fitting, key=lambda pair: (-pair[0].values[0], pair[0].values[1]))
+    trial, search = min(fitting, key=_preference)
     held_out = comparison.held_out(search, trial)
     origin = comparison.origin(search, trial) or search
     return {
@@ -57,6 +54,36 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         "model": comparison.stored["identity"]["model"]["name"],
         "versions": comparison.stored["provenance"]["versions"],
     }
+
+
+def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
+    """What :func:`export_schedule` chooses as the budget grows: from ``flops_ratio`` on, until the next row's."""
+    held = [(front(trials), search) for trials, search in _holdable(comparison)]
+    found: list[dict[str, Any]] = []
+    for budget in sorted({trial.values[1] for trials, _ in held for trial in trials}):
+        trial, search = min(((t, s) for t, s in _candidates(budget, held) if fits(t, budget)), key=_preference)
+        row = {"search": search.name, "trial": trial.number, "schedule": trial.user_attrs["schedule"]}
+        if not found or row.items() - found[-1].items():
+            found.append({"flops_ratio": budget, **row})
+    return found
+
+
+Held = list[tuple[list[Any], Searched]]
+
+
+def _holdable(comparison: Comparison) -> Held:
+    """Trials of each search whose schedule a file can hold."""
+    return [([t for t in search.trials if _holds(comparison, search, t)], search) for search in comparison.searches]
+
+
+def _candidates(budget: float, held: Held) -> list[tuple[Any, Searched]]:
+    """Each search's choice."""
+    chosen = [(choose(trials, budget), search) for trials, search in held]
+    return [(trial, search) for trial, search in chosen if trial is not None]
+
+
+def _preference(pair: tuple[Any, Searched]) -> tuple[float, float]:
+    return (-pair[0].values[0], pair[0].values[1])
 
 
 def _holds(comparison: Comparison, search: Searched, trial: Any) -> bool:

@@ -310,21 +310,22 @@ class Comparison:
             "by_budget": self._by_budget(),
         }
 
+    def defaults(self) -> dict[str, Evaluation]:
+        """Published defaults by name, as measured on the held-out split."""
+        linked = sorted((name, found) for (name, split), found in self._links["default"].items() if split == "held_out")
+        return {name: self._evaluations[found] for name, found in linked if found in self._evaluations}
+
     def _defaults(self) -> list[dict[str, Any]]:
-        found = []
-        for (name, split), evaluation_id in sorted(self._links["default"].items()):
-            evaluation = self._evaluations.get(evaluation_id)
-            if split == "held_out" and evaluation is not None:
-                found.append(
-                    {
-                        "name": name,
-                        "accuracy_held_out": evaluation.accuracy,
-                        "flops_ratio": evaluation.flops_ratio,
-                        "schedule": evaluation.schedule,
-                        "accuracy_ci": interval(self._drawn(evaluation)),
-                    }
-                )
-        return found
+        return [
+            {
+                "name": name,
+                "accuracy_held_out": evaluation.accuracy,
+                "flops_ratio": evaluation.flops_ratio,
+                "schedule": evaluation.schedule,
+                "accuracy_ci": self.interval_of(evaluation),
+            }
+            for name, evaluation in self.defaults().items()
+        ]
 
     def _search(self, search: Searched, reference: tuple[float, float]) -> dict[str, Any]:
         points = [_values(trial) for trial in search.trials]
@@ -402,13 +403,16 @@ class Comparison:
                     "flops_ratio": _values(trial)[1],
                 }
                 if grid is not None and search is not grid:
-                    differences[search.name] = self._difference(held_out, grid_held)
+                    differences[search.name] = self.difference(held_out, grid_held) if held_out and grid_held else None
             rows.append({"budget": budget, "chosen": chosen, "difference_to_grid": differences})
         return rows
 
-    def _difference(self, first: Evaluation | None, second: Evaluation | None) -> dict[str, Any] | None:
-        if first is None or second is None:
-            return None
+    def interval_of(self, evaluation: Evaluation) -> list[float]:
+        """Bootstrap interval of a held-out accuracy, conditional on the schedule."""
+        return interval(self._drawn(evaluation))
+
+    def difference(self, first: Evaluation, second: Evaluation) -> dict[str, Any]:
+        """``mean`` and ``ci`` of the difference of two held-out accuracies on the same samples."""
         drawn = self._drawn(first) - self._drawn(second)
         return {"mean": first.accuracy - second.accuracy, "ci": interval(drawn)}
 

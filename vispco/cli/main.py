@@ -240,6 +240,9 @@ def layers(
 def report(
     experiment: str,
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
+    tokens: Annotated[
+        int, typer.Option(min=0, max=50, help="Show the surviving tokens of so many samples; runs the model.")
+    ] = 0,
     storage: Storage = None,
 ) -> None:
     """Write one self-contained HTML page."""
@@ -247,8 +250,31 @@ def report(
     from vispco.storage.store import open_store
 
     with open_store(storage, create=False) as store:
-        write_report(store, experiment, output)
+        write_report(store, experiment, output, tokens=tokens)
     print(output.resolve())
+
+
+@app.command()
+def plot(
+    experiment: str,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write: .pdf, .svg or .png.")] = Path(
+        "front.pdf"
+    ),
+    what: Annotated[str, typer.Option(help="front, choices, cost, schedules or trajectory.")] = "front",
+    split: Annotated[str, typer.Option(help="With front: held_out or search.")] = "held_out",
+    search: Annotated[
+        Optional[str], typer.Option(help="With schedules or trajectory: of which search [default: the first].")
+    ] = None,
+    width: Annotated[float, typer.Option(min=1.0, max=20.0, help="In inches; one column of a paper is 3.3.")] = 3.3,
+    storage: Storage = None,
+) -> None:
+    """Write one figure for a paper."""
+    from vispco.cli.plot import write_plot
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        written = write_plot(store, experiment, output, what, split=split, search=search, width=width)
+    print(written)
 
 
 @app.command("eval")

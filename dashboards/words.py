@@ -1,0 +1,136 @@
+"""The answer in words with numbers: the record of :func:`vispco.analysis.answer.answer` as HTML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
+
+
+def answer_html(found: dict[str, Any]) -> str:
+    """Sentences, the numbers in large, and a line for each entry."""
+    row = next((row for row in found["entries"] if row["entry"] == found["headline"]), None)
+    if row is None:
+        return '<p class="lead">No search has a schedule that is measured on the held-out split yet.</p>'
+    sentences = [_chosen(found, row), _grid(found, row), *_defaults(found, row), _cost(found, row)]
+    lead, *others = [sentence for sentence in sentences if sentence]
+    if len(found["entries"]) > 2:
+        others.append(
+            f"{in_html(row['entry'])} is told of here because its choice is the most accurate on the search split, of "
+            "the searches that are not a complete grid; the figures below show all."
+        )
+    rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(found, row)])
+    return f'<p class="lead">{lead}</p>{_tiles(found, row)}<ul class="answer">{rest}</ul>'
+
+
+def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
+    budget, name = percent(found["budget"], 0), in_html(row["entry"])
+    several = row["runs"] > 1
+    what = f"the schedules that {name} chose" if several else f"the schedule that {name} chose"
+    text = f"With at most {budget} of the compute, {what} on the search split"
+    if not several and row["schedules"][0]:
+        text += f" (<code>{in_html(shortened(row['schedules'][0], 90))}</code>)"
+    score = percent(row["accuracy_held_out"])
+    held = " on average" if several else ""
+    text += f" answers <strong>{score}</strong> of the held-out questions right{held}"
+    if several:
+        text = text.replace(" answers ", " answer ")
+    text += f"{_within(row['accuracy_ci'])}."
+    if found["unpruned"] is not None:
+        kept = "" if row["kept"] is None else f": it keeps {percent(row['kept'], 0)} of that"
+        text += f" Unpruned, the model answers {percent(found['unpruned'])}{kept}."
+    if row["over"]:
+        whose = f"{row['over']} of its {row['runs']} runs have" if several else "It has"
+        text += f" {whose} nothing within that budget, and the cheapest schedule stands in, over it."
+    return text
+
+
+def _within(interval: list[float] | None) -> str:
+    return f" (95 % interval {percent(interval[0])} to {percent(interval[1])})" if interval else ""
+
+
+def _gap(difference: float, interval: list[float] | None) -> str:
+    text = f"<strong>{points(difference)} points</strong>"
+    if interval is None:
+        return text
+    return f"{text} ({points_interval(interval)}{', not shown to differ' if interval[0] <= 0 <= interval[1] else ''})"
+
+
+def _grid(found: dict[str, Any], row: dict[str, Any]) -> str:
+    grid = next((other for other in found["entries"] if other["entry"] == found["grid"]), None)
+    if grid is None:
+        return "No complete grid was run, so that there is no empirical frontier to compare with."
+    if grid is row or row["difference"] is None:
+        return ""
+    return (
+        f"The choice of the complete grid ({in_html(grid['entry'])}) answers {percent(grid['accuracy_held_out'])} for "
+        f"the same budget: the difference is {_gap(row['difference'], row['difference_ci'])}."
+    )
+
+
+def _defaults(found: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    told = []
+    for default in found["defaults"]:
+        text = (
+            f"The published default {in_html(default['name'])} answers {percent(default['accuracy_held_out'])}"
+            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the compute."
+        )
+        mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
+        if mine is not None:
+            text += (
+                f" Within that compute, {in_html(row['entry'])} would have chosen for "
+                f"{percent(mine['accuracy_held_out'])}: {_gap(mine['difference'], mine['difference_ci'])}."
+            )
+        else:
+            text += f" {in_html(row['entry'])} has nothing that is as cheap."
+        told.append(text)
+    return told or ["No published default was measured: name some under <code>defaults</code> in the study."]
+
+
+def _cost(found: dict[str, Any], row: dict[str, Any]) -> str:
+    if row["charged_share"] is None or row["entry"] == found["grid"]:
+        return ""
+    others = [
+        f"{in_html(other['entry'])} {other['charged_share']:.2f}"
+        for other in found["entries"]
+        if other is not row and other["entry"] != found["grid"] and other["charged_share"] is not None
+    ]
+    rest = f" (others: {', '.join(others)})" if others else ""
+    return f"To find, {in_html(row['entry'])} cost {row['charged_share']:.2f} of the compute of the dense grid{rest}."
+
+
+def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
+    if row["deterministic"]:
+        return "Intervals cover other questions of the same kind, not other data sets or models."
+    if row["covers"] == "samples":
+        seeds = "one seed" if row["runs"] == 1 else f"{row['runs']} seeds"
+        return (
+            f"From {seeds}: intervals cover other questions of the same kind, given the schedules found, and say "
+            f"nothing of other seeds. No search is called better with fewer than {found['seeds_needed']} seeds."
+        )
+    return f"Mean over {row['runs']} seeds; intervals cover other seeds and other questions of the same kind together."
+
+
+def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
+    tiles = []
+    if row["kept"] is not None:
+        where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the compute"
+        tiles.append((percent(row["kept"], 0), where, ""))
+    for default in found["defaults"][:1]:
+        mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
+        if mine is not None:
+            what = f"points to the published default {in_html(shortened(default['name']))}, within its compute"
+            tiles.append((points(mine["difference"]), what, _span(mine["difference_ci"])))
+    if row["difference"] is not None:
+        tiles.append((points(row["difference"]), "points to the grid's choice", _span(row["difference_ci"])))
+    if row["charged_share"] is not None and row["entry"] != found["grid"]:
+        tiles.append((f"{row['charged_share']:.2f}", "of the grid's compute, to find it", ""))
+    shown = "".join(
+        f'<div class="tile"><b>{number}</b><span>{what}</span><small>{interval}</small></div>'
+        for number, what, interval in tiles
+    )
+    return f'<div class="tiles">{shown}</div>'
+
+
+def _span(interval: list[float] | None) -> str:
+    return f"95 %: {points_interval(interval)}" if interval else ""

@@ -1,0 +1,275 @@
+"""The report's parts without a browser: the answer, what is exported, names as text, what the page holds."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vispco.dashboards import figures
+from vispco.dashboards.overlay import overlay
+from vispco.dashboards.report import render, report_record, write_report
+from vispco.dashboards.text import in_figure, in_html, script_json
+from vispco.dashboards.words import answer_html
+
+from conftest import SMALL
+from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
+from vispco.analysis.answer import answer
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.selection import choose
+from vispco.cli.main import main
+from vispco.errors import ConfigError
+from vispco.export import export_schedule, export_steps
+from vispco.storage.store import Store
+
+SEEDS = {"grid": ("grid", None, 30, 0.0), "lagrangian": ("lagrangian", 10, 5, 0.1), "tpe": ("tpe", 3, 8, 0.0)}
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('report')}/a.db")
+    fill(store)
+    return Comparison(store, "made")
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('report')}/b.db")
+    fill(store, entries=SEEDS, tasks=["colours", "shapes"])
+    return Comparison(store, "made")
+
+
+def block(page: str, name: str) -> Any:
+    (text,) = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', page, flags=re.DOTALL)
+    return json.loads(text)
+
+
+# --- the answer ----------------------------------------------------------------------------------
+
+
+def test_the_answer_of_single_runs_is_what_compare_says(comparison: Comparison) -> None:
+    found, told = answer(comparison), comparison.to_dict()
+    assert found["budget"] == 0.52
+    row = next(row for row in told["by_budget"] if row["budget"] == 0.52)
+    for entry in found["entries"]:
+        chosen = row["chosen"][entry["entry"]]
+        search = next(search for search in told["searches"] if search["name"] == entry["entry"])
+        point = next(point for point in search["front"] if point["trial"] == chosen["trial"])
+        assert entry["accuracy_held_out"] == chosen["accuracy_held_out"]
+        assert entry["accuracy_ci"] == point["accuracy_ci"]
+        assert entry["flops_ratio"] == chosen["flops_ratio"]
+        assert entry["kept"] == pytest.approx(chosen["accuracy_held_out"] / told["unpruned"]["accuracy_held_out"])
+        assert entry["charged_share"] == search["cost_ratio_to_grid"]
+        gap = row["difference_to_grid"].get(entry["entry"])
+        assert entry["difference"] == (gap["mean"] if gap else None)
+        assert entry["difference_ci"] == (gap["ci"] if gap else None)
+
+
+def test_a_default_is_compared_within_its_own_compute(comparison: Comparison) -> None:
+    (default,) = answer(comparison)["defaults"]
+    (told,) = comparison.to_dict()["defaults"]
+    assert (default["accuracy_held_out"], default["accuracy_ci"]) == (told["accuracy_held_out"], told["accuracy_ci"])
+    for row in default["entries"]:
+        search = next(search for search in comparison.searches if search.name == row["entry"])
+        trial = choose(search.trials, default["flops_ratio"])
+        assert trial is not None
+        held_out = comparison.held_out(search, trial)
+        assert held_out is not None
+        assert row["accuracy_held_out"] == held_out.accuracy
+        assert row["difference"] == pytest.approx(held_out.accuracy - default["accuracy_held_out"])
+        assert row["difference_ci"][0] <= row["difference"] <= row["difference_ci"][1]
+
+
+def test_the_answer_over_seeds_is_their_mean(seeded: Comparison) -> None:
+    found, told = answer(seeded), seeded.to_dict()
+    row = next(row for row in told["by_budget"] if row["budget"] == found["budget"])
+    for entry in found["entries"]:
+        names = [name for name in row["chosen"] if name.partition("@")[0] == entry["entry"]]
+        assert entry["runs"] == len(names)
+        accuracies = [row["chosen"][name]["accuracy_held_out"] for name in names]
+        assert entry["accuracy_held_out"] == pytest.approx(np.mean(accuracies))
+        assert entry["accuracy_ci"][0] <= entry["accuracy_held_out"] <= entry["accuracy_ci"][1]
+        assert entry["covers"] == ("seeds and samples" if entry["entry"] == "lagrangian" else "samples")
+    assert found["headline"] == "lagrangian"
+    text = answer_html(found)
+    assert "Mean over 10 seeds" in text
+    assert f"{100 * found['entries'][1]['accuracy_held_out']:.1f} %" in text
+
+
+def test_an_answer_without_grid_or_default_says_so() -> None:
+    row = {
+        **dict.fromkeys(("accuracy_ci", "kept", "difference", "difference_ci", "charged_share"), None),
+        "entry": "tpe",
+        "runs": 1,
+        "schedules": ["step(layer=2, keep=0.5)"],
+        "flops_ratio": 0.6,
+        "over": 1,
+        "accuracy_held_out": 0.5,
+        "deterministic": False,
+        "covers": "samples",
+    }
+    found = {"budget": 0.5, "unpruned": None, "grid": None, "entries": [row], "defaults": [], "headline": "tpe"}
+    text = answer_html({**found, "seeds_needed": 10})
+    assert "No complete grid was run" in text
+    assert "No published default was measured" in text
+    assert "nothing within that budget" in text
+    assert "No search has a schedule" in answer_html({**found, "headline": None, "entries": []})
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def test_the_slider_exports_what_the_command_exports(seeded: Comparison) -> None:
+    steps = export_steps(seeded)
+    assert [row["flops_ratio"] for row in steps] == sorted({row["flops_ratio"] for row in steps})
+    between = [(a["flops_ratio"] + b["flops_ratio"]) / 2 for a, b in itertools.pairwise(steps)]
+    for budget in [*(row["flops_ratio"] for row in steps), *between, *BUDGETS, 1.0]:
+        row = [row for row in steps if row["flops_ratio"] <= budget + 1e-9][-1]
+        exported = export_schedule(seeded, budget)
+        assert [row[key] for key in ("search", "trial", "schedule")] == [
+            exported[key] for key in ("search", "trial", "schedule")
+        ]
+    with pytest.raises(ConfigError, match="no schedule"):
+        export_schedule(seeded, steps[0]["flops_ratio"] - 1e-6)
+
+
+def test_the_front_answers_every_budget(seeded: Comparison) -> None:
+    """The page chooses from fronts; the choice for each of the experiment's budgets is that of ``by_budget``."""
+    told = seeded.to_dict()
+    for row in told["by_budget"]:
+        for search in told["searches"]:
+            fitting = [point for point in search["front"] if point["flops_ratio"] <= row["budget"] + 1e-9]
+            point = fitting[-1] if fitting else search["front"][0]
+            assert point["trial"] == row["chosen"][search["name"]]["trial"]
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [HOSTILE, RIGHT_TO_LEFT, "\x00\x1b[31m\ud800", "%{x}", "a" * 5000, ""])
+def test_names_are_text(name: str) -> None:
+    for text in (in_html(name), in_figure(name)):
+        assert not re.search(r"<(?!/?bdi>)", text)
+        text.encode("utf-8")
+        assert not re.search("[\x00-\x08\u202a-\u202e]", text)
+    assert "%{" not in in_figure(name)
+    assert len(html.unescape(in_figure(name))) <= 62
+    written = script_json({"name": name})
+    assert json.loads(written) == {"name": name}
+    assert not re.search("[<>&\u2028\u2029]", written)
+
+
+def test_plain_names_stay_as_they_are() -> None:
+    assert in_figure("step(layer=2, keep=0.5)") == "step(layer=2, keep=0.5)"
+    assert html.unescape(in_figure("50 % <b> \u00e9 \U0001f600")) == "50 % <b> \u00e9 \U0001f600"
+
+
+# --- figures and page ----------------------------------------------------------------------------
+
+
+def test_the_overlay_shows_every_trial(comparison: Comparison) -> None:
+    told, points = comparison.to_dict(), comparison.points()
+    on_search = overlay(told, points, split="search")
+    dominated = [trace for trace in on_search.data if trace.legendgroup == "dominated"]
+    fronts = {trace.name: trace for trace in on_search.data if trace.name in ("grid", "lagrangian", "tpe")}
+    assert sum(len(t.x) for t in dominated) == sum(not point["on_front"] for point in points)
+    for search in told["searches"]:
+        assert list(fronts[search["name"]].y) == [point["accuracy"] for point in search["front"]]
+    assert all(trace.visible is True for trace in dominated)
+    held_out = overlay(told, points)
+    for search in told["searches"]:
+        (front,) = (trace for trace in held_out.data if trace.name == search["name"])
+        assert list(front.y) == [point["accuracy_held_out"] for point in search["front"]]
+        (band,) = (t for t in held_out.data if t.fill == "toself" and t.legendgroup == search["name"])
+        bounds = {bound for point in search["front"] for bound in point["accuracy_ci"]}
+        assert set(band.y) == bounds
+    assert all(t.visible == "legendonly" for t in held_out.data if t.legendgroup == "dominated")
+    assert [t.name for t in held_out.data].count("published") == 1
+
+
+def test_paths_are_drawn_whole(comparison: Comparison) -> None:
+    record = report_record(comparison)
+    path = record["paths"]["lagrangian"]
+    figure = figures.trajectory("lagrangian", path["steps"], path["budgets"])
+    assert len(figure.data) == 3 * len(BUDGETS)
+    assert [t.name for t in figure.data[::3]] == ["budget 0.800", "budget 0.520", "budget 0.300"]
+    for trace, quantity in zip(figure.data[:3], ("violation", "multiplier", "penalty"), strict=True):
+        assert list(trace.y) == pytest.approx([row[quantity] for row in path["steps"]["budget-0"]], rel=1e-3)
+
+
+def test_the_page_holds_the_numbers_and_nothing_foreign(seeded: Comparison) -> None:
+    page = render(report_record(seeded))
+    assert block(page, "comparison") == json.loads(json.dumps(seeded.to_dict()))
+    places = re.findall(r'data-figure="([^"]+)"', page)
+    chosen = re.findall(r'<option value="([^"]+)"', page)
+    assert set(places) | set(chosen) == set(block(page, "figures"))
+    assert len(places) == len(set(places))
+    assert {"overlay-0", "task-0", "map-0", "path-0", "costs", "choices", "anytime", "seeds-1"} <= {*places, *chosen}
+    body = page.split("<body>")[1].split("<script")[0]
+    assert set(re.findall(r"(?:src|href)=.(\w+):?", body)) <= {"data"}
+    assert "<script src" not in page
+    assert "<link" not in page
+    assert len(page) < 8_000_000
+
+
+@pytest.mark.parametrize("fold", [HOSTILE.replace("/", ""), RIGHT_TO_LEFT.replace("/", ""), "n" * 200])
+def test_hostile_names_stay_in_their_place(tmp_path: Path, fold: str) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill(store, fold, tasks=[HOSTILE, RIGHT_TO_LEFT], note=HOSTILE, entries={"tpe": ("tpe", 1, 4, 0.0)})
+    write_report(store, fold, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    body = page.split("<body>")[1]
+    assert page.count("<script>") == 2  # plotly's library and ours
+    assert "<img" not in body.split("<script>")[0]
+    assert "window.broken=1</script>" not in page
+    assert block(page, "comparison")["experiment"] == fold
+
+
+def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a b.db")
+    fill(store, "-two words", entries={"tpe": ("tpe", 1, 4, 0.0)})
+    page = render(report_record(Comparison(store, "-two words")))
+    storage = f"--storage 'sqlite:///{tmp_path}/a b.db'"
+    assert block(page, "facts")["command"] == ["vispco export", "-- '-two words'", f"{storage} "]
+    assert html.escape(f"vispco compare --json {storage} -- '-two words'") in page
+    for text in ("0123abcd", "Searches and seeds", "study.yaml"):
+        assert text in page
+
+
+def test_what_the_document_shows_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command and all Python of docs/report.md, on a made experiment of the demo model."""
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text()
+    commands = [
+        line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()
+    ]
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    store = Store(f"sqlite:///{tmp_path}/vispco.db")
+    fill(store, "quickstart", study=SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    assert len(commands) == 6
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "vispco"
+        if arguments[0] == "plot":
+            pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code, command
+        assert Path(arguments[3]).stat().st_size > 1000
+        if "--tokens" in arguments:
+            page = Path("report.html").read_text(encoding="utf-8")
+            assert page.count('<img alt="patches that survive" src="data:image/png;base64,') == 4
+            assert "--storage" not in page.split("<body>")[1].split("<script>")[0]  # it is the default
+            capsys.readouterr()
+            exec(compile(code, "docs/report.md", "exec"), {})
+            assert "'grid'" in capsys.readouterr().out
