@@ -208,7 +208,7 @@ def parse_study(text: str, source: str = "study") -> Study:
     try:
         return Study.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+        raise ConfigError(f"{source}: {first_problem(error)}") from None
 
 
 def _yaml(text: str, source: str) -> dict[str, Any]:
@@ -255,7 +255,7 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """One line: where, what, and the nearest known key."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
