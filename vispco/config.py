@@ -214,6 +214,7 @@ def parse_study(text: str, source: str = "study") -> Study:
 def _yaml(text: str, source: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text)
+        _distinct_keys(yaml.compose(text, Loader=yaml.SafeLoader), source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -221,6 +222,23 @@ def _yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{source} is empty or no mapping; a study has experiment, model, tasks and searches")
     return data
+
+
+def _distinct_keys(node: Any, source: str) -> None:
+    """YAML takes the last of equal keys and says nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ConfigError(
+                    f"{source} has the key {key.value!r} twice, in lines {seen[key.value]} and {line}; keep one"
+                )
+            seen[str(key.value)] = line
+            _distinct_keys(value, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _distinct_keys(value, source)
 
 
 def _override(data: dict[str, Any], item: str) -> None:

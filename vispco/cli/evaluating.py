@@ -94,6 +94,8 @@ def evaluate_model(
             raise ConfigError("--limit and --option limit=... say the same; give one of the two")
         said["limit"] = _value(limit)
     chosen = plain_task(task, said, samples)
+    if log is not None and not log.parent.is_dir():
+        raise ConfigError(f"cannot write {str(log)!r}: there is no folder {str(log.parent)!r}; create it first")
     with TerminalProgress().track(task) as advance:
         found = evaluate_plain(
             model,

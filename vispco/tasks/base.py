@@ -119,6 +119,13 @@ class Task(ABC):
         """How many samples there are to cut ``split`` from; None: as many as are asked for."""
         return None
 
+    def check(self) -> None:  # noqa: B027  (most tasks make their data)
+        """Look at the data of every split that has a size, as far as that is quick. Default: nothing is looked at.
+
+        Raises:
+            DataError: a row or a picture cannot be used.
+        """
+
     def samples(self, split: str) -> list[Sample]:
         """All samples of ``split``.
 

@@ -356,15 +356,28 @@ class Benchmark(Task):
     def _check_size(self, split: str, size: int, got: int, rows: int, name: str) -> None:
         if got == size or (self.whole and got):
             return
-        asked = sum(self.sizes.values())
-        why = "without sharing a picture" if rows >= asked else f"the study asks for {asked} in all"
+        fix = f"lower the sizes, or name another split of the data: split: {{{split}: NAME, ...}}"
+        there = self.data_split(split)
+        asked = {part: wanted for part, wanted in self.sizes.items() if self.data_split(part) == there}
+        if sum(asked.values()) > rows:
+            parts = ", ".join(f"{part} {wanted}" for part, wanted in asked.items())
+            raise DataError(
+                f"task {self.name!r}: {sum(asked.values())} samples are asked for ({parts}), but {name} has {rows}; "
+                f"{fix}"
+            )
         raise DataError(
             f"task {self.name!r}: split {split!r} wants {size} samples, but only {got} of the {rows} rows of {name} "
-            f"are left to it, {why}; lower the sizes, or name another split of the data: split: {{{split}: NAME, ...}}"
+            f"are left to it without sharing a picture; {fix}"
         )
 
     def available(self, split: str) -> int:
+        if self.options.streaming and self.options.limit is None:
+            raise ConfigError(f"task {self.name!r}: streaming reads so many rows and no more; say how many: limit=500")
         return len(self.rows(self.data_split(split))[1])
+
+    def check(self) -> None:
+        for split in self.sizes:
+            self.samples(split)
 
     def samples(self, split: str) -> list[Sample]:
         """All samples of ``split``.

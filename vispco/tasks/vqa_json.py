@@ -98,12 +98,12 @@ class VQAJson(Benchmark):
 
     def _given(self, row: Row, name: str) -> str:
         """What this row calls a column: rows written by hand do not all use the same of its names."""
-        others = {**self.columns, **self.optional}[name]
+        others: Sequence[str] = {**type(self).columns, **type(self).optional}[name]
         return next((other for other in (name, *others) if row.get(other) is not None), name)
 
     def _options(self, row: Row) -> tuple[str, ...]:
-        named = self._given(row, "options")
-        given = row.get(named)
+        column = self._given(row, "options")
+        given = row.get(column)
         if given is None:
             given = {letter: row.get(letter) for letter in ascii_uppercase[:8]}
         if isinstance(given, dict):
@@ -111,7 +111,7 @@ class VQAJson(Benchmark):
             if sorted(named) != list(ascii_uppercase[: len(named)]):
                 raise row.error(f"options are named {', '.join(sorted(named))}", "name them A, B, C, ...")
             return tuple(str(named[letter]) for letter in sorted(named))
-        return row.texts(named, written=True)
+        return row.texts(column, written=True)
 
     def _fits(self, row: Row, answers: Sequence[str], options: Sequence[str]) -> None:
         """Whether the scorer can score this row."""
