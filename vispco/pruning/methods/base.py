@@ -186,12 +186,20 @@ def make_method(name: str, parameters: dict[str, Any] | None = None) -> Method:
 
     cls: type[Method] = METHODS[name]
     known: dict[str, Any] = {field.name: field.default for field in fields(cls)} if is_dataclass(cls) else {}
-    for key, value in (parameters or {}).items():
+    for key in parameters or {}:
         if key not in known:
             hint = suggest(key, list(known)) if known else "it has no parameters"
             raise ConfigError(f"method {name!r} has no parameter {key!r}; {hint}")
-        if not _alike(value, known[key]):
-            raise ConfigError(
-                f"method {name!r}: parameter {key} = {value!r}; write something like its default, {known[key]!r}"
-            )
-    return cls(**(parameters or {}))
+    unlike = [key for key, value in (parameters or {}).items() if not _alike(value, known[key])]
+    try:
+        made = cls(**(parameters or {}))
+    except TypeError:
+        if not unlike:
+            raise
+    if unlike:
+        key = unlike[0]
+        given = (parameters or {})[key]
+        raise ConfigError(
+            f"method {name!r}: parameter {key} = {given!r}; write something like its default, {known[key]!r}"
+        )
+    return made
