@@ -22,7 +22,7 @@ from vispco.tasks.base import PLACE, Sample
 LONGEST = 1024  # tokens of an answer, where a task does not say
 
 
-class VispcoModel(lmms):
+class VispcoModel(lmms):  # type: ignore[misc]
     """One model under one schedule.
 
     Args:
@@ -161,7 +161,7 @@ class VispcoModel(lmms):
 
     def _generate(self, samples: Sequence[Sample], settings: dict[str, Any]) -> list[str]:
         stops = settings.pop("until", None) or []
-        heat = float(settings.get("temperature") or 0)
+        heat = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0
         inputs = self._inputs(samples)
         with torch.inference_mode(), self.pruned():
             tokens = self.model.generate(
