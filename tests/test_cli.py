@@ -19,26 +19,10 @@ import pytest
 
 import vispco
 from conftest import SMALL, make_batch
-from vispco.cli.main import app, main
+from vispco.cli.main import app
 from vispco.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vispco", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out = capsys.readouterr()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0), out.out, out.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -290,3 +291,94 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
         assert done.returncode == 0, (line, done.stderr)
         if "run" in words:
             assert re.search(r"quickstart: \d+ new trials", done.stderr), line
+
+
+def first_cells(page: str) -> set[str]:
+    """What is set as code in the first cells of a page's tables."""
+    rows = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(.*?)`", row)}
+
+
+def by_command(line: str, monkeypatch: pytest.MonkeyPatch, more: Sequence[str] = ()) -> int:
+    """Exit code of one line of a document, in this process."""
+    from vispco.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", [*shlex.split(line), *more])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def test_your_own_pictures_go_through_the_quickstart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's rows, twenty of them; the quickstart with the page's block in place of its own; its commands."""
+    from PIL import Image
+
+    page = "docs/own-data.md"
+    (rows,), (block,), (commands, alone) = (blocks(page, language) for language in ("json", "yaml", "bash"))
+    (tmp_path / "shop/photos").mkdir(parents=True)
+    shown = [json.loads(line) for line in rows.splitlines()]
+    written = [{**shown[i % len(shown)], "image": f"photos/{i + 1:02}.png"} for i in range(20)]
+    assert [row["image"] for row in shown] == [row["image"] for row in written[: len(shown)]]
+    for i, row in enumerate(written):
+        Image.new("RGB", (90 + i, 60), (12 * i, 80, 200)).save(tmp_path / "shop" / row["image"])
+    (tmp_path / "shop/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    quickstart = (ROOT / "studies/quickstart.yaml").read_text()
+    text = re.sub(r"tasks:\n( .*\n)+", block, quickstart)
+    assert text.replace(block, "") == re.sub(r"tasks:\n( .*\n)+", "", quickstart) != text
+    (tmp_path / "study.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    lagrangian = "{kind: lagrangian, dual_steps: 1, primal_steps: 1, batch: 4, check: 4, measure: 1, between: 0}"
+    fewer = ("budgets=2", f"searches.lagrangian={lagrangian}", "searches.tpe={kind: tpe, trials: 2}")
+    fewer += ("searches.random={kind: random, trials: 2}", "tasks.0.options.max_new_tokens=1")
+    for line in (commands + alone).strip().splitlines():
+        smaller = [f"--set={item}" for item in fewer] if "study.yaml" in line else []
+        assert by_command(line, monkeypatch, smaller) == 0, (line, capsys.readouterr().err)
+        out = capsys.readouterr().out
+        if line.startswith("vispco run"):
+            assert all(name in out for name in ("grid", "lagrangian", "random", "tpe"))
+    assert re.search("^data +shop/questions.jsonl$", out, flags=re.MULTILINE)
+    assert json.loads((tmp_path / "best.json").read_text())["flops_ratio"] <= 0.8
+
+
+def test_own_data_page_names_all_options_columns_and_scorers() -> None:
+    from vispco.tasks.benchmark import Options
+    from vispco.tasks.vqa_json import SCORERS, VQAJson
+
+    page = (ROOT / "docs/own-data.md").read_text()
+    names = first_cells(page)
+    assert names >= {*Options.model_fields, *SCORERS, *VQAJson.columns, *VQAJson.optional, *VQAJson.pictures}
+    for known in (VQAJson.columns, VQAJson.optional, VQAJson.pictures):
+        for name, others in known.items():
+            (row,) = re.findall(rf"^\| `{name}` \| (.*?) \|", page, flags=re.MULTILINE)
+            assert set(re.findall(r"`(\w+)`", row)) == {*others} - {name}
+    assert VQAJson.max_new_tokens == 16
+
+
+def test_evaluating_page_names_the_options_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+
+    from vispco.cli.main import app
+    from vispco.tasks.base import ALIASES
+
+    page = (ROOT / "docs/evaluating.md").read_text()
+    named = {name for name in first_cells(page) if name.startswith("--")}
+    command = typer.main.get_command(app).commands["eval"]  # type: ignore[attr-defined]
+    options = {option.opts[0] for option in command.params if option.opts[0].startswith("--")}
+    assert named == options - {"--split", "--set", "--help"}
+    examples, demo = blocks("docs/evaluating.md", "bash")
+    for line in examples.strip().splitlines():
+        words = shlex.split(line)
+        assert {word for word in words if word.startswith("--")} <= named
+        task = words[words.index("--task") + 1]
+        assert ALIASES.get(task, task) in TASKS
+    monkeypatch.chdir(tmp_path)
+    assert by_command(demo, monkeypatch) == 0
+    out = capsys.readouterr().out
+    for said in ("accuracy", "mean score", "scorer", "first_prompt", "decoding", "model_hash", "versions"):
+        assert re.search(rf"^{said} ", out, flags=re.MULTILINE), said
+    assert not list(tmp_path.iterdir())

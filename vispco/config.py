@@ -208,12 +208,13 @@ def parse_study(text: str, source: str = "study") -> Study:
     try:
         return Study.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+        raise ConfigError(f"{source}: {first_problem(error)}") from None
 
 
 def _yaml(text: str, source: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text)
+        _distinct_keys(yaml.compose(text, Loader=yaml.SafeLoader), source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -221,6 +222,23 @@ def _yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{source} is empty or no mapping; a study has experiment, model, tasks and searches")
     return data
+
+
+def _distinct_keys(node: Any, source: str) -> None:
+    """YAML takes the last of equal keys and says nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ConfigError(
+                    f"{source} has the key {key.value!r} twice, in lines {seen[key.value]} and {line}; keep one"
+                )
+            seen[str(key.value)] = line
+            _distinct_keys(value, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _distinct_keys(value, source)
 
 
 def _override(data: dict[str, Any], item: str) -> None:
@@ -255,7 +273,7 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """One line: where, what, and the nearest known key."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,23 @@ if TYPE_CHECKING:
 class Problem:
     """What is searched: everything that an experiment file says, with the model loaded when first used.
 
-    A model and processor that are already loaded may be given; the file's model block then only names them.
+    A model and processor that are already loaded may be given; the file's model block then only names them. Likewise
+    tasks that are already made, which need a size only for the splits that will be measured.
     """
 
-    def __init__(self, study: Study, text: str = "", *, model: Any = None, processor: Any = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        text: str = "",
+        *,
+        model: Any = None,
+        processor: Any = None,
+        tasks: Sequence[Task] | None = None,
+    ) -> None:
         self.study = study
         self.text = text
         self._given = (model, processor) if model is not None else None
+        self._given_tasks = list(tasks) if tasks is not None else None
         for name in study.defaults:
             if name not in PUBLISHED:
                 raise ConfigError(f"unknown default {name!r}; {suggest(name, list(PUBLISHED))}")
@@ -39,7 +50,7 @@ class Problem:
         needed = [split for split in SPLITS if split != "calibration" or study.calibration is None]
         for task in self.tasks:
             missing = [split for split in needed if split not in task.sizes]
-            if missing:
+            if missing and tasks is None:
                 raise ConfigError(
                     f"task {task.name!r} gives no size for split {missing[0]!r}; splits: {', '.join(SPLITS)}"
                 )
@@ -107,6 +118,8 @@ class Problem:
 
     @cached_property
     def tasks(self) -> list[Task]:
+        if self._given_tasks is not None:
+            return self._given_tasks
         return [make_task(task.name, task.splits, task.options) for task in self.study.tasks]
 
     @cached_property

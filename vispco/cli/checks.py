@@ -22,6 +22,8 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
 
     problem = Problem.from_yaml(path, overrides)
     validate(problem)
+    for task in problem.tasks:
+        task.check()
     evaluator = Evaluator(problem)
     floor = evaluator.flops_ratio(problem.family().cheapest(), "search")
     budgets = problem.budgets(floor)

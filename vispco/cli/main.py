@@ -279,36 +279,69 @@ def plot(
 
 @app.command("eval")
 def evaluate(
-    study: StudyFile,
-    schedule: Annotated[str, typer.Option(help="A schedule's text, an exported file, or a published name.")],
+    study: Annotated[
+        Optional[Path], typer.Argument(help="Experiment file (YAML); or none, with --model and --task.")
+    ] = None,
+    schedule: Annotated[
+        Optional[str],
+        typer.Option(help="A schedule's text, an exported file, or a published name [default: no pruning]."),
+    ] = None,
     method: Annotated[Optional[str], typer.Option(help="Method [default: the schedule's own, or the study's].")] = None,
-    split: Annotated[str, typer.Option(help="search or held_out")] = "held_out",
+    split: Annotated[
+        Optional[str], typer.Option(help="Of a study: search or held_out [default: held_out].", show_default=False)
+    ] = None,
     overrides: Set = None,
+    model: Annotated[Optional[str], typer.Option(help="Hub id, local folder, or demo.")] = None,
+    task: Annotated[Optional[str], typer.Option(help="Benchmark; lmms-eval's names are known too.")] = None,
+    option: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Of the task: --option path=FOLDER --option split=test; may be repeated."),
+    ] = None,
+    samples: Annotated[
+        Optional[int], typer.Option(min=1, help="So many, drawn evenly over categories [default: all].")
+    ] = None,
+    limit: Annotated[Optional[str], typer.Option(help="The first so many, or a share, as lmms-eval counts.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu [default], cuda, cuda:1, auto, ...")] = None,
+    dtype: Annotated[Optional[str], typer.Option(help="float32, bfloat16, float16 [default: by device].")] = None,
+    attention: Annotated[Optional[str], typer.Option(help="sdpa [default], eager or flash_attention_2.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="[default: 8]", show_default=False)] = None,
+    log_samples: Annotated[Optional[Path], typer.Option(help="Write each answer to this JSONL file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure one schedule; nothing is stored."""
-    from vispco.problem import Problem
-    from vispco.registry import suggest
-    from vispco.search.runner import evaluate_once
+    """Measure a model on a task, or one schedule of a study; nothing is stored."""
+    from vispco.cli.evaluating import evaluate_model, evaluate_study, only_of
 
-    splits = ["search", "held_out"]
-    if split not in splits:
-        raise ConfigError(f"unknown split {split!r}; {suggest(split, splits)}")
-    found = evaluate_once(Problem.from_yaml(study, overrides), schedule, split, method)
-    row = {
-        "schedule": found.schedule,
-        "method": found.method,
-        "split": found.split,
-        "accuracy": found.accuracy,
-        "flops_ratio": found.flops_ratio,
-        "flops": found.flops,
-        "kv_bytes": found.kv_bytes,
+    alone = {
+        "--option": option,
+        "--samples": samples,
+        "--limit": limit,
+        "--device": device,
+        "--dtype": dtype,
+        "--attention": attention,
+        "--batch-size": batch_size,
+        "--log-samples": log_samples,
     }
-    if as_json:
-        print_json({**row, "keep_ratio": found.keep_ratio, "tasks": found.tasks})
-    else:
-        for key, value in row.items():
-            print(f"{key:12s} {value:.4f}" if isinstance(value, float) else f"{key:12s} {value}")
+    if study is not None:
+        only_of("a study", "--model and --task", {"--model": model, "--task": task, **alone})
+        evaluate_study(study, schedule, method, split, overrides, as_json)
+        return
+    if model is None or task is None:
+        missing = " and ".join(name for name, value in (("--model", model), ("--task", task)) if value is None)
+        raise ConfigError(f"nothing to measure without {missing}; give a study file, or --model NAME --task NAME")
+    only_of("--model and --task", "a study", {"--split": split, "--set": overrides})
+    place = {"device": device, "dtype": dtype, "attention": attention}
+    evaluate_model(
+        {"name": model, **{key: value for key, value in place.items() if value is not None}},
+        task,
+        option or [],
+        samples=samples,
+        limit=limit,
+        schedule=schedule,
+        method=method,
+        batch_size=batch_size or 8,
+        log=log_samples,
+        as_json=as_json,
+    )
 
 
 @app.command()

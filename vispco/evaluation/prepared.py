@@ -238,6 +238,10 @@ def make_batch(
     )
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _processed(
     problem: Problem, task: Task, samples: Sequence[Sample], prompts: Sequence[str], rows: Sequence[int]
 ) -> dict[str, Tensor]:
@@ -255,6 +259,11 @@ def _processed(
     except ConfigError as error:
         raise ConfigError(f"task {task.name!r}: {error}") from None
     except (ValueError, TypeError, OSError) as error:
-        ids = ", ".join(samples[row].id for row in rows[:3])
-        raise DataError(f"task {task.name!r}: cannot process samples {ids}, ...: {error}") from error
+        if len(rows) > 1:  # whichever it is will say so by itself
+            for row in rows:
+                _processed(problem, task, samples, prompts, [row])
+        where = getattr(samples[rows[0]].images, "where", f"task {task.name!r}: sample {samples[rows[0]].id!r}")
+        raise DataError(
+            f"{where}: the model's processor refuses it: {_one_line(error)}; change the picture or text, or remove it"
+        ) from error
     return dict(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vispco.errors import MeasurementError
 from vispco.evaluation.board import Board, Worker, describe
+from vispco.evaluation.letters import likeliest_letters
 from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare_split, render_prompt
 from vispco.pruning.methods.base import Method
 from vispco.pruning.runtime import prune
@@ -71,13 +72,15 @@ class Executor(Protocol):
 class UnitRunner:
     """Runs units with a model of its own; splits are prepared when first needed.
 
-    ``memory_limit``: bytes of hidden states that the shared prefill may put aside; None: no limit.
+    ``memory_limit``: bytes of hidden states that the shared prefill may put aside; None: no limit. ``answers``: the
+    last text that each sample was scored by, by (split, task, number of the sample).
     """
 
     def __init__(self, problem: Problem, memory_limit: int | None = None) -> None:
         self.problem = problem
         self.memory_limit = memory_limit
         self._prepared: dict[str, list[PreparedSplit]] = {}
+        self.answers: dict[tuple[str, str, int], str] = {}
         self._texts: dict[tuple[int, ...], str] = {}
         self._scores: dict[tuple[str, str, int, str], float] = {}
         self._most_rows: int | None = None
@@ -144,15 +147,19 @@ class UnitRunner:
     def _tree(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
         scores, errors = np.full(counts.shape[:2], np.nan, dtype=np.float32), {}
-        shared, longest = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit), part.task
+        shared = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit)
         shared.vision = batch.vision_for(unit.method)
         stop, pad = stop_tokens(self.problem.model.generation_config)
-        for members, logits in shared.logits(inputs, batch.keys, cached=longest.max_new_tokens > 1):
+        for members, logits in shared.logits(inputs, batch.keys, cached=part.task.max_new_tokens > 1):
             if not bool(torch.isfinite(logits).all()):
                 errors.update(dict.fromkeys(members, _not_finite(part)))
                 continue
-            tokens = shared.greedy(logits, longest.max_new_tokens, stop, pad)
-            scores[members] = self._score(unit.split, part, batch, tokens)
+            if part.task.answer_by == "likelihood":
+                options = [len(part.samples[row].options) for row in batch.rows]
+                answers = likeliest_letters(logits, options, self.problem.processor.tokenizer)
+            else:
+                answers = self._read(shared.greedy(logits, part.task.max_new_tokens, stop, pad))
+            scores[members] = self._score(unit.split, part, batch, answers)
         return UnitResult(scores, errors, shared.recomputed_flops)
 
     @torch.inference_mode()
@@ -169,18 +176,26 @@ class UnitRunner:
             except MeasurementError as error:
                 errors[number] = _one_line(error)
             else:
-                scores[number] = self._score(unit.split, part, batch, found[:, prompt:])
+                scores[number] = self._score(unit.split, part, batch, self._read(found[:, prompt:]))
         return UnitResult(scores, errors)
 
-    def _score(self, split: str, part: PreparedSplit, batch: Batch, tokens: Tensor) -> NDArray[np.float32]:
-        """Scores [B] of the answers [B, m]; equal answers to one question are read and scored once."""
-        found = np.zeros(len(batch.rows), dtype=np.float32)
-        for place, (row, ids) in enumerate(zip(batch.rows.tolist(), map(tuple, tokens.tolist()), strict=True)):
+    def _read(self, tokens: Tensor) -> list[str]:
+        """Texts [B] of tokens [B, m]; equal ones are read once."""
+        found = []
+        for ids in map(tuple, tokens.tolist()):
             if ids not in self._texts:
                 self._texts[ids] = self.problem.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-            key = (split, part.task.name, row, self._texts[ids])
+            found.append(self._texts[ids])
+        return found
+
+    def _score(self, split: str, part: PreparedSplit, batch: Batch, answers: Sequence[str]) -> NDArray[np.float32]:
+        """Scores [B] of the answers [B]; equal answers to one question are scored once."""
+        found = np.zeros(len(batch.rows), dtype=np.float32)
+        for place, (row, answer) in enumerate(zip(batch.rows.tolist(), answers, strict=True)):
+            key = (split, part.task.name, row, answer)
             if key not in self._scores:
-                self._scores[key] = part.task.score(part.samples[row], key[-1])
+                self._scores[key] = part.task.score(part.samples[row], answer)
+            self.answers[key[:-1]] = answer
             found[place] = self._scores[key]
         return found
 

@@ -50,6 +50,7 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
         dtype = "float32" if on_cpu else "bfloat16"
     if not hasattr(torch, dtype):
         raise ModelError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    _check_device(device)
     # A study out of somebody's database may name any model: its repository's own code is not run, nor asked about.
     trust = kwargs.setdefault("trust_remote_code", False)
     shown = logging.is_progress_bar_enabled()
@@ -72,6 +73,16 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     adapter_for(model)
     placed = kwargs.get("device_map") is not None or getattr(model, "is_quantized", False)
     return (model if placed else model.to(device)).eval(), processor
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(f"cannot use device {device!r}: {reason[:160]}; give cpu, cuda or auto") from None
 
 
 def weights_hash(model: Any, limit: int = 1 << 26) -> str:

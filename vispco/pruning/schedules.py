@@ -274,8 +274,9 @@ def parse_schedule(text: str) -> Schedule:
         name = call.func.id
         values = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
-        raise ScheduleError(f"cannot read schedule {text!r}; write {EXAMPLES} with a ratio per layer") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        raise ScheduleError(f"cannot read schedule {shown!r}; write {EXAMPLES} with a ratio per layer") from None
     if name == "ratios":
         if named:
             raise ScheduleError(f"ratios(...) takes one ratio per layer and no names, got {', '.join(named)}")

@@ -363,9 +363,9 @@ class Run:
                     advance(done, total, schedule)
 
 
-def evaluate_once(problem: Problem, schedule: str, split: str, method: str | None = None) -> Evaluation:
-    """Measure one schedule without a store; ``schedule`` as in :func:`named_schedule`."""
-    policy, named = named_schedule(schedule, problem.shape.layers)
+def evaluate_once(problem: Problem, schedule: str | None, split: str, method: str | None = None) -> Evaluation:
+    """Measure one schedule without a store; ``schedule`` as in :func:`named_schedule`, or None for the plain model."""
+    policy, named = named_schedule(schedule, problem.shape.layers) if schedule else (keep_all(), None)
     chosen = make_method(method) if method else named or problem.default_method
     return Evaluator(problem).evaluate([policy], split, chosen)[0]
 

@@ -71,14 +71,16 @@ class Task(ABC):
     """Data, prompt and scorer of one benchmark.
 
     ``version`` changes whenever a prompt, a scorer or the data change, so that old results are not reused.
-    ``scorer`` names the rule that :meth:`score` applies. ``pixels``: limits (least, most) that the task asks of the
-    processor, None for the processor's own.
+    ``scorer`` names the rule that :meth:`score` applies. ``answer_by``: ``generate``, or ``likelihood``, where the
+    answer is the option letter that the model would most probably begin with. ``pixels``: limits (least, most) that
+    the task asks of the processor, None for the processor's own.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     max_new_tokens: int = 16
     scorer: str = "standard"
+    answer_by: str = "generate"
     pixels: tuple[int | None, int | None] = (None, None)
 
     def __init__(self, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> None:
@@ -113,6 +115,17 @@ class Task(ABC):
         """
         return {"accuracy": self.aggregate(scores, [sample.group_id for sample in samples])}
 
+    def available(self, split: str) -> int | None:
+        """How many samples there are to cut ``split`` from; None: as many as are asked for."""
+        return None
+
+    def check(self) -> None:  # noqa: B027  (most tasks make their data)
+        """Look at the data of every split that has a size, as far as that is quick. Default: nothing is looked at.
+
+        Raises:
+            DataError: a row or a picture cannot be used.
+        """
+
     def samples(self, split: str) -> list[Sample]:
         """All samples of ``split``.
 
@@ -126,7 +139,21 @@ class Task(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a cached result depends on, beside the split."""
-        return {"task": self.name, "version": self.version, "max_new_tokens": self.max_new_tokens}
+        found = {"task": self.name, "version": self.version, "max_new_tokens": self.max_new_tokens}
+        # Results from before there was a choice keep their identity.
+        return found if self.answer_by == "generate" else {**found, "answer_by": self.answer_by}
+
+    def protocol(self) -> dict[str, Any]:
+        """What must be known to set a number of this task beside another's."""
+        return {
+            "task": self.name,
+            "samples": dict(self.sizes),
+            "scorer": self.scorer,
+            "answer_by": self.answer_by,
+            "max_new_tokens": self.max_new_tokens,
+            "min_pixels": self.pixels[0],
+            "max_pixels": self.pixels[1],
+        }
 
 
 def register_builtin() -> None:

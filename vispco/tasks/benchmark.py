@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
@@ -43,6 +43,7 @@ class Options(Frozen):
     image_root: str | None = None
     field: str | None = None
     scorer: str = "standard"
+    answer_by: Literal["generate", "likelihood"] = "generate"
     pre_prompt: str = ""
     post_prompt: str | None = None
     max_new_tokens: Count | None = None
@@ -97,7 +98,8 @@ class Benchmark(Task):
             raise ConfigError(
                 f"task {self.name!r} has no scorer {self.scorer!r}; {suggest(self.scorer, [*self.scorers])}"
             )
-        self.max_new_tokens = self.options.max_new_tokens or type(self).max_new_tokens
+        self.answer_by = self.options.answer_by
+        self.max_new_tokens = self._tokens()
         self.pixels = (self.options.min_pixels, self.options.max_pixels)
         if None not in self.pixels and self.pixels[0] > self.pixels[1]:  # type: ignore[operator]
             raise ConfigError(f"task {self.name!r}: min_pixels {self.pixels[0]} exceeds max_pixels {self.pixels[1]}")
@@ -120,6 +122,18 @@ class Benchmark(Task):
                 raise ConfigError(f"task {self.name!r} has no option {key!r}; {suggest(key, known)}") from None
             message = problem["msg"].removeprefix("Value error, ")
             raise ConfigError(f"task {self.name!r}: option {key} = {problem['input']!r}: {message}") from None
+
+    def _tokens(self) -> int:
+        """An answer by likelihood is one token."""
+        asked = self.options.max_new_tokens
+        if self.answer_by == "generate":
+            return asked or type(self).max_new_tokens
+        if asked not in (None, 1):
+            raise ConfigError(
+                f"task {self.name!r}: max_new_tokens {asked} with answer_by: likelihood, which generates nothing; "
+                "remove one of the two"
+            )
+        return 1
 
     # --- what a subclass says ----------------------------------------------------------------------
 
@@ -280,6 +294,8 @@ class Benchmark(Task):
             raise row.error(
                 "the answer is empty", "give one, remove the row, or choose a split whose answers are public"
             )
+        if self.answer_by == "likelihood" and not item.options:
+            raise row.error("answer_by: likelihood needs options, and there are none", "use answer_by: generate")
         if item.options:
             letters = ascii_uppercase[: len(item.options)]
             if len(item.options) < 2 or len(item.options) > len(ascii_uppercase):
@@ -340,12 +356,28 @@ class Benchmark(Task):
     def _check_size(self, split: str, size: int, got: int, rows: int, name: str) -> None:
         if got == size or (self.whole and got):
             return
-        asked = sum(self.sizes.values())
-        why = "without sharing a picture" if rows >= asked else f"the study asks for {asked} in all"
+        fix = f"lower the sizes, or name another split of the data: split: {{{split}: NAME, ...}}"
+        there = self.data_split(split)
+        asked = {part: wanted for part, wanted in self.sizes.items() if self.data_split(part) == there}
+        if sum(asked.values()) > rows:
+            parts = ", ".join(f"{part} {wanted}" for part, wanted in asked.items())
+            raise DataError(
+                f"task {self.name!r}: {sum(asked.values())} samples are asked for ({parts}), but {name} has {rows}; "
+                f"{fix}"
+            )
         raise DataError(
             f"task {self.name!r}: split {split!r} wants {size} samples, but only {got} of the {rows} rows of {name} "
-            f"are left to it, {why}; lower the sizes, or name another split of the data: split: {{{split}: NAME, ...}}"
+            f"are left to it without sharing a picture; {fix}"
         )
+
+    def available(self, split: str) -> int:
+        if self.options.streaming and self.options.limit is None:
+            raise ConfigError(f"task {self.name!r}: streaming reads so many rows and no more; say how many: limit=500")
+        return len(self.rows(self.data_split(split))[1])
+
+    def check(self) -> None:
+        for split in self.sizes:
+            self.samples(split)
 
     def samples(self, split: str) -> list[Sample]:
         """All samples of ``split``.
@@ -386,19 +418,22 @@ class Benchmark(Task):
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "scorer": self.scorer, "pixels": list(self.pixels)}
 
+    def _data(self, split: str) -> list[str]:
+        """Where the rows come from, or may come from if none were read yet."""
+        if split in self._loaded:
+            return [self._loaded[split][0].name]
+        return [str(source) for source in self.sources(split)]
+
     def protocol(self) -> dict[str, Any]:
-        """What must be known to set a number of this task beside another's."""
         options = self.options
         return {
-            "task": self.name,
-            "data": {split: [str(source) for source in self.sources(self.data_split(split))] for split in self.sizes},
-            "samples": dict(self.sizes),
+            **super().protocol(),
+            "data": {split: self._data(self.data_split(split)) for split in self.sizes},
+            "revision": options.revision,
+            "limit": options.limit,
             "seed": options.seed,
-            "scorer": self.scorer,
+            "pre_prompt": options.pre_prompt,
             "post_prompt": self.post_prompt if options.post_prompt is None else options.post_prompt,
-            "max_new_tokens": self.max_new_tokens,
-            "min_pixels": self.pixels[0],
-            "max_pixels": self.pixels[1],
         }
 
 

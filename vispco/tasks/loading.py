@@ -186,6 +186,8 @@ def _open(source: Source, pictures: Sequence[str]) -> Table:
     if path.is_file() and path.suffix in READERS:
         with readable(path):
             rows, places = READERS[path.suffix](path, source)
+        if not rows:
+            raise DataError(f"{path.as_posix()} has no rows; write one for each question")
         return _listed(rows, places, pictures, path.as_posix(), path.parent)
     if not path.exists() and looks_local(source.path):
         raise DataError(f"no file or folder {source.path!r}; paths are relative to the working directory")
@@ -246,19 +248,23 @@ def _saved(path: Path, source: Source) -> Any:
 
 @contextmanager
 def _library(source: Source) -> Iterator[None]:
-    """No progress bars; what goes wrong in one line, but for what is merely not there."""
+    """Neither progress bars nor a log; what goes wrong in one line, but for what is merely not there."""
     from datasets.exceptions import DatasetsError
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
+    told = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     except (ConnectionError, FileNotFoundError):
         raise
     except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
-        raise DataError(f"cannot load {source}: {one_line(error.__cause__ or error)}") from error
+        reason = one_line(error.__cause__ or error)
+        raise DataError(f"cannot load {source}: {reason}; correct it, or name another path") from error
     finally:
+        logging.set_verbosity(told)
         if shown:
             enable_progress_bars()
 
@@ -354,7 +360,9 @@ def read_json_lines(path: Path, source: Source) -> Rows:
             if source.streaming and source.limit is not None and len(rows) >= source.limit:
                 break
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_distinct)
+            except _Twice as error:
+                raise DataError(f"line {number} of {path.as_posix()} has the key {error} twice; keep one") from None
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"line {number} of {path.as_posix()} is no JSON: {error.msg} at column {error.colno}; write one "
@@ -368,7 +376,9 @@ def read_json_lines(path: Path, source: Source) -> Rows:
 def read_json(path: Path, source: Source) -> Rows:
     """A list of objects, or an object of such lists of which ``field`` names one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+    except _Twice as error:
+        raise DataError(f"{path.as_posix()} has an object with the key {error} twice; keep one") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path.as_posix()} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}; name the file "
@@ -384,6 +394,18 @@ def read_json(path: Path, source: Source) -> Rows:
     if not isinstance(data, list):
         raise DataError(f"{path.as_posix()} holds {type(data).__name__}, no list of objects; wrap the rows in [ ]")
     return [_object(row, f"row {number} of {path.as_posix()}") for number, row in enumerate(data)], ()
+
+
+class _Twice(Exception):
+    """An object says a key twice, of which JSON would quietly take the last."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(repr(next(name for name in names if names.count(name) > 1)))
+    return found
 
 
 def _object(row: Any, place: str) -> dict[str, Any]:

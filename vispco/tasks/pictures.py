@@ -25,7 +25,7 @@ class Pictures(Sequence[Any]):
     """
 
     def __init__(self, count: int, read: Callable[[], Sequence[Encoded]], where: str) -> None:
-        self._count, self._read, self._where = count, read, where
+        self._count, self._read, self.where = count, read, where
 
     def __len__(self) -> int:
         return self._count
@@ -71,7 +71,7 @@ class Pictures(Sequence[Any]):
         try:
             yield
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self._where}: {_unreadable(source, error)}") from None
+            raise DataError(f"{self.where}: {_unreadable(source, error)}") from None
 
 
 def open_picture(source: Encoded) -> Any:
@@ -99,10 +99,15 @@ def encoded(cell: Any, root: Path | None = None) -> Encoded:
 
 def _unreadable(source: Encoded, error: BaseException) -> str:
     """What is wrong with a picture, and what to do."""
+    from PIL import Image
+
     if isinstance(source, bytes):
         return f"picture of {len(source)} bytes cannot be decoded; store it as JPEG or PNG, or remove the row"
     if source.as_posix().startswith(("http:", "https:")):
         return f"picture {source.as_posix()!r} is an address; download it and give the file's path"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"picture {source.as_posix()!r} has more than {limit:,} pixels; make it smaller, or remove the row"
     if isinstance(error, FileNotFoundError):
         return f"no picture {source.as_posix()!r}; correct the path, or set image_root to the folder it is relative to"
     reason = "it is a folder" if source.is_dir() else "it is no picture, or damaged"

@@ -76,9 +76,10 @@ class VQAJson(Benchmark):
         return bool(row.get("conversations"))
 
     def read(self, row: Row) -> Item:
-        question = _turn(row, "human") if row.get("conversations") else row.text("question")
-        talked = row.get("conversations") and row.get("answers") is None
-        answers = (_turn(row, "gpt"),) if talked else row.texts("answers", written=True)
+        question = _turn(row, "human") if row.get("conversations") else row.text(self._given(row, "question"))
+        named = self._given(row, "answers")
+        talked = row.get("conversations") and row.get(named) is None
+        answers = (_turn(row, "gpt"),) if talked else row.texts(named, written=True)
         options = self._options(row)
         if options:
             answers = tuple(_letter(row, answer, options) for answer in answers)
@@ -95,8 +96,14 @@ class VQAJson(Benchmark):
             extra={"id": row.optional("id")},
         )
 
+    def _given(self, row: Row, name: str) -> str:
+        """What this row calls a column: rows written by hand do not all use the same of its names."""
+        others: Sequence[str] = {**type(self).columns, **type(self).optional}[name]
+        return next((other for other in (name, *others) if row.get(other) is not None), name)
+
     def _options(self, row: Row) -> tuple[str, ...]:
-        given = row.get("options")
+        column = self._given(row, "options")
+        given = row.get(column)
         if given is None:
             given = {letter: row.get(letter) for letter in ascii_uppercase[:8]}
         if isinstance(given, dict):
@@ -104,7 +111,7 @@ class VQAJson(Benchmark):
             if sorted(named) != list(ascii_uppercase[: len(named)]):
                 raise row.error(f"options are named {', '.join(sorted(named))}", "name them A, B, C, ...")
             return tuple(str(named[letter]) for letter in sorted(named))
-        return row.texts("options", written=True)
+        return row.texts(column, written=True)
 
     def _fits(self, row: Row, answers: Sequence[str], options: Sequence[str]) -> None:
         """Whether the scorer can score this row."""

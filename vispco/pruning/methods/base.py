@@ -167,6 +167,15 @@ def best(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     return (place < count[:, None]) & among
 
 
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a parameter's default; anything goes if that is none of the plain kinds."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return not isinstance(default, (bool, int, float, str)) or isinstance(value, type(default))
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    return not isinstance(default, (int, str)) or isinstance(value, type(default))
+
+
 def make_method(name: str, parameters: dict[str, Any] | None = None) -> Method:
     """Build a registered method.
 
@@ -176,9 +185,21 @@ def make_method(name: str, parameters: dict[str, Any] | None = None) -> Method:
     import vispco.pruning.methods  # noqa: F401  (registers the built-in methods)
 
     cls: type[Method] = METHODS[name]
-    known: list[str] = [field.name for field in fields(cls)] if is_dataclass(cls) else []
+    known: dict[str, Any] = {field.name: field.default for field in fields(cls)} if is_dataclass(cls) else {}
     for key in parameters or {}:
         if key not in known:
-            hint = suggest(key, known) if known else "it has no parameters"
+            hint = suggest(key, list(known)) if known else "it has no parameters"
             raise ConfigError(f"method {name!r} has no parameter {key!r}; {hint}")
-    return cls(**(parameters or {}))
+    unlike = [key for key, value in (parameters or {}).items() if not _alike(value, known[key])]
+    try:
+        made = cls(**(parameters or {}))
+    except TypeError:
+        if not unlike:
+            raise
+    if unlike:
+        key = unlike[0]
+        given = (parameters or {})[key]
+        raise ConfigError(
+            f"method {name!r}: parameter {key} = {given!r}; write something like its default, {known[key]!r}"
+        )
+    return made

@@ -1,0 +1,209 @@
+"""``vispco eval``: one schedule of a study, or a model on a task without any study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vispco.cli.output import print_json
+from vispco.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vispco.evaluation.plain import PlainEvaluation
+
+INSTEAD = {
+    "--device": "--set model.device=cuda",
+    "--dtype": "--set model.dtype=bfloat16",
+    "--attention": "--set model.attention=eager",
+    "--batch-size": "--set batch_size=8",
+    "--option": "--set tasks.0.options.path=FOLDER",
+    "--samples": "--set tasks.0.splits.held_out=100",
+    "--limit": "--set tasks.0.options.limit=100",
+    "--split": "--option split=NAME, a split of the data",
+    "--set": "--option key=value, an option of the task",
+}
+
+
+def only_of(given: str, other: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that belong to the other form of the command."""
+    for name, value in options.items():
+        if value is not None:
+            way = f"write {INSTEAD[name]}" if name in INSTEAD else "give one of the two"
+            raise ConfigError(f"{name} belongs to {other}, and {given} was given; {way}")
+
+
+def evaluate_study(
+    study: Path, schedule: str | None, method: str | None, split: str | None, overrides: list[str] | None, as_json: bool
+) -> None:
+    """Measure one schedule, or the plain model, on a split of a study."""
+    from vispco.problem import Problem
+    from vispco.registry import suggest
+    from vispco.search.runner import evaluate_once
+
+    splits, split = ["search", "held_out"], split or "held_out"
+    if split not in splits:
+        raise ConfigError(f"unknown split {split!r}; {suggest(split, splits)}")
+    needs_schedule(schedule, method)
+    found = evaluate_once(Problem.from_yaml(study, overrides), schedule, split, method)
+    row = {
+        "schedule": found.schedule,
+        "method": found.method,
+        "split": found.split,
+        "accuracy": found.accuracy,
+        "flops_ratio": found.flops_ratio,
+        "flops": found.flops,
+        "kv_bytes": found.kv_bytes,
+    }
+    if as_json:
+        print_json({**row, "keep_ratio": found.keep_ratio, "tasks": found.tasks})
+    else:
+        for key, value in row.items():
+            print(f"{key:12s} {value:.4f}" if isinstance(value, float) else f"{key:12s} {value}")
+
+
+def needs_schedule(schedule: str | None, method: str | None) -> None:
+    if method is not None and schedule is None:
+        raise ConfigError(f"--method {method} says which tokens to drop, not how many; add --schedule")
+
+
+def evaluate_model(
+    model: Mapping[str, Any],
+    task: str,
+    options: Sequence[str],
+    *,
+    samples: int | None,
+    limit: str | None,
+    schedule: str | None,
+    method: str | None,
+    batch_size: int,
+    log: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a model on a task, with the protocol beside the numbers."""
+    from vispco.cli.progress import TerminalProgress
+    from vispco.evaluation.plain import evaluate_plain, plain_task
+
+    needs_schedule(schedule, method)
+    said = task_options(options)
+    if limit is not None:
+        if "limit" in said:
+            raise ConfigError("--limit and --option limit=... say the same; give one of the two")
+        said["limit"] = _value(limit)
+    chosen = plain_task(task, said, samples)
+    if log is not None and not log.parent.is_dir():
+        raise ConfigError(f"cannot write {str(log)!r}: there is no folder {str(log.parent)!r}; create it first")
+    with TerminalProgress().track(task) as advance:
+        found = evaluate_plain(
+            model,
+            chosen,
+            schedule=schedule,
+            method=method,
+            batch_size=batch_size,
+            watch=lambda done, total: advance(done, total, "samples"),
+        )
+    if log is not None:
+        write_samples(found, log)
+    if as_json:
+        print_json(found.record())
+    else:
+        print_plain(found)
+
+
+def task_options(items: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` items as a task's options; ``columns.question=query`` is a key within a mapping.
+
+    Raises:
+        ConfigError: an item is no such thing.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option {item!r} is not key=value, for example --option path=data.jsonl")
+        *parents, last = key.split(".")
+        target = found
+        for part in parents:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--option {key}: {part!r} has a value already; give one of the two")
+        if last in target:
+            raise ConfigError(f"--option {key} is given twice; give it once")
+        target[last] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def write_samples(found: PlainEvaluation, path: Path) -> None:
+    """One line for each sample: what it was asked, what was answered, what that is worth.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    rows = [
+        {
+            "id": sample.id,
+            "group": sample.group_id,
+            "category": sample.category,
+            "prompt": sample.prompt or sample.question,
+            "answers": list(sample.answers),
+            "answer": answer,
+            "score": float(score),
+        }
+        for sample, answer, score in zip(found.samples, found.answers, found.scores, strict=True)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}; choose another --log-samples") from None
+
+
+def print_plain(found: PlainEvaluation) -> None:
+    """The published numbers, then the protocol."""
+    protocol = dict(found.protocol)
+    wide = max(map(len, (*found.metrics, *protocol, "mean score")))
+
+    def line(name: str, value: Any) -> None:
+        print(f"{name:{wide}s}  {_shown(value)}")
+
+    line("model", found.model)
+    line("task", found.task)
+    for name, value in found.metrics.items():
+        line(name, value)
+    if found.standard_error is not None:
+        line("mean score", f"{found.accuracy:.4f} +/- {found.standard_error:.4f} (standard error)")
+    line("samples", protocol.pop("samples"))
+    if found.pruning is not None:
+        line("schedule", found.pruning["schedule"])
+        line("method", found.pruning["method"])
+        line("flops_ratio", found.costs["flops_ratio"])
+    print()
+    del protocol["task"]
+    for name, value in protocol.items():
+        line(name, value)
+
+
+def _shown(value: Any) -> str:
+    if value in (None, ""):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inside}" for key, inside in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    text = str(value)
+    # Texts of prompts: line ends must be seen, and nothing may reach the terminal as a command.
+    return json.dumps(text, ensure_ascii=False) if not text.isprintable() else text
