@@ -24,6 +24,8 @@ STARTED_HERE = {
     # Ray's own switch for "this machine only": every port that it opens is bound to the loopback interface.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "1",
+    # Workers have the priority of who started them; Ray's default is 15 below.
+    "RAY_worker_niceness": "0",
 }
 
 
