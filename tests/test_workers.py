@@ -368,7 +368,7 @@ def command(*words: str, database: Path, text: str = SMALL, **settings: str) -> 
     )
 
 
-LONG = SMALL.replace("search: 24", "search: 256").replace("trials: 8", "trials: 200").replace("random:", "grid2:")
+LONG = SMALL.replace("search: 24", "search: 64").replace("trials: 8", "trials: 200").replace("random:", "grid2:")
 LONG = LONG.replace("kind: random, compute: lagrangian", "kind: grid")
 
 
