@@ -730,7 +730,7 @@ def test_what_does_not_fit_is_said_before_anything_runs() -> None:
     assert refused("preset: script", "preset: scripts").match("searches.curve.preset")
     assert refused("preset: script", "sigm: 3").match("sigma")
     assert refused("preset: script", "validation: 1.0").match("searches.curve.validation")
-    assert refused("batch: 6", "batch: 0").match("searches.curve.batch")
+    assert refused("batch: 6", "batch: 0").match("searches.official.batch")
     assert OfficialSearch.kind == "vispco_official"
 
 
