@@ -76,9 +76,8 @@ def make_app(store: Store, host: str = "127.0.0.1") -> App:
     read_only(store)
     # Its own function lists infeasible trials among the best.
     dashboard.get_pareto_front_trials = best_trials
-    if not os.environ.get(
-        "VISPCO_DEBUG"
-    ):  # a study without parameters has no importances, which it tells by a traceback
+    if not os.environ.get("VISPCO_DEBUG"):
+        # A study without parameters has no importances, which it would tell by a traceback.
         logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
     view = DashboardView(store)
     return guarded(dashboard.create_app(view, artifact_store=view), loopback=is_loopback(host))

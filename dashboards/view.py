@@ -180,8 +180,9 @@ class DashboardView(BaseStorage):
                 query = select(studies.c.study_name).join(trials, trials.c.study_id == studies.c.study_id)
                 name = connection.execute(query.where(trials.c.trial_id == trial_id)).scalar()
             budget = next((s.budget for s in list(self._shown.values()) if name in s.attributes), None)
-            return with_constraints(stored, budget)
-        made = (trial for shown in list(self._shown.values()) for trial in shown.trials)
+            shown: FrozenTrial = with_constraints(stored, budget)
+            return shown
+        made = (trial for one in list(self._shown.values()) for trial in one.trials)
         found: FrozenTrial | None = next((trial for trial in made if trial._trial_id == trial_id), None)
         if found is None:
             raise KeyError(f"no trial {trial_id}")
