@@ -35,11 +35,10 @@ def study_note(comparison: Mapping[str, Any], search: Mapping[str, Any], facts: 
         "hypervolume / grid": _number(search["hypervolume_ratio_to_grid"]),
         "compute to find it / grid": _number(search["cost_ratio_to_grid"]),
     }
-    facts_table = _table(["", ""], [[key, in_markdown(str(v))] for key, v in told.items() if v is not None])
+    known = [[key, in_markdown(str(value))] for key, value in told.items() if value is not None]
     return "\n\n".join(
         [
-            facts_table,
-            _table(["number", ""], [[key, value] for key, value in numbers.items()]),
+            _table(["", ""], [*known, *numbers.items()]),
             "**What it would choose**, on the search split, and what that does on the held-out split",
             _table(
                 ["budget", "schedule", "flops_ratio", "accuracy (held-out)"],
@@ -81,6 +80,18 @@ def comparison_note(comparison: Mapping[str, Any]) -> str:
             "`vispco compare` has more, `vispco report` all of it.",
         ]
     )
+
+
+def experiment_facts(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for all searches: the study attributes of the study that holds all fronts."""
+    found = {
+        "unpruned, held-out accuracy": comparison["unpruned"]["accuracy_held_out"],
+        "without picture, held-out accuracy": comparison["no_image"]["accuracy"],
+        **{f"published {row['name']}, held-out accuracy": row["accuracy_held_out"] for row in comparison["defaults"]},
+        "least flops_ratio": comparison["floor"],
+        "budgets": ", ".join(f"{budget:.3f}" for budget in comparison["budgets"]),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def unread_note(reason: str) -> str:

@@ -37,8 +37,8 @@ from vispco.storage.store import Store
 from vispco.storage.tables import links
 from vispco.storage.trials import METRICS
 
-FIRST_ID = 10**12  # of studies and trials that the database does not hold; databases count from 1, in 32 bits
-TRIALS_EACH = 10**9
+HEIGHT = 450  # pixels of the place that optuna-dashboard gives to a figure
+TRIALS_EACH = 10**9  # places for trials of one comparison study
 REST = 10.0  # an experiment is compared again after at least so many times what comparing took
 AT_ONCE = 2.0  # seconds; other experiments that changed wait for the next look
 PAUSE = 1.0  # seconds between looks at the database for what has changed
@@ -54,11 +54,17 @@ class Shown:
     made: float = -float("inf")
     took: float = 0.0
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     budget: float | None = None
     number: int = 0
     name: str | None = None
     trials: list[FrozenTrial] = field(default_factory=list)
     placed: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def study_id(self) -> int:
+        """Of the comparison study; below zero, where no database has any."""
+        return -1 - self.number
 
 
 class DashboardView(BaseStorage):
@@ -85,7 +91,7 @@ class DashboardView(BaseStorage):
         for study in stored:
             study.system_attrs = _merged(study.system_attrs, self._added(study.study_name))
         made = [self._comparison_study(shown) for shown in self._shown.values() if shown.name is not None]
-        return [*made, *stored]
+        return [*stored, *made]  # pages list the last one first
 
     def _comparison_study(self, shown: Shown) -> FrozenStudy:
         assert shown.name is not None
@@ -93,14 +99,14 @@ class DashboardView(BaseStorage):
             study_name=shown.name,
             direction=None,
             directions=[StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE],
-            user_attrs={},
+            user_attrs=dict(shown.facts),
             system_attrs=dict(shown.attributes[shown.name]),
-            study_id=FIRST_ID + shown.number,
+            study_id=shown.study_id,
         )
 
     def get_study_id_from_name(self, study_name: str) -> int:
         made = self._made_by_name(study_name)
-        return FIRST_ID + made.number if made else self.store.optuna.get_study_id_from_name(study_name)
+        return made.study_id if made else self.store.optuna.get_study_id_from_name(study_name)
 
     def get_study_name_from_id(self, study_id: int) -> str:
         made = self._made(study_id)
@@ -112,7 +118,8 @@ class DashboardView(BaseStorage):
         return self.store.optuna.get_study_directions(study_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return {} if self._made(study_id) else self.store.optuna.get_study_user_attrs(study_id)
+        made = self._made(study_id)
+        return dict(made.facts) if made else self.store.optuna.get_study_user_attrs(study_id)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         made = self._made(study_id)
@@ -122,10 +129,10 @@ class DashboardView(BaseStorage):
         return _merged(self.store.optuna.get_study_system_attrs(study_id), self._added(name))
 
     def _made(self, study_id: int) -> Shown | None:
-        if study_id < FIRST_ID:
+        if study_id >= 0:
             return None
         self._refresh()
-        found = next((s for s in self._shown.values() if s.name is not None and s.number == study_id - FIRST_ID), None)
+        found = next((s for s in self._shown.values() if s.name is not None and s.study_id == study_id), None)
         if found is None:
             raise KeyError(f"no study {study_id}")
         return found
@@ -174,7 +181,7 @@ class DashboardView(BaseStorage):
         return found
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        if trial_id < FIRST_ID:
+        if trial_id >= 0:
             stored = self.store.optuna.get_trial(trial_id)
             with snapshot(self.store.engine) as connection:
                 query = select(studies.c.study_name).join(trials, trials.c.study_id == studies.c.study_id)
@@ -254,7 +261,9 @@ class DashboardView(BaseStorage):
         bands = attainment_bands(comparison)
         held_out = any(point["accuracy_held_out"] is not None for s in told["searches"] for point in s["front"])
         figures = {
-            f"overlay-{split}": overlay(told, (), bands, split).to_json()
+            f"overlay-{split}": overlay(told, (), bands, split)
+            .update_layout(height=HEIGHT, title_text=f"All fronts ({split.replace('_', '-')} split)")
+            .to_json()
             for split in (("held_out", "search") if held_out else ("search",))
         }
         first = dict(list(figures.items())[:1])
@@ -278,7 +287,7 @@ class DashboardView(BaseStorage):
         }
         shown.budget = max(comparison.budgets)
         self._add_trials(comparison, shown)
-        shown.attributes, shown.name = attributes, name
+        shown.attributes, shown.facts, shown.name = attributes, notes.experiment_facts(told), name
 
     def _add_trials(self, comparison: Comparison, shown: Shown) -> None:
         """Trials on a front join those of the comparison study; none leaves, as pages ask only for what is new."""
@@ -294,7 +303,7 @@ class DashboardView(BaseStorage):
                     distributions={"search": CategoricalDistribution(choices)},
                     user_attrs=_attributes(comparison, search, trial),
                 )
-                made.number, made._trial_id = number, FIRST_ID + shown.number * TRIALS_EACH + number
+                made.number, made._trial_id = number, shown.study_id * TRIALS_EACH - number
                 made.datetime_start, made.datetime_complete = (
                     trial.datetime_start,
                     trial.datetime_complete,
