@@ -55,10 +55,7 @@ def serve(storage: str | None, host: str, port: int) -> None:
         ConfigError: the address cannot be listened on.
     """
     store = Store(storage, create=False)
-    try:
-        server = make_server(host, port, make_app(store, host), server_class=_Server, handler_class=_Quiet)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    server = listen(store, host, port)
     print(
         f"optuna-dashboard on {redact(store.url)}: http://{_in_url(host)}:{server.server_port}/ (Ctrl-C stops it)",
         file=sys.stderr,
@@ -67,6 +64,18 @@ def serve(storage: str | None, host: str, port: int) -> None:
         print("it has no login: whoever can reach this address can read all results, not change them", file=sys.stderr)
     with server:
         server.serve_forever()
+
+
+def listen(store: Store, host: str, port: int) -> WSGIServer:
+    """The server, not serving yet; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    try:
+        return make_server(host, port, make_app(store, host), server_class=_Server, handler_class=_Quiet)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
 
 
 def make_app(store: Store, host: str = "127.0.0.1") -> App:
@@ -110,7 +119,7 @@ def guarded(app: App, *, loopback: bool) -> App:
     def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _refused(start_response, "405 Method Not Allowed", "this dashboard only reads")
-        if loopback and not is_loopback(urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""):
+        if loopback and not is_loopback(_host(environ)):
             return _refused(start_response, "403 Forbidden", "open this dashboard by the address that it printed")
         ours = dict(OURS)
         if environ.get("PATH_INFO", "").startswith(("/artifacts", "/csv")):
@@ -129,6 +138,13 @@ def guarded(app: App, *, loopback: bool) -> App:
 def _refused(start_response: Callable[..., Any], status: str, reason: str) -> Iterable[bytes]:
     start_response(status, [("Content-Type", "application/json"), *OURS.items()])
     return [json.dumps({"reason": reason}).encode()]
+
+
+def _host(environ: dict[str, Any]) -> str:
+    try:
+        return urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:
