@@ -96,10 +96,15 @@ def _wrapped(text: str, width: int) -> list[str]:
     found, rest = [], text
     while cell_len(rest) > width:
         end = next(n for n in range(len(rest), 0, -1) if n == 1 or cell_len(rest[:n]) <= width)
-        cut = max((n for n in range(end, end // 2, -1) if rest[n - 1] in BREAKS), default=end)
+        cut = max((n for n in range(end, end // 2, -1) if _may_break(rest[:n])), default=end)
         found.append(rest[:cut].rstrip())
         rest = rest[cut:].lstrip()
     return [*found, rest] if rest or not found else found
+
+
+def _may_break(text: str) -> bool:
+    """After blanks and punctuation, and after a hyphen that is no sign of a number."""
+    return text[-1] in BREAKS or (text[-1] == "-" and text[-2:-1].isalpha())
 
 
 def _padded(text: str, width: int, number: bool) -> str:

@@ -21,8 +21,8 @@ Result = Callable[[], str]
 class TerminalProgress:
     """One bar per part of a run; without a terminal a line at its start, its end, and now and then.
 
-    Both say how much is done of how much, and what has come of it: ``budget_score`` so far, on the search split, and
-    the compute spent. A bar also says what time is left.
+    Both say how much is done of how much, and what has come of it (:func:`vispco.search.so_far.result_so_far`). A bar
+    also says what time is left.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -65,11 +65,12 @@ def _bar(title: str, result: Result | None) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    def text(field: str, **column: object) -> TextColumn:
-        return TextColumn(field, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", **column))
+    def text(field: str, most: int | None = None, ratio: int | None = None) -> TextColumn:
+        column = Column(no_wrap=True, overflow="ellipsis", max_width=most, ratio=ratio)
+        return TextColumn(field, markup=False, table_column=column)
 
     columns = (
-        text("{task.description}", max_width=TITLE),
+        text("{task.description}", TITLE),
         BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),

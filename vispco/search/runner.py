@@ -155,6 +155,7 @@ class Run:
     ) -> None:
         self.problem, self.store = problem, store
         self.team: Team = team or Alone()
+        self._blind = 0.0
         self._policies: dict[str, Callable[[str], Policy]] = {}
         self.study = problem.study
         self.progress: Progress = progress or Silent()
@@ -253,6 +254,8 @@ class Run:
             unpruned, no_image = self.evaluator.evaluate(plain, split)
             self.store.link(name, "reference", "unpruned", unpruned)
             self.store.link(name, "reference", "no_image", no_image)
+            if split == "search":
+                self._blind = no_image.accuracy
             for default in self.study.defaults:
                 known = PUBLISHED[default]
                 schedule = known.for_layers(self.problem.shape.layers)
@@ -286,7 +289,7 @@ class Run:
         if failed:
             self.progress.say(f"{item.study}: {failed} trials left by a dead driver marked as failed")
         cls: type[Search] = SEARCHES[item.config.kind]
-        with self.progress.track(title, lambda: result_so_far(log, budgets)) as advance:
+        with self.progress.track(title, lambda: result_so_far(log, budgets, self._blind)) as advance:
             context = SearchContext(
                 evaluator=self.evaluator,
                 method=self.problem.method(item.config),
