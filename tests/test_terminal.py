@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -105,21 +104,16 @@ def test_a_run_in_a_terminal_has_bars_and_tables_of_80_columns(study: Path) -> N
     assert any("budget_score" in line for line in lines)
 
 
-def test_a_run_in_a_pipe_writes_plain_lines(study: Path) -> None:
-    done = subprocess.run(
-        [*VISPCO, "run", study / "study.yaml", "--search", "tpe", "--storage", f"sqlite:///{study}/b.db"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    for text in (done.stdout, done.stderr):
+def test_a_run_in_a_pipe_writes_plain_lines(cli: Any, study: Path) -> None:
+    url = f"sqlite:///{study}/b.db"
+    code, out, err = cli("run", study / "study.yaml", "--search", "tpe", "--storage", url)
+    assert code == 0, err
+    for text in (out, err):
         assert all(character.isprintable() or character == "\n" for character in text)
         assert max(map(len, text.splitlines())) <= 80
-    assert re.search(
-        r"^small/tpe \(1 of 1\): 6/6 done in \d+ s, score \d\.\d{3}, [\d.]+ [KMGT]?FLOPs$", done.stderr, re.MULTILINE
-    )
-    assert done.stderr.splitlines()[-1] == "small: 6 new trials"
+    last = r"^small/tpe \(1 of 1\): 6/6 done in \d+ s, score \d\.\d{3}, [\d.]+ [KMGT]?FLOPs$"
+    assert re.search(last, err, re.MULTILINE)
+    assert err.splitlines()[-1] == "small: 6 new trials"
 
 
 @pytest.mark.parametrize("experiment", ["made", RIGHT_TO_LEFT + HOSTILE.replace("/", "").strip() * 2])
