@@ -91,7 +91,8 @@ def experiment_facts(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "least flops_ratio": comparison["floor"],
         "budgets": ", ".join(f"{budget:.3f}" for budget in comparison["budgets"]),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+    return {key: value for key, value in rounded.items() if value is not None}
 
 
 def unread_note(reason: str) -> str:
