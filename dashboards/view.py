@@ -277,7 +277,7 @@ class DashboardView(BaseStorage):
                 **_note(notes.study_note(told, search, study.facts)),
                 **self._artifacts(study.study, files),
             }
-        name = f"{comparison.experiment}: comparison"
+        name = self._free(f"{comparison.experiment}: comparison")
         attributes[name] = {
             "study:metric_names": list(METRICS),
             **_figures(figures),
@@ -288,6 +288,13 @@ class DashboardView(BaseStorage):
         shown.budget = max(comparison.budgets)
         self._add_trials(comparison, shown)
         shown.attributes, shown.facts, shown.name = attributes, notes.experiment_facts(told), name
+
+    def _free(self, name: str) -> str:
+        """A study name that the database does not have."""
+        with snapshot(self.store.engine) as connection:
+            while connection.execute(select(studies.c.study_id).where(studies.c.study_name == name)).first():
+                name += " of fronts"
+        return name
 
     def _add_trials(self, comparison: Comparison, shown: Shown) -> None:
         """Trials on a front join those of the comparison study; none leaves, as pages ask only for what is new."""

@@ -222,6 +222,13 @@ def test_an_experiment_that_cannot_be_read_hides_no_other(store: Store) -> None:
     assert trial._system_attrs["constraints"] == [1.0]
 
 
+def test_a_study_of_the_users_keeps_its_name(store: Store) -> None:
+    theirs = optuna.create_study(study_name="made: comparison", storage=store.optuna)
+    view = DashboardView(store)
+    assert view.get_study_id_from_name("made: comparison") == theirs._study_id
+    assert [study.study_name for study in view.get_all_studies()][-1] == "made: comparison of fronts"
+
+
 def test_the_users_own_note_stays_and_comes_first(store: Store) -> None:
     from optuna_dashboard import save_note
 
