@@ -122,7 +122,10 @@ def print_status(rows: Sequence[Mapping[str, Any]], working: Sequence[Mapping[st
         if all(row[name] in (0, "-") for row in shown):
             for row in shown:
                 del row[name]
-    print_table(shown, page_width()) if shown else print("nothing yet")
+    if shown:
+        print_table(shown, page_width())
+    else:
+        print("nothing yet")
     if working:
         print()
         print_table(working, page_width())

@@ -96,7 +96,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     found, rest = [], text
     while cell_len(rest) > width:
         end = next(n for n in range(len(rest), 0, -1) if n == 1 or cell_len(rest[:n]) <= width)
-        cut = max((n for n in range(end, end // 2, -1) if _may_break(rest[:n])), default=end)
+        cut = max((n for n in range(end, end // 3, -1) if _may_break(rest[:n])), default=end)
         found.append(rest[:cut].rstrip())
         rest = rest[cut:].lstrip()
     return [*found, rest] if rest or not found else found
