@@ -9,62 +9,24 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import threading
-import time
-import uuid
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select
-from vispco.dashboards import notes
+from vispco.dashboards.additions import PAUSE, Additions, Shown, merged
 from vispco.dashboards.constraints import with_constraints
-from vispco.dashboards.overlay import overlay
 
-from vispco.analysis.attainment import attainment_bands
-from vispco.analysis.comparison import Comparison, Searched
-from vispco.errors import StorageError, VispcoError
+from vispco.errors import StorageError
 from vispco.storage.optuna_tables import studies, trials
 from vispco.storage.reading import snapshot
 from vispco.storage.store import Store
-from vispco.storage.tables import links
-from vispco.storage.trials import METRICS
-
-HEIGHT = 450  # pixels of the place that optuna-dashboard gives to a figure
-TRIALS_EACH = 10**9  # places for trials of one comparison study
-REST = 10.0  # an experiment is compared again after at least so many times what comparing took
-AT_ONCE = 2.0  # seconds; other experiments that changed wait for the next look
-PAUSE = 1.0  # seconds between looks at the database for what has changed
-NOTE, ARTIFACT = "dashboard:note_str:", "artifacts:"
-NAMESPACE = uuid.UUID("9d3c6a0e-5a3f-4f7c-8a64-0c1f2f0d7b11")
-
-
-@dataclass
-class Shown:
-    """What one experiment adds: attributes and budget by study name, and its comparison study."""
-
-    state: Any = None
-    made: float = -float("inf")
-    took: float = 0.0
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    budget: float | None = None
-    number: int = 0
-    name: str | None = None
-    trials: list[FrozenTrial] = field(default_factory=list)
-    placed: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    @property
-    def study_id(self) -> int:
-        """Of the comparison study; below zero, where no database has any."""
-        return -1 - self.number
 
 
 class DashboardView(BaseStorage):
@@ -76,21 +38,18 @@ class DashboardView(BaseStorage):
     """
 
     def __init__(self, store: Store, pause: float = PAUSE) -> None:
-        self.store, self._pause = store, pause
-        self._looked = -float("inf")
-        self._lock = threading.RLock()
-        self._shown: dict[str, Shown] = {}
-        self._files: dict[str, str] = {}
+        self.store = store
+        self.additions = Additions(store, pause)
+        self._lock = threading.Lock()
         self._trials: dict[int, tuple[Any, list[FrozenTrial]]] = {}
 
     # --- studies ---------------------------------------------------------------------------------
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        self._refresh()
         stored = sorted(self.store.optuna.get_all_studies(), key=lambda study: study._study_id)
         for study in stored:
-            study.system_attrs = _merged(study.system_attrs, self._added(study.study_name))
-        made = [self._comparison_study(shown) for shown in self._shown.values() if shown.name is not None]
+            study.system_attrs = merged(study.system_attrs, self._added(study.study_name))
+        made = [self._comparison_study(shown) for shown in self.additions.all() if shown.name is not None]
         return [*stored, *made]  # pages list the last one first
 
     def _comparison_study(self, shown: Shown) -> FrozenStudy:
@@ -126,26 +85,29 @@ class DashboardView(BaseStorage):
         if made is not None:
             return dict(made.attributes[str(made.name)])
         name = self.store.optuna.get_study_name_from_id(study_id)
-        return _merged(self.store.optuna.get_study_system_attrs(study_id), self._added(name))
+        shown: dict[str, Any] = merged(self.store.optuna.get_study_system_attrs(study_id), self._added(name))
+        return shown
 
     def _made(self, study_id: int) -> Shown | None:
         if study_id >= 0:
             return None
-        self._refresh()
-        found = next((s for s in self._shown.values() if s.name is not None and s.study_id == study_id), None)
+        made: list[Shown] = self.additions.all()
+        found = next((one for one in made if one.name is not None and one.study_id == study_id), None)
         if found is None:
             raise KeyError(f"no study {study_id}")
         return found
 
     def _made_by_name(self, name: str) -> Shown | None:
-        self._refresh()
-        return next((shown for shown in self._shown.values() if shown.name == name), None)
+        made: list[Shown] = self.additions.all()
+        return next((one for one in made if one.name == name), None)
 
     def _added(self, study_name: str) -> dict[str, Any]:
-        for shown in list(self._shown.values()):
-            if study_name in shown.attributes:
-                return shown.attributes[study_name]
-        return {}
+        shown = self.additions.of_study(study_name)
+        return shown.attributes[study_name] if shown else {}
+
+    def _budget(self, study_name: str) -> float | None:
+        shown = self.additions.of_study(study_name)
+        return shown.budget if shown else None
 
     # --- trials ----------------------------------------------------------------------------------
 
@@ -160,9 +122,8 @@ class DashboardView(BaseStorage):
 
     def _stored_trials(self, study_id: int) -> list[FrozenTrial]:
         """Read again only if something changed since: finished trials do not."""
-        self._refresh()
         name = self.store.optuna.get_study_name_from_id(study_id)
-        budget = next((s.budget for s in list(self._shown.values()) if name in s.attributes), None)
+        budget = self._budget(name)
         with snapshot(self.store.engine) as connection:
             query = select(
                 trials.c.state, func.count(), func.max(trials.c.trial_id), func.max(trials.c.datetime_complete)
@@ -186,144 +147,12 @@ class DashboardView(BaseStorage):
             with snapshot(self.store.engine) as connection:
                 query = select(studies.c.study_name).join(trials, trials.c.study_id == studies.c.study_id)
                 name = connection.execute(query.where(trials.c.trial_id == trial_id)).scalar()
-            budget = next((s.budget for s in list(self._shown.values()) if name in s.attributes), None)
-            shown: FrozenTrial = with_constraints(stored, budget)
+            shown: FrozenTrial = with_constraints(stored, self._budget(name or ""))
             return shown
-        made = (trial for one in list(self._shown.values()) for trial in one.trials)
+        made = (trial for one in self.additions.all() for trial in one.trials)
         found: FrozenTrial | None = next((trial for trial in made if trial._trial_id == trial_id), None)
         if found is None:
             raise KeyError(f"no trial {trial_id}")
-        return found
-
-    # --- what is added ---------------------------------------------------------------------------
-
-    def _refresh(self) -> None:
-        """Compare experiments again that have changed, the newest first."""
-        with self._lock:
-            began = time.monotonic()
-            if began - self._looked < self._pause:
-                return
-            states = self._states()
-            for name in [name for name in self._shown if name not in states]:
-                del self._shown[name]
-            for name, state in reversed(states.items()):
-                if name not in self._shown:
-                    numbers = {known.number for known in self._shown.values()}
-                    self._shown[name] = Shown(number=next(n for n in range(len(states)) if n not in numbers))
-                shown, now = self._shown[name], time.monotonic()
-                if state != shown.state and now - shown.made >= REST * shown.took:
-                    self._compare(name, shown)
-                    shown.state, shown.made = state, time.monotonic()
-                    shown.took = shown.made - now
-                if time.monotonic() - began > AT_ONCE:
-                    break
-            self._looked = time.monotonic()
-
-    def _states(self) -> dict[str, Any]:
-        """Experiment -> what changes when its results do; oldest first."""
-        known: dict[str, Any] = {}
-        for name in self.store.experiment_names():
-            stored = self.store.experiment(name)
-            if stored is not None:
-                known[name] = [stored["created"], stored["facts"], 0, []]
-        with snapshot(self.store.engine) as connection:
-            query = select(links.c.experiment, func.count()).group_by(links.c.experiment)
-            for name, count in connection.execute(query):
-                if name in known:
-                    known[name][2] = count
-            query = (
-                select(studies.c.study_name, trials.c.study_id, func.count(), func.max(trials.c.trial_id))
-                .join(trials, trials.c.study_id == studies.c.study_id)
-                .group_by(studies.c.study_name, trials.c.study_id)
-                .order_by(trials.c.study_id)
-            )
-            for name, *rest in connection.execute(query):
-                experiment = name.rpartition("/")[0]
-                if experiment in known:
-                    known[experiment][3].append((name, *rest))
-        return known
-
-    def _compare(self, name: str, shown: Shown) -> None:
-        """One experiment that cannot be read keeps no other from being shown."""
-        try:
-            comparison = Comparison(self.store, name)
-            if not any(search.trials for search in comparison.searches):
-                return
-            self._add(comparison, shown)
-        except Exception as error:
-            reason = str(error) if isinstance(error, VispcoError) else f"{type(error).__name__}: {error}"
-            attributes = _note(notes.unread_note(reason))
-            known = [n for n in self.store.study_names(name) if n.rpartition("/")[0] == name]
-            shown.name, shown.attributes = None, dict.fromkeys(known, attributes)
-
-    def _add(self, comparison: Comparison, shown: Shown) -> None:
-        told = comparison.to_dict()
-        bands = attainment_bands(comparison)
-        held_out = any(point["accuracy_held_out"] is not None for s in told["searches"] for point in s["front"])
-        figures = {
-            f"overlay-{split}": overlay(told, (), bands, split)
-            .update_layout(height=HEIGHT, title_text=f"All fronts ({split.replace('_', '-')} split)")
-            .to_json()
-            for split in (("held_out", "search") if held_out else ("search",))
-        }
-        first = dict(list(figures.items())[:1])
-        studies_of = {search.name: search for search in comparison.searches}
-        attributes = {}
-        for search in told["searches"]:
-            study = studies_of[search["name"]]
-            files = notes.study_files(told, search, self.store.trajectory(study.study))
-            attributes[study.study] = {
-                **_figures(first),
-                **_note(notes.study_note(told, search, study.facts)),
-                **self._artifacts(study.study, files),
-            }
-        name = self._free(f"{comparison.experiment}: comparison")
-        attributes[name] = {
-            "study:metric_names": list(METRICS),
-            **_figures(figures),
-            "dashboard:note_ver": 1,
-            **_note(notes.comparison_note(told)),
-            **self._artifacts(name, notes.comparison_files(told)),
-        }
-        shown.budget = max(comparison.budgets)
-        self._add_trials(comparison, shown)
-        shown.attributes, shown.facts, shown.name = attributes, notes.experiment_facts(told), name
-
-    def _free(self, name: str) -> str:
-        """A study name that the database does not have."""
-        with snapshot(self.store.engine) as connection:
-            while connection.execute(select(studies.c.study_id).where(studies.c.study_name == name)).first():
-                name += " of fronts"
-        return name
-
-    def _add_trials(self, comparison: Comparison, shown: Shown) -> None:
-        """Trials on a front join those of the comparison study; none leaves, as pages ask only for what is new."""
-        choices = [search.name for search in comparison.searches]
-        for search in comparison.searches:
-            for trial in comparison.front(search):
-                if (search.study, trial.number) in shown.placed:
-                    continue
-                number = shown.placed[search.study, trial.number] = len(shown.trials)
-                made = create_trial(
-                    values=list(trial.values or ()),
-                    params={"search": search.name},
-                    distributions={"search": CategoricalDistribution(choices)},
-                    user_attrs=_attributes(comparison, search, trial),
-                )
-                made.number, made._trial_id = number, shown.study_id * TRIALS_EACH - number
-                made.datetime_start, made.datetime_complete = (
-                    trial.datetime_start,
-                    trial.datetime_complete,
-                )
-                shown.trials.append(with_constraints(made, shown.budget))
-
-    def _artifacts(self, study: str, files: Mapping[str, str]) -> dict[str, str]:
-        found = {}
-        for name, text in files.items():
-            key = str(uuid.uuid5(NAMESPACE, f"{study}\n{name}"))
-            self._files[key] = text
-            meta = {"artifact_id": key, "filename": name, "mimetype": "text/csv", "encoding": None}
-            found[f"{ARTIFACT}{key}"] = json.dumps(meta)
         return found
 
     # --- an artifact store ---------------------------------------------------------------------------
@@ -335,7 +164,7 @@ class DashboardView(BaseStorage):
             ArtifactNotFound: it is none of ours.
         """
         try:
-            return io.BytesIO(self._files[artifact_id].encode("utf-8", "replace"))
+            return io.BytesIO(self.additions.files[artifact_id].encode("utf-8", "replace"))
         except KeyError:
             raise ArtifactNotFound(f"no file {artifact_id}") from None
 
@@ -384,38 +213,3 @@ class DashboardView(BaseStorage):
 
 def _refuse() -> NoReturn:
     raise StorageError("the dashboard only reads; write with vispco run, import or copy")
-
-
-def _figures(figures: Mapping[str, str]) -> dict[str, str]:
-    return {f"dashboard:plot_data:{name}:0": text for name, text in figures.items()}
-
-
-def _note(text: str) -> dict[str, Any]:
-    return {f"{NOTE}0": text}
-
-
-def _merged(stored: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's system attributes with ours: after the user's own note, and without files that are kept elsewhere."""
-    kept = {key: value for key, value in stored.items() if not key.startswith((NOTE, ARTIFACT))}
-    theirs = [value for key, value in sorted(stored.items(), key=_part) if key.startswith(NOTE)]
-    ours = added.get(f"{NOTE}0")
-    if not theirs and ours is None:
-        return {**kept, **added}
-    note = "\n\n---\n\n".join(part for part in ("".join(map(str, theirs)), ours) if part)
-    return {"dashboard:note_ver": 1, **kept, **added, f"{NOTE}0": note}
-
-
-def _part(item: tuple[str, Any]) -> int:
-    number = item[0].rpartition(":")[2]
-    return int(number) if item[0].startswith(NOTE) and number.isdigit() else 0
-
-
-def _attributes(comparison: Comparison, search: Searched, trial: Any) -> dict[str, Any]:
-    held_out = comparison.held_out(search, trial)
-    found = {
-        "schedule": trial.user_attrs.get("schedule"),
-        "trial": trial.number,
-        "budget": trial.user_attrs.get("budget"),
-        "accuracy_held_out": held_out.accuracy if held_out else None,
-    }
-    return {key: value for key, value in found.items() if value is not None}

@@ -183,7 +183,7 @@ def test_what_is_shown_follows_the_database(store: Store) -> None:
     parameters = {"params": {"keep": 0.5}, "distributions": {"keep": FloatDistribution(0.0, 1.0)}}
     with store.engine.begin() as connection:
         append(connection, key, [create_trial(values=[0.99, 0.26], user_attrs={"schedule": "new"}, **parameters)])
-    for shown in view._shown.values():
+    for shown in view.additions.all():
         shown.made = -math.inf
     assert len(view.get_all_trials(key)) == len(before) + 1
     after = view.get_all_trials(made)
