@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from html import escape
 from typing import Any
@@ -68,3 +69,14 @@ def points_interval(interval: Any) -> str:
     '-1.0 to +2.0'
     """
     return f"{points(interval[0])} to {points(interval[1])}"
+
+
+def in_markdown(text: str, longest: int = LONGEST) -> str:
+    """A name in a cell of a Markdown table, as code: in it nothing is read and nothing linked."""
+    shown = " ".join(shortened(clean(text), longest).split()) or " "
+    if any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in shown):
+        shown = f"\u2068{shown}\u2069"
+    runs = [len(run) for run in re.findall("`+", shown)]
+    fence = "`" * next(n for n in range(1, len(runs) + 2) if n not in runs)
+    shown = shown.replace("|", "\\|")
+    return f"{fence} {shown} {fence}" if runs else f"{fence}{shown}{fence}"

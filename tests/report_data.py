@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
 from vispco.evaluation.records import Evaluation
@@ -111,6 +112,8 @@ def fill(
                 rows.append(
                     create_trial(
                         values=[accuracy, ratio],
+                        params={"layer": schedule.layer, "keep": schedule.keep},
+                        distributions={"layer": IntDistribution(1, LAYERS - 1), "keep": FloatDistribution(0.0, 1.0)},
                         user_attrs={
                             "schedule": schedule.text(),
                             "keep_ratio": list(schedule.keep_ratio(LAYERS)),

@@ -127,7 +127,7 @@ def test_listings_speak_json_and_csv(cli: Cli, ran: tuple[str, Path]) -> None:
     _, out, _ = cli("compare", "small", "--csv", "--storage", ran[0])
     assert [row["search"] for row in csv.DictReader(io.StringIO(out))] == ["lagrangian", "tpe"]
     _, out, _ = cli("compare", "small", "--storage", ran[0])
-    assert all(len(line) <= 100 for line in out.splitlines())
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_export_and_use(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> 
                 assert server.poll() is None, server.stderr.read() if server.stderr else ""
                 assert time.monotonic() < deadline
                 time.sleep(0.3)
-        assert {study["study_name"] for study in listed} == {"small/lagrangian", "small/tpe"}
+        assert {study["study_name"] for study in listed} == {"small/lagrangian", "small/tpe", "small: comparison"}
         for study in listed:
             detail = json.load(urllib.request.urlopen(f"{base}/{study['study_id']}", timeout=30))
             assert detail["objective_names"] == ["accuracy", "flops_ratio"]

@@ -9,12 +9,14 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from conftest import SMALL
+from report_data import fill
 from vispco.analysis.entries import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
@@ -26,6 +28,7 @@ from vispco.pruning.schedules import parse_schedule
 from vispco.search import SEARCHES
 from vispco.search.racing import RacingOptions
 from vispco.search.runner import validate
+from vispco.storage.store import Store
 from vispco.tasks.base import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -291,6 +294,35 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
         assert done.returncode == 0, (line, done.stderr)
         if "run" in words:
             assert re.search(r"quickstart: \d+ new trials", done.stderr), line
+
+
+def test_commands_of_the_dashboard_page_serve(tmp_path: Path) -> None:
+    """On free ports, whichever the page names; what the page says of files and names is there."""
+    fill(Store(f"sqlite:///{tmp_path}/vispco.db"), "quickstart")
+    (lines,) = blocks("docs/dashboard.md", "bash")
+    page = (ROOT / "docs/dashboard.md").read_text()
+    for line in lines.strip().splitlines():
+        program, *words = line.split()
+        assert program == "vispco"
+        with subprocess.Popen(
+            [sys.executable, "-m", "vispco", *words, "--port", "0"],
+            cwd=tmp_path,
+            env={key: value for key, value in os.environ.items() if key != "VISPCO_STORAGE"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as server:
+            try:
+                assert server.stderr is not None
+                told = server.stderr.readline()
+                (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", told)
+                listed = json.load(urllib.request.urlopen(f"{address}api/studies"))["study_summaries"]
+                detail = json.load(urllib.request.urlopen(f"{address}api/studies/{listed[-1]['study_id']}"))
+            finally:
+                server.terminate()
+    assert listed[-1]["study_name"] == "quickstart: comparison"
+    assert "`<experiment>: comparison`" in page
+    assert detail["artifacts"]
+    assert all(f"`{artifact['filename']}`" in page for artifact in detail["artifacts"])
 
 
 def first_cells(page: str) -> set[str]:

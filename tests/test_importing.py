@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -254,9 +255,9 @@ def test_workers_are_shown_while_somebody_runs(cli: Callable[..., tuple[int, str
         "host": "h",
         "pid": 7,
         "doing": "step(layer=2, keep=0.5)",
-        "since": 1.0,
+        "since": time.time() - 5,
         "done": 3,
-        "seen": 2.0,
+        "seen": time.time(),
     }
     store.save_workers("exp", [row])
     storage = ("--storage", store.url)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vispco.analysis.selection import FITS
-from vispco.cli.output import print_table
+from vispco.cli.output import page_width, print_table, print_text
+
+SCHEDULE = 26  # columns for the best schedule: a step with four digits
+CELL = 6  # of an accuracy that is marked
 
 
 def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,13 +41,13 @@ def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables: the searches, and the choice of each search per budget."""
     unpruned, no_image = comparison["unpruned"], comparison["no_image"]
-    print(f"{comparison['experiment']}: accuracy on held-out samples")
+    print_text(f"{comparison['experiment']}: accuracy on held-out samples")
     print(
         f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
         f"least flops_ratio {comparison['floor']:.3f}"
     )
     for default in comparison["defaults"]:
-        print(
+        print_text(
             f"published {default['name']}: accuracy {default['accuracy_held_out']:.3f} "
             f"at flops_ratio {default['flops_ratio']:.3f}"
         )
@@ -63,14 +67,16 @@ def print_comparison(comparison: dict[str, Any]) -> None:
                 "seconds": round(row["wall_seconds"]),
             }
             for row in search_rows(comparison)
-        ]
+        ],
+        page_width(),
     )
     print("\naccuracy of the schedule that each search would choose, per budget\n")
     names = [search["name"] for search in comparison["searches"]]
+    shown = _as_many_as_fit(names)
     rows = []
     for row in comparison["by_budget"]:
         cells: dict[str, Any] = {"budget": row["budget"]}
-        for name in names[:5]:
+        for name in shown:
             chosen = row["chosen"].get(name)
             cells[name] = _number(chosen["accuracy_held_out"]) + _over(chosen, row["budget"]) if chosen else "-"
         best = max(
@@ -80,16 +86,26 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         )
         cells["best schedule"] = (best["schedule"] or f"trial {best['trial']}") if best else "-"
         rows.append(cells)
-    print_table(rows)
+    print_table(rows, page_width())
     if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):
         print("* over the budget: the search has nothing that fits, this is its cheapest")
         print("  budget_score, were those worth no more than the model without a picture:")
         for search in comparison["searches"]:
             if search["budgets_missed"]:
                 score = _number(search["score_within_budget"])
-                print(f"  {search['name']} {score}, {search['budgets_missed']} missed")
-    if len(names) > 5:
-        print(f"(first 5 of {len(names)} searches; all of them: --json)")
+                print_text(f"  {search['name']} {score}, {search['budgets_missed']} missed")
+    if len(shown) < len(names):
+        print(f"(first {len(shown)} of {len(names)} searches; all of them: --json)")
+
+
+def _as_many_as_fit(names: Sequence[str]) -> list[str]:
+    """The first names, one at least, whose columns leave room for a schedule."""
+    room, shown = page_width() - len("budget") - SCHEDULE, list(names[:1])
+    for name in names[1:]:
+        if sum(max(len(one), CELL) + 2 for one in [*shown, name]) + 2 > room:
+            break
+        shown.append(name)
+    return shown
 
 
 def _over(chosen: dict[str, Any], budget: float) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
 
+from vispco.cli.output import page_width, print_table
 from vispco.errors import ConfigError
 from vispco.registry import suggest
 from vispco.storage.reading import StudySummary, local, snapshot, study_ids, summaries
@@ -111,6 +113,22 @@ def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def print_status(rows: Sequence[Mapping[str, Any]], working: Sequence[Mapping[str, Any]]) -> None:
+    """Tables for a terminal of 80 columns: what says nothing in any row is left out, seconds too."""
+    shown = [{**row, "last_trial": row["last_trial"][:16]} for row in rows]
+    for name in ("pruned", "failed", "held_by"):
+        if all(row[name] in (0, "-") for row in shown):
+            for row in shown:
+                del row[name]
+    if shown:
+        print_table(shown, page_width())
+    else:
+        print("nothing yet")
+    if working:
+        print()
+        print_table(working, page_width())
 
 
 def worker_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def status(
     as_csv: Csv = False,
 ) -> None:
     """What is done, what runs, and who holds it."""
-    from vispco.cli.listing import status_rows, worker_rows
+    from vispco.cli.listing import print_status, status_rows, worker_rows
     from vispco.storage.store import open_store
 
     with open_store(storage, create=False) as store:
@@ -151,10 +151,10 @@ def status(
     if workers:
         print_rows(working, as_json=as_json, as_csv=as_csv, empty="nobody works")
         return
-    print_rows(rows, as_json=as_json, as_csv=as_csv)
-    if working and not as_json and not as_csv:
-        print()
-        print_rows(working)
+    if as_json or as_csv:
+        print_rows(rows, as_json=as_json, as_csv=as_csv)
+    else:
+        print_status(rows, working)
 
 
 @app.command()

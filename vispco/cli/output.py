@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
+from rich.cells import cell_len
+
 Rows = Sequence[Mapping[str, Any]]
+GAP = "  "
+NARROWEST = 10  # characters that a column of texts keeps
+BREAKS = " /_,;:)@"
 
 
 def print_json(value: Any) -> None:
@@ -30,21 +37,79 @@ def print_rows(rows: Rows, *, as_json: bool = False, as_csv: bool = False, empty
         print_table(rows)
 
 
-def print_table(rows: Rows) -> None:
-    """An aligned plain-text table; numbers to the right."""
+def page_width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+
+
+def print_text(text: str) -> None:
+    """A line of text that may hold names, wrapped like the tables that :func:`page_width` is given to."""
+    print(*_wrapped(printable(text), page_width()), sep="\n")
+
+
+def print_table(rows: Rows, width: int | None = None) -> None:
+    """An aligned plain-text table; numbers to the right.
+
+    Args:
+        width: cells are wrapped so that no line is longer, if that leaves each column a few characters; default: that
+            of the terminal, and any where there is none, as programs read that.
+    """
+    if width is None and sys.stdout.isatty():
+        width = page_width()
     names = list(rows[0])
     cells = [[_cell(row[name]) for name in names] for row in rows]
-    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
     numeric = [all(isinstance(row[name], (int, float, type(None))) for row in rows) for name in names]
+    widths = _widths(names, cells, numeric, width)
 
-    def line(values: Sequence[str]) -> str:
-        parts = [v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric, strict=True)]
-        return "  ".join(parts).rstrip()
+    def lines(values: Sequence[str]) -> Iterator[str]:
+        parts = [_wrapped(value, size) for value, size in zip(values, widths, strict=True)]
+        for row in zip_longest(*parts, fillvalue=""):
+            yield GAP.join(_padded(*one) for one in zip(row, widths, numeric, strict=True)).rstrip()
 
-    print(line(names))
-    print(line(["-" * width for width in widths]))
-    for row in cells:
-        print(line(row))
+    for values in (names, ["-" * size for size in widths], *cells):
+        print(*lines(values), sep="\n")
+
+
+def _widths(
+    names: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool], width: int | None
+) -> list[int]:
+    """Natural widths, taken from the widest column until they fit; a number is never broken."""
+    columns = list(zip(*cells, strict=True))
+    inside = [max(map(cell_len, column)) for column in columns]
+    widths = [max(cell_len(name), size) for name, size in zip(names, inside, strict=True)]
+    least = [
+        min(natural, max(size, 4) if number else NARROWEST)
+        for natural, size, number in zip(widths, inside, numeric, strict=True)
+    ]
+    spare = 0 if width is None else sum(widths) + len(GAP) * (len(widths) - 1) - width
+    while spare > 0:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        if widths[widest] == least[widest]:
+            break
+        widths[widest] -= 1
+        spare -= 1
+    return widths
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a cell, broken after blanks and punctuation where there is some."""
+    found, rest = [], text
+    while cell_len(rest) > width:
+        end = next(n for n in range(len(rest), 0, -1) if n == 1 or cell_len(rest[:n]) <= width)
+        cut = max((n for n in range(end, end // 3, -1) if _may_break(rest[:n])), default=end)
+        found.append(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    return [*found, rest] if rest or not found else found
+
+
+def _may_break(text: str) -> bool:
+    """After blanks and punctuation, and after a hyphen that is no sign of a number."""
+    return text[-1] in BREAKS or (text[-1] == "-" and text[-2:-1].isalpha())
+
+
+def _padded(text: str, width: int, number: bool) -> str:
+    blank = " " * (width - cell_len(text))
+    return blank + text if number else text + blank
 
 
 def _cell(value: Any) -> str:
@@ -52,4 +117,9 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor, or the direction of writing."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vispco.cli.output import print_table
+from vispco.cli.output import page_width, print_table, print_text
 from vispco.config import CHECKPOINTS
 
 
@@ -39,7 +39,7 @@ def _spread(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 def print_against(found: dict[str, Any]) -> None:
     """Two tables: what each entry delivers against the reference, and what it cost."""
     score, tests = found["score"], found["comparisons"]
-    print(f"{found['experiment']}: {score} on held-out samples, mean over seeds, against {found['against']}")
+    print_text(f"{found['experiment']}: {score} on held-out samples, mean over seeds, against {found['against']}")
     print("differences in points, with 95 % intervals over seeds and samples;")
     print(f"p after Holm's correction for {tests} comparison{'' if tests == 1 else 's'}\n")
     print_table(
@@ -54,7 +54,8 @@ def print_against(found: dict[str, Any]) -> None:
                 "verdict": row["verdict"],
             }
             for row in found["entries"]
-        ]
+        ],
+        page_width(),
     )
     print(f"\ncost as a share of the dense grid's, and the {found['budgets']} budgets\n")
     print_table(
@@ -69,7 +70,8 @@ def print_against(found: dict[str, Any]) -> None:
                 "within": row["score_within_budget"],
             }
             for row in found["entries"]
-        ]
+        ],
+        page_width(),
     )
     print("\nwithin: the score where a missed budget counts as the model without a picture")
     if any(row["covers"] == "samples" for row in found["entries"]):
@@ -102,7 +104,7 @@ def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
 def print_anytime(found: dict[str, Any]) -> None:
     """One table: entries by shares of the dense grid's cost."""
     shares = found["shares"]
-    print(f"{found['experiment']}: score_within_budget when stopped at a share of the grid's cost,")
+    print_text(f"{found['experiment']}: score_within_budget when stopped at a share of the grid's cost,")
     if shares:
         print("on held-out samples, mean over seeds\n")
     else:
@@ -116,7 +118,7 @@ def print_anytime(found: dict[str, Any]) -> None:
             row[f"{share:g}"] = None if share > end["share"] else _at(entry, share, held_out=bool(shares))
         rows.append({**row, "end": end["score"], "at": end["share"]})
     if rows:
-        print_table(rows)
+        print_table(rows, page_width())
     print("\nend: all compute spent, held-out samples; at: its share")
 
 

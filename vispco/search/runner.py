@@ -27,6 +27,7 @@ from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
 from vispco.search.distributed import Alone, Team
+from vispco.search.so_far import result_so_far
 from vispco.storage.store import Store
 
 ACCOUNTING = "exact"
@@ -34,9 +35,12 @@ PROBE_LAYERS = 8  # any depth will do to ask a family whether it has a grid
 
 
 class Progress(Protocol):
-    """Shows what a run does; ``track`` wraps one part of it."""
+    """Shows what a run does; ``track`` wraps one part of it.
 
-    def track(self, title: str) -> AbstractContextManager[Advance]: ...
+    ``result`` says what a search has come to so far; it reads the trials, so it is asked for now and then only.
+    """
+
+    def track(self, title: str, result: Callable[[], str] | None = None) -> AbstractContextManager[Advance]: ...
 
     def say(self, text: str) -> None: ...
 
@@ -44,7 +48,7 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def track(self, title: str) -> AbstractContextManager[Advance]:
+    def track(self, title: str, result: Callable[[], str] | None = None) -> AbstractContextManager[Advance]:
         return nullcontext(lambda done, total, note: None)
 
     def say(self, text: str) -> None:
@@ -151,6 +155,7 @@ class Run:
     ) -> None:
         self.problem, self.store = problem, store
         self.team: Team = team or Alone()
+        self._blind = 0.0
         self._policies: dict[str, Callable[[str], Policy]] = {}
         self.study = problem.study
         self.progress: Progress = progress or Silent()
@@ -190,8 +195,8 @@ class Run:
                 facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
             before = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
-            for item in planned:
-                self._search(item, budgets)
+            for number, item in enumerate(planned, start=1):
+                self._search(item, budgets, f"{item.study} ({number} of {len(planned)})")
             self._confirm(planned, budgets, checkpoints)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         return after - before
@@ -249,6 +254,8 @@ class Run:
             unpruned, no_image = self.evaluator.evaluate(plain, split)
             self.store.link(name, "reference", "unpruned", unpruned)
             self.store.link(name, "reference", "no_image", no_image)
+            if split == "search":
+                self._blind = no_image.accuracy
             for default in self.study.defaults:
                 known = PUBLISHED[default]
                 schedule = known.for_layers(self.problem.shape.layers)
@@ -276,13 +283,13 @@ class Run:
             }
         return {"studies": studies}
 
-    def _search(self, item: Planned, budgets: list[float]) -> None:
+    def _search(self, item: Planned, budgets: list[float], title: str) -> None:
         log = self.store.trial_log(item.study)
         failed = log.fail_running()
         if failed:
             self.progress.say(f"{item.study}: {failed} trials left by a dead driver marked as failed")
         cls: type[Search] = SEARCHES[item.config.kind]
-        with self.progress.track(item.study) as advance:
+        with self.progress.track(title, lambda: result_so_far(log, budgets, self._blind)) as advance:
             context = SearchContext(
                 evaluator=self.evaluator,
                 method=self.problem.method(item.config),
