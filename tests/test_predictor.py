@@ -148,6 +148,23 @@ def test_a_predictor_holds_every_budget_before_the_snap(problem: Problem, tmp_pa
         assert trial.values[1] <= trial.user_attrs["budget"] + 1e-9
 
 
+def test_a_short_training_for_many_budgets_ends_on_each(problem: Problem, tmp_path: Path) -> None:
+    cost = "dual_steps: 4, primal_steps: 6, batch: 4, check: 8, between: 0"
+    study = made(problem, f"  one: {{kind: lagrangian, predictor: budget, family: step, {cost}}}\n")
+    twelve = Problem(
+        parse_study(study.text.replace("budgets: 3", "budgets: 12")),
+        study.text.replace("budgets: 3", "budgets: 12"),
+        model=problem.model,
+        processor=problem.processor,
+    )
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(twelve, store).run()
+    trials = store.trial_log("learned/one").complete()
+    assert len(trials) == 12
+    for trial in trials:
+        assert trial.user_attrs["relaxed_flops_ratio"] == pytest.approx(trial.user_attrs["budget"], abs=0.0051)
+
+
 @pytest.fixture(scope="module")
 def conditioned(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, Store]:
     """A finished experiment with an input-conditioned search and a random one of equal compute."""

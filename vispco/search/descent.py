@@ -29,7 +29,8 @@ from vispco.search.predictor import RatioPredictor, from_text, to_text
 MEMORY = 0.8  # of the running mean of a budget's loss
 LEVEL, LEAST = 0.3, 0.02  # what losses are scaled to, and the loss below which they no longer are
 SAVE_SECONDS = 20.0
-RESTORING, RESTORING_RATE = 400, 0.003  # most steps on the constraints alone, and their learning rate
+RESTORING, FINISHING = 400, 4000  # most steps on the constraints alone: on the way, and at the end
+RESTORING_RATE = 0.003
 RESTORED_ON = 4  # mini-batches, where samples are read
 
 
@@ -104,15 +105,15 @@ class Descent:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save(self.text())
                 saved = time.monotonic()
-        self._back_on_budget()
+        self._back_on_budget(FINISHING)
 
-    def _back_on_budget(self) -> None:
+    def _back_on_budget(self, most: int = RESTORING) -> None:
         """Nothing moves where all budgets are held, or where this was done at the same step."""
         if self.tolerance is None or self.restored == self.steps:
             return
         self.restored, features = self.steps, self._features_of(RESTORED_ON)
         optimizer = torch.optim.Adam(self.module.parameters(), lr=RESTORING_RATE)
-        for _ in range(RESTORING):
+        for _ in range(most):
             relative = self._violation(self.family.relaxed(self.free(features), self.sharpness))
             if float((relative * self.budgets).detach().abs().max()) <= self.tolerance / 2:
                 return
