@@ -49,8 +49,10 @@ class GradientOptions(Options):
 
     ``sharpness`` goes from the first to the second value over these steps: a blunt schedule feels the effect of
     layers further away. At most ``check`` calibration samples decide between the result and its neighbouring shapes
-    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``between``: how
-    many more budgets are tried where the front found so far leaves gaps.
+    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. While the nearest
+    to the teacher is a neighbour, its own neighbours are tried, at most ``climb`` times: in deep models gradients of a
+    layer stop before layers far from it. ``between``: how many more budgets are tried where the front found so far
+    leaves gaps.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
     share the gradients by micro-batches.
     """
@@ -66,6 +68,7 @@ class GradientOptions(Options):
     temperature: float = Field(0.1, gt=0)
     sharpness: tuple[float, float] = (1.5, 10.0)
     check: int = Field(128, ge=0)
+    climb: int = Field(0, ge=0)
     measure: int = Field(1, ge=1)
     between: int = Field(6, ge=0)
 
@@ -283,8 +286,7 @@ class GradientSearch(Search):
         """Snap, check, measure and store; free parameters of where it really ended, from which the next may start."""
         family: ScheduleFamily = self.context.family
         snapped = family.snap(family.discrete(free), self._fits(budget))
-        shapes = [snapped, *(family.neighbours(snapped) if self.options.check else [])]
-        candidates = self._rank(shapes, budget)[: self.options.measure]
+        candidates = self._nearest(snapped, budget)[: self.options.measure]
         free = family.invert(candidates[0], free)
         attributes = {
             **self._attributes(number, budget, descent),
@@ -354,6 +356,24 @@ class GradientSearch(Search):
 
     def _fits(self, budget: float) -> Callable[[Schedule], bool]:
         return lambda schedule: self._flops_ratio(schedule) <= budget + TIE
+
+    def _nearest(self, snapped: Schedule, budget: float) -> list[Schedule]:
+        """A schedule and its neighbouring shapes, climbing on while that gains; nearest to the teacher first."""
+        family, options = self.context.family, self.options
+        if not options.check:
+            return [snapped]
+        ranked = self._rank([snapped, *family.neighbours(snapped)], budget)
+        best, tried = snapped, {snapped, *ranked}
+        for _ in range(options.climb):
+            if ranked[0] == best:
+                break
+            best = ranked[0]
+            fits = self._fits(budget)
+            further = dict.fromkeys(family.snap(shape, fits) for shape in family.neighbours(best))
+            untried = [shape for shape in further if shape not in tried]
+            tried.update(untried)
+            ranked = self._rank([best, *untried], budget)
+        return ranked
 
     def _rank(self, shapes: list[Schedule], budget: float) -> list[Schedule]:
         """The shapes, snapped to the budget, nearest to the teacher first (in the given order without a check)."""
