@@ -20,6 +20,7 @@ import pytest
 import vispco
 from conftest import SMALL, make_batch
 from vispco.cli.main import app
+from vispco.config import load_study, parse_study
 from vispco.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -82,7 +83,7 @@ def test_compare_json_is_the_contract(cli: Cli, ran: tuple[str, Path]) -> None:
         *("experiment", "spec_hash", "accounting", "floor", "budgets", "unpruned", "no_image", "reference_point"),
         *("defaults", "searches", "by_budget"),
     }
-    assert set(found["unpruned"]) == {"accuracy", "accuracy_held_out", "flops"}
+    assert set(found["unpruned"]) == {"accuracy", "accuracy_held_out", "flops", "tasks"}
     assert {"name", "accuracy_held_out", "flops_ratio"} <= set(found["defaults"][0])
     assert found["defaults"][0]["name"] == "fastv:k2-r50"
     assert [s["name"] for s in found["searches"]] == ["lagrangian", "tpe"]
@@ -334,6 +335,17 @@ def test_mistakes_in_a_study_are_one_line(cli: Cli, tmp_path: Path, mistake: str
     assert re.search(message, err), err
 
 
+def test_set_reaches_what_a_text_or_nothing_stands_for() -> None:
+    path = Path(__file__).parent.parent / "studies/quickstart.yaml"
+    changes = ["model.device=cuda", "method.name=fitprune", "calibration.name=mosaic-vqa", "calibration.samples=8"]
+    study, text = load_study(path, [*changes, "tasks.0.splits.search=4"])
+    assert (study.model.name, study.model.device, study.method.name) == ("demo", "cuda", "fitprune")
+    assert study.calibration is not None
+    assert (study.calibration.name, study.calibration.samples) == ("mosaic-vqa", 8)
+    assert study.tasks[0].splits["search"] == 4
+    assert parse_study(text) == study
+
+
 def test_other_mistakes_are_one_line(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
     url, folder = ran
     (tmp_path / "broken.db").write_bytes(b"nothing of the kind" * 99)
@@ -345,6 +357,9 @@ def test_other_mistakes_are_one_line(cli: Cli, ran: tuple[str, Path], tmp_path: 
             "no search entry 'tpee'; did you mean 'tpe'",
         ),
         (["run", folder / "study.yaml", "--set", "budgets"], "is not key=value"),
+        (["run", folder / "study.yaml", "--set", "experiment=[a"], "is not valid YAML"),
+        (["run", folder / "study.yaml", "--set", "tasks.3.name=x"], "'3' is no index of a list of 1"),
+        (["run", folder / "study.yaml", "--set", "budgets.low=1"], "'budgets' is a value, not a mapping"),
         (["run", tmp_path / "changed.yaml", "--storage", url], "another 'tasks'"),
         (["compare", "smal", "--storage", url], "no experiment 'smal'"),
         (["compare", "small", "--storage", f"sqlite:///{tmp_path}/broken.db"], "file is not a database"),

@@ -245,25 +245,34 @@ def _override(data: dict[str, Any], item: str) -> None:
     key, equals, value = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {item!r} is not key=value, for example --set tasks.0.splits.search=128")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {item!r}: {value!r} is not valid YAML; put texts with : or [ in quotes") from None
     *parents, last = key.split(".")
     target: Any = data
     for part in parents:
+        at: Any = part
         if isinstance(target, list):
             if not part.isdigit() or int(part) >= len(target):
                 raise ConfigError(f"--set {key}: {part!r} is no index of a list of {len(target)}")
-            target = target[int(part)]
-        else:
-            target = target.setdefault(part, {})
+            at = int(part)
+        elif target.get(part) is None:
+            target[part] = {}
+        elif part in NAMED and isinstance(target[part], str):
+            target[part] = {"name": target[part]}
+        target = target[at]
         if not isinstance(target, (dict, list)):
             raise ConfigError(f"--set {key}: {part!r} is a value, not a mapping; write the whole mapping instead")
     if isinstance(target, list):
         if not last.isdigit() or int(last) >= len(target):
             raise ConfigError(f"--set {key}: {last!r} is no index of a list of {len(target)}")
-        target[int(last)] = yaml.safe_load(value)
+        target[int(last)] = parsed
     else:
-        target[last] = yaml.safe_load(value)
+        target[last] = parsed
 
 
+NAMED = ("model", "method")  # a text stands for its name
 _MODELS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "tasks": TaskConfig,

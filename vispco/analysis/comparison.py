@@ -302,8 +302,9 @@ class Comparison:
                 "accuracy": unpruned.accuracy if unpruned else None,
                 "accuracy_held_out": unpruned_held.accuracy if unpruned_held else None,
                 "flops": unpruned.flops / samples if unpruned else None,
+                "tasks": _by_task(unpruned_held),
             },
-            "no_image": {"accuracy": no_image.accuracy if no_image else None},
+            "no_image": {"accuracy": no_image.accuracy if no_image else None, "tasks": _by_task(no_image)},
             "reference_point": {"accuracy": reference[0], "flops_ratio": reference[1]},
             "defaults": self._defaults(),
             "searches": [self._search(search, reference) for search in self.searches if search.trials],
@@ -401,6 +402,7 @@ class Comparison:
                     "schedule": trial.user_attrs.get("schedule"),
                     "accuracy_held_out": held_out.accuracy if held_out else None,
                     "flops_ratio": _values(trial)[1],
+                    "tasks": _by_task(held_out),
                 }
                 if grid is not None and search is not grid:
                     differences[search.name] = self.difference(held_out, grid_held) if held_out and grid_held else None
@@ -415,6 +417,10 @@ class Comparison:
         """``mean`` and ``ci`` of the difference of two held-out accuracies on the same samples."""
         drawn = self._drawn(first) - self._drawn(second)
         return {"mean": first.accuracy - second.accuracy, "ci": interval(drawn)}
+
+
+def _by_task(evaluation: Evaluation | None) -> dict[str, float]:
+    return {name: task["accuracy"] for name, task in evaluation.tasks.items()} if evaluation else {}
 
 
 def _link_key(search: Searched, trial: TrialRecord) -> str:

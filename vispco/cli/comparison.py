@@ -98,9 +98,51 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         print(f"(first {len(shown)} of {len(names)} searches; all of them: --json)")
 
 
-def _as_many_as_fit(names: Sequence[str]) -> list[str]:
+def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per task, budget and search: accuracy of the schedule that the search would choose."""
+    return [
+        {
+            "experiment": comparison["experiment"],
+            "task": task,
+            "budget": row["budget"],
+            "search": search,
+            "schedule": chosen["schedule"],
+            "flops_ratio": chosen["flops_ratio"],
+            "accuracy_held_out": chosen["tasks"].get(task),
+            "unpruned": unpruned,
+        }
+        for task, unpruned in comparison["unpruned"]["tasks"].items()
+        for row in comparison["by_budget"]
+        for search, chosen in row["chosen"].items()
+    ]
+
+
+def print_tasks(comparison: dict[str, Any]) -> None:
+    """One table per task: what the schedules that were chosen for all tasks together give on this one."""
+    print_text(f"{comparison['experiment']}: held-out accuracy of each search's choice, task by task")
+    names = [search["name"] for search in comparison["searches"]]
+    shown = _as_many_as_fit(names, 0)
+    for task, unpruned in comparison["unpruned"]["tasks"].items():
+        blind = comparison["no_image"]["tasks"].get(task)
+        print()
+        print_text(f"{task}: unpruned {_number(unpruned)}, without picture {_number(blind)}")
+        rows = []
+        for row in comparison["by_budget"]:
+            cells: dict[str, Any] = {"budget": row["budget"]}
+            for name in shown:
+                chosen = row["chosen"].get(name)
+                cells[name] = _number(chosen["tasks"].get(task)) + _over(chosen, row["budget"]) if chosen else "-"
+            rows.append(cells)
+        print_table(rows, page_width())
+    if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):
+        print("* over the budget: the search has nothing that fits, this is its cheapest")
+    if len(shown) < len(names):
+        print(f"(first {len(shown)} of {len(names)} searches; all of them: --csv)")
+
+
+def _as_many_as_fit(names: Sequence[str], kept_free: int = SCHEDULE) -> list[str]:
     """The first names, one at least, whose columns leave room for a schedule."""
-    room, shown = page_width() - len("budget") - SCHEDULE, list(names[:1])
+    room, shown = page_width() - len("budget") - kept_free, list(names[:1])
     for name in names[1:]:
         if sum(max(len(one), CELL) + 2 for one in [*shown, name]) + 2 > room:
             break

@@ -65,13 +65,13 @@ def _run(
     from vispco.analysis.comparison import compare
     from vispco.cli.comparison import print_comparison
     from vispco.cli.progress import TerminalProgress
-    from vispco.search.distributed import follow, is_follower, leading
+    from vispco.search.distributed import follow, is_follower, leading, leave
     from vispco.search.runner import Run
     from vispco.storage.store import open_store
 
     if is_follower():
         follow()
-        return
+        leave()
     progress = TerminalProgress()
     with leading() as team:
         problem = load()
@@ -167,6 +167,10 @@ def compare(
         Optional[str], typer.Option(help="With --against: budget_score [default] or score_within_budget.")
     ] = None,
     anytime: Annotated[bool, typer.Option("--anytime", help="What each entry had found by which cost.")] = False,
+    per_task: Annotated[bool, typer.Option("--per-task", help="Each search's choices, task by task.")] = False,
+    with_published: Annotated[
+        bool, typer.Option("--with-published", help="The paper's tables beside the choices for its budgets.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -174,8 +178,15 @@ def compare(
     """Fronts, indicators, costs and per-budget winners; or entries over their seeds."""
     from vispco.storage.store import open_store
 
-    if against is not None and anytime:
-        raise ConfigError("--against and --anytime are two tables; ask for one at a time")
+    asked = {
+        "--against": against is not None,
+        "--anytime": anytime,
+        "--per-task": per_task,
+        "--with-published": with_published,
+    }
+    if sum(asked.values()) > 1:
+        several = " and ".join(name for name, given in asked.items() if given)
+        raise ConfigError(f"{several} are tables of their own; ask for one at a time")
     if score is not None and against is None:
         raise ConfigError(f"--score {score} says what --against compares; name an entry: --against grid")
     rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
@@ -193,12 +204,18 @@ def compare(
 
             found = compare_anytime(store, experiments)
             rows_of, show = anytime_rows, print_anytime
+        elif with_published:
+            from vispco.analysis.published_results import compare_published
+            from vispco.cli.published import print_published, published_rows
+
+            found = compare_published(store, experiments)
+            rows_of, show = published_rows, print_published
         else:
             from vispco.analysis.comparison import compare as compare_experiments
-            from vispco.cli.comparison import print_comparison, search_rows
+            from vispco.cli.comparison import print_comparison, print_tasks, search_rows, task_rows
 
             found = compare_experiments(store, experiments)
-            rows_of, show = search_rows, print_comparison
+            rows_of, show = (task_rows, print_tasks) if per_task else (search_rows, print_comparison)
     if as_json:
         print_json(found)
         return

@@ -32,8 +32,8 @@ def observe(problem: Problem, samples: int, seed: int) -> list[Observed]:
     Raises:
         ConfigError: a task has no calibration samples.
     """
-    found = []
-    for task in problem.tasks:
+    found, tasks = [], problem.calibration_tasks
+    for task in tasks:
         pool = task.samples("calibration")
         if not pool:
             raise ConfigError(f"task {task.name!r} has no calibration samples; give its split calibration a size")
@@ -45,7 +45,7 @@ def observe(problem: Problem, samples: int, seed: int) -> list[Observed]:
             batch = make_batch(problem, task, chosen, prompts, rows)
             visual = problem.adapter.visual_mask(batch.inputs["input_ids"], None)
             text = batch.inputs["attention_mask"].bool() & ~visual
-            weight = 1 / (len(problem.tasks) * len(chosen))
+            weight = 1 / (len(tasks) * len(chosen))
             n_visual, n_text = (mask.sum(dim=1).cpu().numpy() for mask in (visual, text))
             found.append(Observed(batch, n_visual, n_text, weight))
     return found

@@ -110,7 +110,7 @@ def examples(problem: Problem, seed: int, validation: float) -> tuple[list[Examp
     tokenizer, found = problem.processor.tokenizer, []
     stop = problem.model.generation_config.eos_token_id
     end = [] if stop is None else [stop[0] if isinstance(stop, list) else int(stop)]
-    for task in problem.tasks:
+    for task in problem.calibration_tasks:
         part = prepare(problem, task, "calibration", batch_size=1, shuffle=seed)
         for prompt in part.batches:
             sample = part.samples[int(prompt.rows[0])]
