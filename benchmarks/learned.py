@@ -24,7 +24,7 @@ from vispco.search.runner import Run
 from vispco.storage.store import Store, default_url
 
 STUDIES = ("step", "multistep", "layerwise", "fitprune", "sparsevlm", "qwen", "deep")
-LEVELS = ("low", "mid", "high")
+LEVELS = ("low", "mid", "high", "static")
 LEAST = 0.03, 0.12  # propose_flops and charged_flops over the grid's naive cost
 DEEP = 1 / 50
 
@@ -70,7 +70,7 @@ def over_samplers(comparison: Comparison, asked: bool) -> Iterator[Claim]:
             if f"{kind}-{level}" in known:
                 row = versus(comparison, level, f"{kind}-{level}", "score_within_budget")
                 text = f"{level} minus {kind} of equal compute: {difference(row)}"
-                aim = asked and kind in ("random", "tpe")
+                aim = asked and kind in ("random", "tpe") and level in LEVELS[:3]
                 yield Claim(text + " (asked: > 0)" * aim, row["difference"] > 0 if aim else None)
 
 
@@ -88,8 +88,14 @@ def on_budget(comparison: Comparison, store: Store, level: str) -> Iterator[Clai
     yield Claim(f"{level}, most above a budget after the snap: {over:.1e} (asked: <= 0)", over <= 1e-9)
 
 
+def static_entry(comparison: Comparison) -> str:
+    """The entry that learns a schedule per budget, without a predictor."""
+    return "static" if "static" in entries(comparison) else "high"
+
+
 def instead_of_static(comparison: Comparison, level: str) -> Iterator[Claim]:
-    row, static = versus(comparison, level, "high"), versus(comparison, "high", "grid")
+    name = static_entry(comparison)
+    row, static = versus(comparison, level, name), versus(comparison, name, "grid")
     share = row["propose_share"] / static["propose_share"]
     yield Claim(f"{level} minus static: {difference(row)} (asked: >= -0.5)", row["difference"] >= -0.005)
     yield Claim(f"{level}, propose compute over static's: {share:.3f} (asked: <= 1/3)", share <= 1 / 3)
@@ -108,10 +114,11 @@ def claims(name: str, comparison: Comparison, store: Store) -> Iterator[Claim]:
         for level in (level for level in LEVELS if level in known):
             row = versus(comparison, level, "grid")
             yield Claim(f"{level} minus dense step grid: {difference(row)}")
-            if name in ("multistep", "layerwise") and level != "high":
+            if level != static_entry(comparison):
                 yield from on_budget(comparison, store, level)
     if "input" in known:
-        yield Claim(f"input-conditioned minus static: {difference(versus(comparison, 'input', 'high'))}")
+        row = versus(comparison, "input", static_entry(comparison))
+        yield Claim(f"input-conditioned minus static: {difference(row)}")
     yield from over_samplers(comparison, asked=name in ("multistep", "layerwise"))
 
 

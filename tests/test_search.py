@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from vispco.evaluation.units import Unit, UnitResult, UnitRunner
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES, StepFamily
 from vispco.pruning.methods import make_method
-from vispco.pruning.schedules import parse_schedule
+from vispco.pruning.schedules import Step, parse_schedule
+from vispco.search.lagrangian import GradientOptions, LagrangianSearch
 from vispco.search.runner import Run, Silent, plan, validate
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
@@ -390,7 +392,7 @@ def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Pat
     """Budgets hold and trials lie inside their family's bounds, whatever the method."""
     text, families = SHAPES.replace("METHOD", method), list(FAMILIES) if method == "fastv" else ["multistep", "linear"]
     for family in families:
-        options = "dual_steps: 2, primal_steps: 1, batch: 8, check: 8, between: 2"
+        options = f"dual_steps: 2, primal_steps: 1, batch: 8, check: 8, between: 2, climb: {2 * (method == 'fastv')}"
         text += f"  learned-{family}: {{kind: lagrangian, family: {family}, {options}}}\n"
         text += f"  tpe-{family}: {{kind: tpe, family: {family}, trials: 3}}\n"
     made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
@@ -415,6 +417,29 @@ def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Pat
         assert interval is not None
         assert 0 <= interval[0] <= interval[1] <= 1
         assert interval[0] - 0.05 <= volume <= interval[1] + 0.05
+
+
+@pytest.mark.parametrize(("climb", "found"), [(0, 4), (1, 12), (8, 19)])
+def test_a_climb_crosses_worse_layers(monkeypatch: pytest.MonkeyPatch, climb: int, found: int) -> None:
+    """Layer 19 of 26 is best, layer 4 better than its neighbours; layers in threes are alike."""
+    search, asked = object.__new__(LagrangianSearch), list[int]()
+    context = SimpleNamespace(family=StepFamily(26))
+    vars(search).update(context=context, options=GradientOptions(climb=climb), _calibration=object())
+    monkeypatch.setattr(LagrangianSearch, "_flops_ratio", lambda _, schedule: schedule.keep)
+    monkeypatch.setattr(LagrangianSearch, "_done", lambda _: {})
+
+    def distance(schedule: Any) -> float:
+        asked.append(schedule.layer)
+        return abs(19 - schedule.layer) + 1.5 * ((schedule.layer - 4) % 3 != 0)
+
+    monkeypatch.setattr("vispco.search.lagrangian.nearest", lambda _, shapes, first, most: sorted(shapes, key=distance))
+    ranked = search._nearest(Step(4, 0.5), 0.5)
+    assert ranked[0] == Step(found, 0.5)
+    assert len(asked) <= 3 + 9 * climb
+    monkeypatch.setattr(
+        LagrangianSearch, "_done", lambda _: {0.8: [SimpleNamespace(user_attrs={"schedule": "step(layer=19, keep=1)"})]}
+    )
+    assert search._nearest(Step(4, 0.5), 0.5)[0] == Step(found if not climb else 19, 0.5)
 
 
 def test_a_family_without_a_grid_says_so() -> None:

@@ -65,7 +65,7 @@ def _run(
     from vispco.analysis.comparison import compare
     from vispco.cli.comparison import print_comparison
     from vispco.cli.progress import TerminalProgress
-    from vispco.search.distributed import follow, is_follower, leading, leave
+    from vispco.search.distributed import follow, is_follower, launched, leading, leave
     from vispco.search.runner import Run
     from vispco.storage.store import open_store
 
@@ -81,6 +81,8 @@ def _run(
                 added = Run(problem, store, progress, executor, team).run(only, fresh=fresh)
             progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
             print_comparison(compare(store, [name]))
+    if launched():
+        leave()
 
 
 @app.command()

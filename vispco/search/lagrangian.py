@@ -49,9 +49,10 @@ class GradientOptions(Options):
 
     ``sharpness`` goes from the first to the second value over these steps: a blunt schedule feels the effect of
     layers further away. At most ``check`` calibration samples decide between the result and its neighbouring shapes
-    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. While the nearest
-    to the teacher is a neighbour, its own neighbours are tried, at most ``climb`` times: in deep models gradients of a
-    layer stop before layers far from it. ``between``: how many more budgets are tried where the front found so far
+    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``climb``
+    goes on, at most so many times, from the nearest to the teacher to its own neighbours, those 2, 4, ... layers away
+    and what was found for the budget above included: in deep models gradients of a layer stop before layers far from
+    it. ``between``: how many more budgets are tried where the front found so far
     leaves gaps.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
     share the gradients by micro-batches.
@@ -358,21 +359,28 @@ class GradientSearch(Search):
         return lambda schedule: self._flops_ratio(schedule) <= budget + TIE
 
     def _nearest(self, snapped: Schedule, budget: float) -> list[Schedule]:
-        """A schedule and its neighbouring shapes, climbing on while that gains; nearest to the teacher first."""
+        """A schedule and its neighbouring shapes, nearest to the teacher first."""
         family, options = self.context.family, self.options
         if not options.check:
             return [snapped]
-        ranked = self._rank([snapped, *family.neighbours(snapped)], budget)
-        best, tried = snapped, {snapped, *ranked}
-        for _ in range(options.climb):
+        if not options.climb:
+            return self._rank([snapped, *family.neighbours(snapped)], budget)
+        return self._climb(snapped, budget)
+
+    def _climb(self, snapped: Schedule, budget: float) -> list[Schedule]:
+        """Pattern search: neighbours 1, 2, 4, ... steps away of the nearest so far, until none of them is nearer."""
+        family, fits = self.context.family, self._fits(budget)
+        above = [trials[0] for asked, trials in sorted(self._done().items()) if asked > budget]
+        starts = [snapped, *(parse_schedule(trial.user_attrs["schedule"]) for trial in above[:1])]
+        ranked, best, tried = self._rank(starts, budget), None, set[Schedule]()
+        for _ in range(self.options.climb):
             if ranked[0] == best:
                 break
             best = ranked[0]
-            fits = self._fits(budget)
-            further = dict.fromkeys(family.snap(shape, fits) for shape in family.neighbours(best))
-            untried = [shape for shape in further if shape not in tried]
-            tried.update(untried)
-            ranked = self._rank([best, *untried], budget)
+            tried.update(ranked)
+            around = [shape for by in doubling(family.layers // 3) for shape in family.neighbours(best, by)]
+            further = dict.fromkeys(family.snap(shape, fits) for shape in around)
+            ranked = self._rank([best, *(shape for shape in further if shape not in tried)], budget)
         return ranked
 
     def _rank(self, shapes: list[Schedule], budget: float) -> list[Schedule]:
@@ -383,6 +391,11 @@ class GradientSearch(Search):
             most = max(1, options.check // options.batch)
             return nearest(self.calibration, candidates, max(1, most // 4), most)
         return candidates
+
+
+def doubling(most: int) -> list[int]:
+    """1, 2, 4, ... up to ``most``; 1 at least."""
+    return [2**power for power in range(max(most, 1).bit_length())]
 
 
 @SEARCHES.register("lagrangian")

@@ -86,8 +86,11 @@ class ScheduleFamily(ABC):
         """Free parameters whose :meth:`discrete` form is near ``schedule``; ``free`` is where the search stood."""
         return free
 
-    def neighbours(self, schedule: Schedule) -> list[Schedule]:
-        """Schedules of nearby shape, for a discrete check at the end of a gradient search. Default: none."""
+    def neighbours(self, schedule: Schedule, by: int = 1) -> list[Schedule]:
+        """Schedules of nearby shape, for a discrete check at the end of a gradient search. Default: none.
+
+        ``by``: how far away, in the family's smallest steps.
+        """
         return []
 
 

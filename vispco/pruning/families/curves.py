@@ -129,11 +129,11 @@ class CurveFamily(ScheduleFamily):
 
         return largest(towards, fits, 0.0, 1.0) or self.cheapest()
 
-    def neighbours(self, schedule: Schedule) -> list[Schedule]:
-        """The curve half a layer earlier and later."""
+    def neighbours(self, schedule: Schedule, by: int = 1) -> list[Schedule]:
+        """The curve half a layer earlier and later, or ``by`` halves."""
         values, first = self.parameters(schedule), next(iter(self.bounds()))
         low, high, _ = self.bounds()[first]
-        moved = (round(values[first] + by, 4) for by in (-0.5, 0.5))
+        moved = (round(values[first] + half * by, 4) for half in (-0.5, 0.5))
         return [self._make({**values, first: value}) for value in moved if low <= value <= high]
 
 

@@ -139,12 +139,12 @@ class MultiStepFamily(ScheduleFamily):
         values = [logit((layer - 0.5) / (self.layers - 1)) for layer in layers]
         return torch.tensor(values + [logit(min(max(f, 0.02), 0.98)) for f in factors], dtype=free.dtype)
 
-    def neighbours(self, schedule: Schedule) -> list[Schedule]:
-        """One step moved by one layer, either way."""
+    def neighbours(self, schedule: Schedule, by: int = 1) -> list[Schedule]:
+        """One step moved by one layer, or ``by`` layers, either way."""
         assert isinstance(schedule, MultiStep)
         found: list[Schedule] = []
-        for j, by in itertools.product(range(len(schedule.layers)), (-1, 1)):
-            layers = [layer + by * (i == j) for i, layer in enumerate(schedule.layers)]
+        for j, far in itertools.product(range(len(schedule.layers)), (-by, by)):
+            layers = [layer + far * (i == j) for i, layer in enumerate(schedule.layers)]
             if layers == sorted(set(layers)) and layers[0] >= 1 and layers[-1] < self.layers:
                 found.append(MultiStep(layers, schedule.keeps))
         return found

@@ -77,9 +77,9 @@ class StepFamily(ScheduleFamily):
         keep = min(max(schedule.keep, 0.02), 0.98)
         return torch.tensor([logit(centre), logit(keep)], dtype=free.dtype)
 
-    def neighbours(self, schedule: Schedule) -> list[Schedule]:
+    def neighbours(self, schedule: Schedule, by: int = 1) -> list[Schedule]:
         assert isinstance(schedule, Step)
-        layers = (schedule.layer - 1, schedule.layer + 1)
+        layers = (schedule.layer - by, schedule.layer + by)
         return [Step(layer, schedule.keep) for layer in layers if 1 <= layer < self.layers]
 
     def snap(self, schedule: Schedule, fits: Fits) -> Schedule:
