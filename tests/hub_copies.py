@@ -95,7 +95,8 @@ def textvqa() -> Tables:
     return {None: ("validation", features, rows)}
 
 
-def seed_bench() -> Tables:
+def seed_bench(*videos: int) -> Tables:
+    """``videos``: rows with three frames, where the others have one picture."""
     features = text(
         *("answer", "choice_a", "choice_b", "choice_c", "choice_d", "data_type", "question", "question_id", "segment")
     ) | {"data_id": List(S), "question_type_id": I16, "image": List(Image())}
@@ -104,11 +105,11 @@ def seed_bench() -> Tables:
             "answer": "ABCD"[n % 4],
             **{f"choice_{letter}": f"{letter} thing" for letter in "abcd"},
             "data_id": [f"cc{n}"],
-            "data_type": "video" if n == 3 else "image",
+            "data_type": "video" if n in videos else "image",
             "question": f"Which thing {n}?",
             "question_id": str(n),
-            "question_type_id": 10 if n == 3 else 1 + n % 2,
-            "image": [picture(n), picture(n + 1)] if n == 3 else [picture(n)],
+            "question_type_id": 10 if n in videos else 1 + n % 2,
+            "image": [picture(n + 10 * frame) for frame in range(3 if n in videos else 1)],
             "segment": None,
         }
         for n in range(6)
@@ -302,7 +303,8 @@ def ai2d() -> Tables:
 COPIES = {
     "a-okvqa": a_okvqa,
     "vizwiz": vizwiz,
-    "seed-bench": seed_bench,
+    "seed-bench": lambda: seed_bench(3),
+    "seed-bench-video": lambda: seed_bench(0, 2, 3, 5),
     "mmbench-en": mmbench,
     "mmbench-cn": mmbench,
     "ccbench": mmbench,

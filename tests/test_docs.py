@@ -29,7 +29,7 @@ from vispco.search import SEARCHES
 from vispco.search.racing import RacingOptions
 from vispco.search.runner import validate
 from vispco.storage.store import Store
-from vispco.tasks.base import TASKS
+from vispco.tasks.base import TASKS, register_builtin
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,8 +53,11 @@ def test_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_readme_names_what_there_is() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in [*METHODS, *SEARCHES, *FAMILIES]:
-        assert f"`{name}`" in readme
+    register_builtin()
+    for name in [*METHODS, *SEARCHES, *FAMILIES, *TASKS]:
+        assert f"`{name}`" in readme, name
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in readme, page.name
     page = (ROOT / "docs/methods.md").read_text()
     for name in [*METHODS, *FAMILIES]:
         assert f"| `{name}` |" in page, name

@@ -60,6 +60,7 @@ PROMPTS = {
     "a-okvqa": (4, "What is number 0?\nA. red apple\nB. green pear\nC. blue plum\nD. yellow lemon" + LETTER),
     "vizwiz": (4, "What is this?" + INSUFFICIENT + SHORT),
     "seed-bench": (5, "Which thing 0?\nA. a thing\nB. b thing\nC. c thing\nD. d thing" + LETTER),
+    "seed-bench-video": (4, "Which thing 0?\nA. a thing\nB. b thing\nC. c thing\nD. d thing" + LETTER),
     "mmbench-en": (11, "How many 0? There are several options:\nA. one\nB. two\n" + LETTER),
     "mmbench-cn": (11, "How many 0? There are several options:\nA. one\nB. two\n" + CHINESE),
     "ccbench": (11, "How many 0? There are several options:\nA. one\nB. two\n" + CHINESE),
@@ -78,6 +79,7 @@ ANSWERS: dict[str, list[tuple[str, float]]] = {
     "a-okvqa": [("A", 1), ("A. red apple", 1), ("red apple", 1), ("The answer is A", 0), ("B", 0)],
     "vizwiz": [("Unanswerable.", 1), ("cup", 0.9), ("", 0)],
     "seed-bench": [("a", 1), ("A) a thing", 1), ("(A)", 0)],
+    "seed-bench-video": [("a", 1), ("A) a thing", 1), ("(A)", 0)],
     "mmbench-en": [("B", 1), ("(B)", 1), ("it is two", 1), ("A", 0), ("b", 0)],
     "mmbench-cn": [("B", 1), ("答案是B", 1), ("A", 0)],
     "ccbench": [("B", 1), ("A", 0)],
@@ -202,6 +204,14 @@ def test_published_numbers_by_their_names(copies: Any) -> None:
     mmmu = make_task("mmmu", {"search": 3}, {"path": copies("mmmu")})
     found = mmmu.metrics(mmmu.samples("search"), np.array([1.0, 0.0, 1.0]))
     assert found == {"mmmu_acc": 2 / 3, "subject/Accounting": 1.0, "subject/Art_Theory": 0.5}
+    for name, size, kinds in (
+        ("seed-bench", 5, {"scene understanding": 1.0, "instance identity": 0.5}),
+        ("seed-bench-video", 4, {"action recognition": 0.75}),
+    ):
+        task = make_task(name, {"search": size}, {"path": copies(name)})
+        found = task.metrics(task.samples("search"), np.array([1.0, 0.0, 1.0, 1.0, 1.0])[:size])
+        whole = {"seed-bench": {"seed_image": 0.8}, "seed-bench-video": {"seed_video": 0.75}}[name]
+        assert found == {**whole, **{f"kind/{kind}": score for kind, score in kinds.items()}}
 
 
 def test_rows_of_one_picture_are_a_group(copies: Any) -> None:
@@ -222,6 +232,25 @@ def test_a_okvqas_direct_answers(copies: Any) -> None:
     task = make_task("a-okvqa", {"search": 3}, {"path": copies("a-okvqa"), "scorer": "direct"})
     said = ["apple", "an apple", "Apple"]
     assert [task.score(samples[0], answer) for answer in said] == pytest.approx([1, 1 / 3, 0])
+
+
+def test_frames_of_a_video(copies: Any) -> None:
+    """All of them as pictures in their order, or the middles of equal parts."""
+    whole, pair, one = (load(copies, "seed-bench-video", 4, **more) for more in ({}, {"frames": 2}, {"frames": 1}))
+    shown = [image.tobytes() for image in whole[0].images]
+    assert len(set(shown)) == len(whole[0].images) == 3
+    assert [image.tobytes() for image in pair[0].images] == [shown[0], shown[2]]
+    assert [image.tobytes() for image in one[0].images] == [shown[1]]
+    paths = {"path": copies("seed-bench-video")}
+    prints = [
+        make_task("seed-bench-video", {"search": 4}, {**paths, **more}).fingerprint()
+        for more in ({}, {"frames": 9}, {"frames": 2})
+    ]
+    assert prints[0] != prints[2]
+    with pytest.raises(ConfigError, match="option frames = 0"):
+        make_task("seed-bench-video", {"search": 4}, {"frames": 0})
+    with pytest.raises(ConfigError, match="no option 'frames'"):
+        make_task("seed-bench", {"search": 4}, {"frames": 2})
 
 
 def test_textvqas_ocr_tokens(copies: Any) -> None:
@@ -317,7 +346,9 @@ def test_runs_on_small_models(copies: Any, name: str, family: str) -> None:
     """What the evaluator stores is what plain ``generate`` says, scored and aggregated by the task."""
     size = PARTS.get(name, 1)
     splits = {"calibration": size, "search": size, "held_out": size}
-    options = {"path": copies(name), "max_new_tokens": 2}
+    options: dict[str, Any] = {"path": copies(name), "max_new_tokens": 2}
+    if name == "seed-bench-video":  # transformers wants text between the pictures of Qwen
+        options["pre_prompt"] = "<image> then <image> then <image> "
     problem = study(family, [{"name": name, "splits": splits, "options": options}])
     task = problem.tasks[0]
     parts = {split: task.samples(split) for split in splits}

@@ -149,6 +149,10 @@ class Benchmark(Task):
         """Names of the columns whose pictures the model sees, in this order. Default: all."""
         return list(self.pictures)
 
+    def shown(self, pictures: Pictures) -> Pictures:
+        """Those of a row's pictures that the model sees. Default: all."""
+        return pictures
+
     def leaves_out(self, row: Row) -> bool:
         """Whether a row without a picture is left out instead of being refused."""
         return False
@@ -256,7 +260,7 @@ class Benchmark(Task):
             if item is None:
                 continue
             columns = [names[name] for name in self.picture_columns(row) if name in names]
-            pictures = table.pictures(number, columns, root, f"task {self.name!r}: {row.place}")
+            pictures = self.shown(table.pictures(number, columns, root, f"task {self.name!r}: {row.place}"))
             if len(pictures) == 0:
                 if self.leaves_out(row):
                     continue

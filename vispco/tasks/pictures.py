@@ -43,6 +43,19 @@ class Pictures(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return map(self._decoded, self._read())
 
+    def evenly(self, most: int) -> Pictures:
+        """At most so many of them, from the middles of equal parts."""
+        count, read = len(self), self._read
+        if count <= most:
+            return self
+        kept = [(2 * part + 1) * count // (2 * most) for part in range(most)]
+
+        def some() -> list[Encoded]:
+            found = read()
+            return [found[index] for index in kept]
+
+        return Pictures(most, some, self.where)
+
     def check(self) -> None:
         """Read what each picture says of itself, without decoding it.
 
