@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test faults lint format clean
+.PHONY: demo test docs faults lint format clean
 
 demo: $(STAMP)
 	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
@@ -15,6 +15,11 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2
+
+# The pages of docs/ as a site that opens from disk.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
+	@echo 'Site: build/site/index.html'
 
 # The long form of tests/test_faults.py: a hundred kills, about an hour.
 faults: $(STAMP)

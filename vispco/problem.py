@@ -77,8 +77,13 @@ class Problem:
         return cls(study, text, **kwargs)
 
     @classmethod
-    def from_text(cls, text: str, source: str = "study") -> Problem:
-        return cls(parse_study(text, source), text)
+    def from_text(cls, text: str, source: str = "study", **kwargs: Any) -> Problem:
+        """The same from the text of such a file; ``source`` names it in error messages.
+
+        Raises:
+            ConfigError: as :meth:`from_yaml`.
+        """
+        return cls(parse_study(text, source), text, **kwargs)
 
     @property
     def has_given_model(self) -> bool:

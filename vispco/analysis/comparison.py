@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -415,8 +416,12 @@ class Comparison:
 
     def difference(self, first: Evaluation, second: Evaluation) -> dict[str, Any]:
         """``mean`` and ``ci`` of the difference of two held-out accuracies on the same samples."""
-        drawn = self._drawn(first) - self._drawn(second)
-        return {"mean": first.accuracy - second.accuracy, "ci": interval(drawn)}
+        return self.mean_difference([first], second)
+
+    def mean_difference(self, several: Sequence[Evaluation], second: Evaluation) -> dict[str, Any]:
+        """``mean`` and ``ci`` of the mean of several held-out accuracies minus one, given these schedules."""
+        drawn = np.mean([self._drawn(evaluation) for evaluation in several], axis=0) - self._drawn(second)
+        return {"mean": fmean(e.accuracy for e in several) - second.accuracy, "ci": interval(drawn)}
 
 
 def _by_task(evaluation: Evaluation | None) -> dict[str, float]:

@@ -1,0 +1,258 @@
+"""The guides do what they say: five minutes, budget, GPU, concepts, whether it pays, notebook, references, site."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report_data import fill
+from test_cli import Cli
+from vispco.config import load_study, parse_study
+from vispco.problem import Problem
+from vispco.search.runner import validate
+from vispco.storage.store import Store
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+RUN = ("bash", "python", "yaml", "json", "toml")  # languages of blocks that a test must run
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+def script(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_block_of_the_docs_is_run_by_a_test() -> None:
+    """Somewhere in the tests there is ``blocks(PAGE, LANGUAGE)`` or, for pages that are read otherwise, their name."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    known = set(re.findall(r'blocks\("(?:docs/)?([\w.-]+)", "(\w+)"\)', tests))
+    for page, languages in re.findall(r'blocks\("([\w.-]+)", language\) for language in \(([^)]*)\)', tests):
+        known |= {(page, language) for language in re.findall(r'"(\w+)"', languages)}
+    known |= {("own-data.md", language) for language in ("bash", "yaml", "json")}  # by a loop
+    known |= {("lmms-eval.md", "bash"), ("official.md", "yaml"), ("paper.md", "bash"), ("extending.md", "toml")}
+    known |= {("report.md", "bash"), ("report.md", "python")}
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for language in set(re.findall(r"^```(\w+)", page.read_text(), flags=re.MULTILINE)) - {"text"}:
+            assert language in RUN, f"{page.name}: {language}"
+            assert (page.name, language) in known, f"no test runs the {language} blocks of {page.name}"
+    for page, _ in known:
+        assert page == "README.md" or page in tests
+
+
+# --- five minutes ------------------------------------------------------------------------------------------
+
+
+def test_the_first_five_minutes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """In the folder of a new user, with fewer samples."""
+    (study, own), (commands,), (code,) = (blocks("start.md", language) for language in ("yaml", "bash", "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISPCO_STORAGE", raising=False)
+    small = study.replace("calibration: 64, search: 128, held_out: 128", "calibration: 32, search: 16, held_out: 16")
+    assert small != study
+    (tmp_path / "study.yaml").write_text(small)
+    for line in commands.strip().splitlines():
+        code_, out, err = cli(*shlex.split(line)[1:])
+        assert code_ == 0, (line, err)
+        if "validate" in line:
+            assert re.search(r"^floor +0\.\d+", out, flags=re.MULTILINE)
+    assert "<html" in (tmp_path / "report.html").read_text()[:2000]
+    exec(compile(code, "docs/start.md", "exec"), {})
+    question, counts = capsys.readouterr().out.strip().split("\n")[0], capsys
+    assert "?" in question
+    assert counts
+    changed = parse_study(f"experiment: own\n{own}budgets: 2\nsearches: {{tpe: {{kind: tpe, trials: 2}}}}\n")
+    assert (changed.model.name, changed.tasks[0].name) == ("./my-model", "vqa-json")
+
+
+def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VISPCO_STORAGE", f"sqlite:///{tmp_path}/a.db")
+    (tmp_path / "studies").mkdir()
+    quickstart = (ROOT / "studies/quickstart.yaml").read_text()
+    (tmp_path / "studies/quickstart.yaml").write_text(quickstart.replace("held_out: 512", "held_out: 8"))
+    fill(Store(f"sqlite:///{tmp_path}/a.db"), "quickstart", tasks=("read", "count"))
+    validated, later = blocks("budget.md", "bash")
+    for line in (validated + later).strip().splitlines():
+        code, out, err = cli(*shlex.split(line)[1:])
+        assert code == 0, (line, err)
+        if "--per-task" in line:
+            assert "read: unpruned" in out
+    assert "accuracy" in out
+    assert "kv_bytes" in out
+
+
+def test_the_page_about_gpus(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (block,), (commands,), (code,) = (blocks("gpu.md", language) for language in ("yaml", "bash", "python"))
+    text = (ROOT / "studies/quickstart.yaml").read_text().replace("model: demo\n", block)
+    study = parse_study(text)
+    assert (study.model.device, study.batch_size, study.memory_mib) == ("cuda", 16, 8192)
+    doctor, run = commands.strip().splitlines()
+    assert cli(*doctor.split()[1:])[0] == 0
+    program, command, file, *words = run.split()
+    assert (program, command, words[::2]) == ("vispco", "run", ["--set", "--set"])
+    study, _ = load_study(ROOT / file, words[1::2])
+    assert (study.model.device, study.batch_size) == ("cuda", 16)
+    monkeypatch.chdir(ROOT)
+    capsys.readouterr()
+    exec(compile(code, "docs/gpu.md", "exec"), {})
+    assert 0.3 < float(capsys.readouterr().out) < 0.9
+
+
+# --- figures and figures of speech -------------------------------------------------------------------------
+
+
+def test_the_figures_of_the_concepts_are_what_the_script_draws(tmp_path: Path) -> None:
+    made = script("make_concepts")
+    page = (DOCS / "concepts.md").read_text()
+    assert set(re.findall(r"\(concepts/(\w+)\.svg\)", page)) == set(made.FIGURES)
+    for name, draw in made.FIGURES.items():
+        assert draw().get_axes()
+        assert (DOCS / f"concepts/{name}.svg").stat().st_size > 10_000
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", page)
+    assert len(pictures) == page.count("\n## "), "one figure each"
+
+
+def test_what_the_pays_page_says_is_what_was_measured() -> None:
+    told, page = json.loads((DOCS / "pays.json").read_text()), (DOCS / "pays.md").read_text()
+    made = script("make_pays")
+    assert made.search_table(told) in page
+    assert made.default_table(told) in page
+    sentences = re.findall(r"^\d\. \*\*.*?(?=^\d\. |^This is)", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(sentences) == 5
+    said = " ".join(" ".join(sentences).split())
+    rows = {(row["study"], row["entry"]): row for row in told["searches"]}
+    defaults = {row["default"]: row for row in told["defaults"]}
+    low = rows["step", "low"]
+    for study in ("step", "multistep", "layerwise"):
+        row = rows[study, "low"]
+        assert f"{row['points']:.1f}" in said
+        assert "({:.1f} to {:.1f})".format(*row["interval"]) in said
+    assert f"{low['charged']:.3f} of its compute" in said
+    for name in ("sparsevlm:192", "fitprune:80"):
+        cell = defaults[name]["multistep"]
+        assert "{:.1f} ({:.1f} to {:.1f})".format(cell["points"], *cell["interval"]) in said.replace(" points (", " (")
+    wrong = defaults["fastv:k2-r50"]["multistep"]
+    assert "{:.1f} points ({:.1f} to {:.1f}) below".format(wrong["points"], *wrong["interval"]) in said
+    better = defaults["pyramiddrop:8-16-24"]["multistep"]
+    assert (
+        f"{-better['points']:.1f} points ({-better['interval'][1]:.1f} to {-better['interval'][0]:.1f}) better" in said
+    )
+    for name in ("fastv:k3-r50", "fitprune:40", "fitprune:50", "fitprune:60", "vtw:16"):
+        cell = defaults[name]["multistep"]
+        assert f"`{name}`" in said
+        assert abs(cell["points"]) < 2
+        assert cell["interval"][0] < 0 < cell["interval"][1]
+        assert defaults[name]["flops_ratio"] > 0.5
+
+
+# --- references --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("page", "name"), [("commands.md", "make_commands"), ("api.md", "make_api")])
+def test_references_are_up_to_date(page: str, name: str) -> None:
+    assert (DOCS / page).read_text() == script(name).page(), f"run python docs/{name}.py"
+
+
+def test_references_are_complete() -> None:
+    import typer
+
+    import vispco
+    from vispco.cli.main import app
+
+    commands, python = (DOCS / "commands.md").read_text(), (DOCS / "api.md").read_text()
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"## `vispco {name}`" in commands
+        for option in command.params:
+            if option.opts[0].startswith("--") and option.opts[0] != "--help":
+                assert f"`{option.opts[0]}" in commands or f"{option.opts[-1]}" in commands
+    for name in vispco.__all__:
+        assert f"### `vispco.{name}`" in python
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Its cells give the texts that are stored with them, times apart."""
+    nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(DOCS / "quickstart.ipynb", 4)
+    stored = [printed(cell) for cell in notebook.cells]
+    assert sum(bool(text) for text in stored) >= 5
+    client.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(tmp_path))
+    assert [printed(cell) for cell in notebook.cells] == stored
+
+
+def printed(cell: Any) -> str:
+    return "".join(output.text for output in cell.get("outputs", []) if output.get("name") == "stdout")
+
+
+# --- the site ----------------------------------------------------------------------------------------------
+
+
+class Sources(HTMLParser):
+    """What a page loads, and where it links to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag in ("script", "img", "iframe") and given.get("src"):
+            self.loads.append(str(given["src"]))
+        if tag == "link" and given.get("rel") in ("stylesheet", "icon", "preconnect"):
+            self.loads.append(str(given["href"]))
+        if tag == "a" and given.get("href"):
+            self.links.append(str(given["href"]))
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    config = DOCS / "site/mkdocs.yml"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", str(config), "-d", str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.name for path in DOCS.glob("*.md")}
+    in_nav = set(re.findall(r": ([\w-]+\.md)$", config.read_text(), flags=re.MULTILINE))
+    assert in_nav == pages
+    for page in pages:
+        html = tmp_path / "site" / page.replace(".md", ".html")
+        parser = Sources()
+        parser.feed(html.read_text())
+        for source in parser.loads:
+            assert not source.startswith(("http:", "https:", "//")), f"{page} loads {source}"
+            assert (html.parent / source.split("?")[0]).exists(), f"{page}: {source}"
+        for link in parser.links:
+            target = link.split("#")[0]
+            if target and not target.startswith(("http:", "https:", "mailto:")):
+                assert (html.parent / target).exists(), f"{page} links to {link}"
+
+
+def test_make_docs_is_that_command() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "mkdocs build --strict -q -f docs/site/mkdocs.yml" in makefile
+
+
+def test_the_demo_study_of_the_start_page_is_valid() -> None:
+    study, _ = blocks("start.md", "yaml")
+    validate(Problem(parse_study(study), study))
