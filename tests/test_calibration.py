@@ -86,6 +86,10 @@ def test_every_flop_is_charged(evaluator: Evaluator) -> None:
     calibration.loss(0, torch.ones(shape.layers), 0.1)
     scoring = 7 * int(method.scoring_flops(shape, visual, text).sum())
     assert calibration.charged == plain + scoring + int(relaxed_backward_flops(shape, visual + text).sum())
+    again = Calibration(evaluator, method, 16, seed=0, recompute=True)
+    before, again.charged = calibration.charged, 0
+    again.loss(0, torch.ones(shape.layers), 0.1)
+    assert again.charged == before + plain // shape.layers * (shape.layers - 1)
     calibration.charged = 0
     schedule = Step(2, 0.5)
     calibration.pruned_loss(schedule, 1)
@@ -112,6 +116,13 @@ def test_relaxed_flops_are_torchs(problem: Problem) -> None:
     )
     assert forward.get_total_flops() == shape.layers * layer_flops(shape, n) + scoring + head
     assert backward.get_total_flops() == relaxed_backward_flops(shape, n) + head
+    with relaxed(adapter, method, ratios, recompute=True):
+        logits = problem.model(**inputs, use_cache=False, logits_to_keep=1).logits
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(logits.sum(), [ratios])
+    again = (shape.layers - 1) * layer_flops(shape, n)
+    assert backward.get_total_flops() <= relaxed_backward_flops(shape, n) + head + again
+    assert backward.get_total_flops() > relaxed_backward_flops(shape, n) + head + 0.8 * again, "stops at what it needs"
 
 
 def test_every_sample_has_its_own_ratios(evaluator: Evaluator) -> None:

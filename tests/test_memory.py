@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import vispco
 from vispco.pruning.methods import METHODS, make_method
+from vispco.pruning.relaxed import relaxed
 from vispco.pruning.schedules import MultiStep, Step
 from vispco.testing.tiny import IMAGE, TEXT
 
@@ -96,6 +97,39 @@ def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, meth
     assert pruned.peak <= plain.peak, f"{pruned.peak / plain.peak:.3f} of the plain peak"
     assert pruned.largest < TOKENS**2 / 4, "a full attention matrix was formed"
     assert plain.peak > 3 * TOKENS * 176 * 4, "the counter sees too little"
+
+
+@pytest.mark.parametrize("layers", [8, 16])
+def test_what_a_gradient_step_needs(layers: int) -> None:
+    """As docs/gpu.md says: 2.4 times the layers times a plain forward pass; recomputed, 5 to 6 of them."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 344, "num_key_value_heads": 4, "num_hidden_layers": layers}
+    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**{**TEXT, **sizes}),
+        image_token_id=IMAGE,
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
+    adapter, count = vispco.adapter_for(model), 512
+    ids = torch.cat([torch.full((20,), 9), torch.full((count,), IMAGE), torch.full((44,), 11)])[None]
+    inputs = adapter.with_features({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randn(count, 128))
+    with torch.no_grad(), LiveBytes() as plain:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    peaks = {}
+    for recompute in (False, True):
+        ratios = torch.tensor([1.0] + [0.5] * (layers - 1), requires_grad=True)
+        with LiveBytes() as live:
+            with relaxed(adapter, make_method("fastv"), ratios, recompute=recompute):
+                logits = model(**inputs, use_cache=False, logits_to_keep=1).logits
+            logits.logsumexp(-1).sum().backward()
+        peaks[recompute] = live.peak / plain.peak
+    assert peaks[False] <= 2.5 * layers, peaks
+    assert peaks[False] >= layers / 2, peaks
+    assert peaks[True] <= 6, peaks
 
 
 def test_the_counter_sees_a_full_matrix(model: Any, batch: Any) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
@@ -50,7 +51,9 @@ class RelaxedForward:
         trailing: int,
         sample_keys: list[int],
         vision: VisionExtras | None,
+        recompute: bool,
     ) -> None:
+        self.recompute, self._forwards = recompute, dict[Any, Any]()
         self.adapter, self.method, self.ratios = adapter, method, ratios.reshape(-1, ratios.shape[-1])
         self.temperature, self.trailing, self.sample_keys = temperature, trailing, sample_keys
         self._captured: dict[str, Tensor] = {}
@@ -70,11 +73,21 @@ class RelaxedForward:
                 for what, module in zip(("queries", "keys"), self.adapter.projections(number), strict=True):
                     add(module.register_forward_hook(self._capture_hook(what)))
         self._handles += self._tower.install()
+        if self.recompute:
+            for layer in self.adapter.layers()[1:]:
+                self._forwards[layer] = vars(layer).get("forward")
+                layer.forward = self._recomputed(layer.forward)
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for layer, own in self._forwards.items():
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
+        self._forwards.clear()
         self._captured.clear()
         self._tower.clear()
 
@@ -119,13 +132,29 @@ class RelaxedForward:
                 return None
             self._drop(number, args[0] if args else kwargs["hidden_states"], kwargs)
             self._last_kwargs = kwargs
-            seen = causal_mask(self.valid, self.valid.shape[1]) if given is None else as_bool_mask(given)
-            weight = torch.log(self.mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
-            additive = weight.to(self.adapter.dtype())
-            additive = additive.masked_fill(~(seen | self.diagonal), torch.finfo(additive.dtype).min)
-            return args, {**kwargs, "attention_mask": additive}
+            return None if self.recompute else (args, {**kwargs, "attention_mask": self._additive(self.mask, given)})
 
         return before
+
+    def _additive(self, mask: Tensor, given: Tensor | None) -> Tensor:
+        """[B, 1, T, T]: what attention logits get; ``mask`` [B, T] weighs keys, ``given`` is the model's own mask."""
+        seen = causal_mask(self.valid, self.valid.shape[1]) if given is None else as_bool_mask(given)
+        weight = torch.log(mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
+        additive = weight.to(self.adapter.dtype())
+        return additive.masked_fill(~(seen | self.diagonal), torch.finfo(additive.dtype).min)
+
+    def _recomputed(self, forward: Any) -> Any:
+        """A layer's forward that keeps its input only; in the backward pass it runs again."""
+
+        def run(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+            def layer(mask: Tensor, *args: Any, **kwargs: Any) -> Any:
+                return forward(*args, attention_mask=self._additive(mask, attention_mask), **kwargs)
+
+            if not (torch.is_grad_enabled() and self.mask.requires_grad):
+                return layer(self.mask, *args, **kwargs)
+            return checkpoint(layer, self.mask, *args, use_reentrant=False, **kwargs)
+
+        return run
 
     def _drop(self, number: int, hidden: Tensor, entering: dict[str, Any]) -> None:
         """Multiply the mask by the keep mask of the boundary before layer ``number``."""
@@ -189,6 +218,7 @@ def relaxed(
     trailing: int = 0,
     sample_keys: list[int] | None = None,
     vision: VisionExtras | None = None,
+    recompute: bool = False,
 ) -> Iterator[RelaxedForward]:
     """Inside the block the model's forward is differentiable in ``ratios``, [L] or [B, L]; layer 0's must be 1.
 
@@ -197,6 +227,8 @@ def relaxed(
         trailing: answer tokens behind the prompt; methods see the prompt only.
         sample_keys: [B], tell samples apart for seeded methods.
         vision: of the batch's visual tokens, for methods that read the vision tower where the model is given features.
+        recompute: keep only what enters each layer, and run the layer again in the backward pass: a small part of the
+            memory for one more forward pass, and the same numbers.
 
     Raises:
         ModelError: the model lacks what the method needs, the method's scores cannot drive the relaxed model, or the
@@ -212,7 +244,7 @@ def relaxed(
         raise ModelError(
             f"the relaxed model needs sdpa or eager attention, not {attention!r}; set model.attention: sdpa"
         )
-    session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [], vision)
+    session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [], vision, recompute)
     session.install()
     try:
         yield session

@@ -62,6 +62,7 @@ class Calibration:
     Args:
         batch_size: samples per mini-batch.
         micro: samples per micro-batch, a divisor of ``batch_size``; 0: the whole mini-batch.
+        recompute: as in :func:`~vispco.pruning.relaxed.relaxed`; the additional forward passes are charged.
         team: the processes that share the work; this one's share is every ``size``-th micro-batch.
     """
 
@@ -73,10 +74,12 @@ class Calibration:
         seed: int,
         *,
         micro: int = 0,
+        recompute: bool = False,
         team: Team | None = None,
     ) -> None:
         self.problem, self.adapter, self.method = evaluator.problem, evaluator.problem.adapter, method
         self.team: Team = team or Alone()
+        self.recompute = recompute
         self.charged = 0
         self.micros: list[MicroBatch] = []
         self.batches: list[list[int]] = []
@@ -90,6 +93,7 @@ class Calibration:
                     "batch": batch_size,
                     "seed": seed,
                     "micro": micro,
+                    "recompute": recompute,
                 }
             )
         for task in self.problem.calibration_tasks:
@@ -105,6 +109,7 @@ class Calibration:
                 relaxing = plain + int(relaxed_backward_flops(shape, tokens[batch.rows]).sum())
                 relaxing += int(method.scoring_flops(shape, visual, text).sum()) * (shape.layers - 1)
                 relaxing += int(method.begin_flops(shape, visual, text).sum())
+                relaxing += recompute * plain // shape.layers * (shape.layers - 1)
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
                 self.charged += plain
                 self.micros.append(MicroBatch(batch, teacher, visual, text, plain, relaxing))
@@ -162,6 +167,7 @@ class Calibration:
             trailing=m - 1,
             sample_keys=micro.batch.keys,
             vision=micro.batch.vision_for(self.method),
+            recompute=self.recompute,
         ):
             return self.problem.model(**inputs, use_cache=False, logits_to_keep=m).logits.float()  # type: ignore[no-any-return]
 

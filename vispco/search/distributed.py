@@ -211,7 +211,13 @@ def follow() -> None:
                     evaluators[text] = Evaluator(Problem(study, text))
                 method = make_method(command["method"], command["parameters"])
                 calibration = Calibration(
-                    evaluators[text], method, command["batch"], command["seed"], micro=command["micro"], team=team
+                    evaluators[text],
+                    method,
+                    command["batch"],
+                    command["seed"],
+                    micro=command["micro"],
+                    recompute=command["recompute"],
+                    team=team,
                 )
             elif calibration is not None and command["do"] == "loss":
                 ratios = torch.tensor(command["ratios"], dtype=torch.float32)

@@ -55,7 +55,8 @@ class GradientOptions(Options):
     it. ``between``: how many more budgets are tried where the front found so far
     leaves gaps.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
-    share the gradients by micro-batches.
+    share the gradients by micro-batches. ``recompute``: run each layer again in the backward pass instead of keeping
+    its activations.
     """
 
     predictor: Literal["static", "budget", "input"] = "static"
@@ -63,6 +64,7 @@ class GradientOptions(Options):
     primal_steps: int = Field(6, ge=1)
     batch: int = Field(16, ge=1)
     micro_batch: int = Field(0, ge=0)
+    recompute: bool = False
     learning_rate: float | None = Field(None, gt=0)
     penalty: float = Field(20.0, gt=0)
     penalty_cap: float = Field(200.0, gt=0)
@@ -133,6 +135,7 @@ class GradientSearch(Search):
                 options.batch,
                 context.seed,
                 micro=options.micro_batch,
+                recompute=options.recompute,
                 team=context.team,
             )
             if context.log.complete():

@@ -201,6 +201,10 @@ class AdapterConformance:
         if make_method(method).differentiable:
             checks.check_gradient(model, self.tiny.batch(checks.RAGGED), make_method(method))
 
+    def test_layers_may_run_again_in_the_backward_pass(self, model: Any, method: str) -> None:
+        if make_method(method).differentiable:
+            checks.check_recompute(model, self.tiny.batch(checks.RAGGED), make_method(method))
+
     def test_relaxed_model_does_not_see_the_answer_behind_the_prompt(self, method: str) -> None:
         if make_method(method).differentiable:
             checks.check_trailing(self.tiny.model(), self.tiny.batch(checks.RAGGED), make_method(method))

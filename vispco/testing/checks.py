@@ -218,6 +218,21 @@ def check_gradient(model: Any, batch: Batch, method: Method) -> None:
             assert torch.equal(gradient != 0, moved), f"row {row}: {gradient.tolist()}"
 
 
+def check_recompute(model: Any, batch: Batch, method: Method) -> None:
+    """Layers that run again in the backward pass give the same logits and the same gradients, and are put back."""
+    found = []
+    for recompute in (False, True):
+        ratios = torch.tensor([1.0, 0.75, 0.4, 0.2], requires_grad=True)
+        with relaxed(adapter_for(model), method, ratios, recompute=recompute):
+            logits = model(**batch, use_cache=False).logits[:, -1]
+        assert not any("forward" in vars(layer) for layer in adapter_for(model).layers())
+        (gradient,) = torch.autograd.grad(logits.logsumexp(-1).sum(), [ratios])
+        found.append((logits.detach(), gradient))
+    (logits, gradient), (again, gradient_again) = found
+    assert torch.equal(logits, again)
+    torch.testing.assert_close(gradient_again, gradient, rtol=1e-5, atol=1e-7)
+
+
 def check_trailing(model: Any, batch: Batch, method: Method) -> None:
     """With an answer behind the prompts, tokens are ranked, positions counted and logits given as without it."""
     adapter, ratios = adapter_for(model), torch.tensor([1.0, 0.75, 0.4, 0.2])
