@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from report_data import fill
 from test_cli import Cli
@@ -62,7 +63,7 @@ def test_every_block_of_the_docs_is_run_by_a_test() -> None:
 
 def test_the_first_five_minutes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In the folder of a new user, with fewer samples."""
-    (study, own), (commands,), (code,) = (blocks("start.md", language) for language in ("yaml", "bash", "python"))
+    (study, own), (commands, look), (code,) = (blocks("start.md", language) for language in ("yaml", "bash", "python"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     small = study.replace("calibration: 64, search: 128, held_out: 128", "calibration: 32, search: 16, held_out: 16")
@@ -78,6 +79,14 @@ def test_the_first_five_minutes(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mo
     question, counts = capsys.readouterr().out.strip().split("\n")[0], capsys
     assert "?" in question
     assert counts
+    (tmp_path / "shop").mkdir()
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "shop/01.png")
+    row = {"image": "01.png", "question": "what color is the shape ?", "answer": "red"}
+    (tmp_path / "shop/questions.jsonl").write_text(json.dumps(row) + "\n")
+    assert cli(*shlex.split(look)[1:])[0] == 0
+    logged = json.loads((tmp_path / "answers.jsonl").read_text())
+    assert logged["prompt"] == row["question"]
+    assert logged["answer"]
     changed = parse_study(f"experiment: own\n{own}budgets: 2\nsearches: {{tpe: {{kind: tpe, trials: 2}}}}\n")
     assert (changed.model.name, changed.tasks[0].name) == ("./my-model", "vqa-json")
 

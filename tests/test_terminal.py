@@ -20,6 +20,7 @@ from rich.cells import cell_len
 from report_data import HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.cli import output
+from vispco.cli.comparison import print_comparison
 from vispco.cli.output import print_table
 from vispco.cli.progress import TerminalProgress
 from vispco.search.so_far import in_flops, result_so_far
@@ -194,3 +195,19 @@ def test_hostile_titles_move_no_cursor(capsys: pytest.CaptureFixture[str]) -> No
     assert err.splitlines()[1].startswith("x??y: 1/2 done in")
     assert err.splitlines()[1].endswith("s, score 0.5")
     assert output.page_width() == 80
+
+
+@pytest.mark.parametrize(
+    ("plain", "blind", "said"), [(0.0, 0.0, True), (0.3, 0.4, True), (0.8, 0.3, False), (0.8, None, False)]
+)
+def test_a_model_that_sees_nothing_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plain: float, blind: float | None, said: bool
+) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill(store, "made")
+    found = Comparison(store, "made").to_dict()
+    found["unpruned"]["accuracy_held_out"], found["no_image"]["accuracy"] = plain, blind
+    print_comparison(found)
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("No better than without the picture" in out) == said
+    assert ("--log-samples answers.jsonl" in out) == said

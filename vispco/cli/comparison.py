@@ -46,6 +46,11 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
         f"least flops_ratio {comparison['floor']:.3f}"
     )
+    if None not in (plain := unpruned["accuracy_held_out"], blind := no_image["accuracy"]) and plain <= blind:
+        print_text(
+            "No better than without the picture: the model may not get the prompt that it expects, and then no "
+            "schedule means anything. See what it answers: vispco eval --model ... --task ... --log-samples answers.jsonl"
+        )
     for default in comparison["defaults"]:
         print_text(
             f"published {default['name']}: accuracy {default['accuracy_held_out']:.3f} "

@@ -137,8 +137,9 @@ def task_options(items: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    """YAML; nothing is the empty text."""
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(text) if text else text
     except yaml.YAMLError:
         return text
 
