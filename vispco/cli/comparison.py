@@ -49,7 +49,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     if None not in (plain := unpruned["accuracy_held_out"], blind := no_image["accuracy"]) and plain <= blind:
         print_text(
             "No better than without the picture: the model may not get the prompt that it expects, and then no "
-            "schedule means anything. See what it answers: vispco eval --model ... --task ... --log-samples answers.jsonl"
+            "schedule means anything. See what it answers: vispco eval --model ... --task ... "
+            "--log-samples answers.jsonl"
         )
     for default in comparison["defaults"]:
         print_text(
