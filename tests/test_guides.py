@@ -158,6 +158,9 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
     for name in ("sparsevlm:192", "fitprune:80"):
         cell = defaults[name]["multistep"]
         assert "{:.1f} ({:.1f} to {:.1f})".format(cell["points"], *cell["interval"]) in said.replace(" points (", " (")
+    deep = rows["deep", "low"]
+    assert "({:+.1f}\n  points, {:+.1f} to {:+.1f})".format(deep["points"], *deep["interval"]) in page
+    assert f"for {deep['propose']:.3f} of its compute to propose and {deep['charged']:.3f} in all" in page
     wrong = defaults["fastv:k2-r50"]["multistep"]
     assert "{:.1f} points ({:.1f} to {:.1f}) below".format(wrong["points"], *wrong["interval"]) in said
     better = defaults["pyramiddrop:8-16-24"]["multistep"]
