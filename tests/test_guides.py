@@ -161,6 +161,9 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
     deep = rows["deep", "low"]
     assert "({:+.1f}\n  points, {:+.1f} to {:+.1f})".format(deep["points"], *deep["interval"]) in page
     assert f"for {deep['propose']:.3f} of its compute to propose and {deep['charged']:.3f} in all" in page
+    small = [row["multistep"]["interval"][0] > 0 for row in told["defaults"] if row["flops_ratio"] < 0.5]
+    assert (sum(small), len(small)) == (4, 5)
+    assert "four of five defaults are behind" in said
     wrong = defaults["fastv:k2-r50"]["multistep"]
     assert "{:.1f} points ({:.1f} to {:.1f}) below".format(wrong["points"], *wrong["interval"]) in said
     better = defaults["pyramiddrop:8-16-24"]["multistep"]
