@@ -83,6 +83,7 @@ def test_a_study_that_says_nothing_is_compared(store: Store) -> None:
         "schedule": None,
         "accuracy_held_out": None,
         "flops_ratio": 0.15,
+        "tasks": {},
     }
     assert found["by_budget"][0]["difference_to_grid"]["their-study"] is None
     json.dumps(found, allow_nan=False)
