@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from vispco.dashboards import paper
 
 import vispco
+from vispco.costs import layer_flops
+from vispco.models.base import ModelShape
 from vispco.search.augmented_lagrangian import AugmentedLagrangian
 
 FOLDER = Path(__file__).parent / "concepts"
@@ -46,11 +48,9 @@ def cost() -> Figure:
     """FLOPs per layer of a 7B LLaVA: 576 visual and 60 text tokens, width 4,096, MLP 11,008."""
     made, axes = figure()
 
-    def layer(tokens: float) -> float:
-        return (8 * tokens * 4096**2 + 4 * tokens**2 * 4096 + 6 * tokens * 4096 * 11008) / 1e9
-
-    ratios = vispco.Step(8, 0.3).keep_ratio(32)
-    plain, pruned = [layer(636)] * 32, [layer(60 + 576 * ratio) for ratio in ratios]
+    shape = ModelShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008)
+    ratios = np.array(vispco.Step(8, 0.3).keep_ratio(32))
+    plain, pruned = (layer_flops(shape, 60 + 576 * share) / 1e9 for share in (np.ones(32), ratios))
     axes.bar(range(32), plain, width=1, color="#dddddd", label="plain")
     axes.bar(range(32), pruned, width=1, color=BLUE, label=f"step(8, 0.3): {sum(pruned) / sum(plain):.0%}")
     axes.set(xlabel="layer", ylabel="GFLOPs")

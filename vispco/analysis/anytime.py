@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison, Searched, together
 from vispco.analysis.entries import Entry, entries
 from vispco.analysis.selection import choices_at
 from vispco.analysis.statistics import Scores, mean_scores
@@ -152,5 +152,4 @@ def compare_anytime(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
     Raises:
         StorageError: no such experiment, one without results, or one of which the dense grid's cost is not known.
     """
-    found = [anytime(Comparison(store, name)) for name in experiments]
-    return found[0] if len(found) == 1 else {"experiments": found}
+    return together([anytime(Comparison(store, name)) for name in experiments])

@@ -456,6 +456,11 @@ def _naive(grid: Searched) -> int | None:
     return None if None in values else sum(values)
 
 
+def together(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was found of one experiment, or of several under ``experiments``."""
+    return found[0] if len(found) == 1 else {"experiments": list(found)}
+
+
 def compare(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
     """One experiment's object, or several under ``experiments`` that share the lowest reference point.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison, Searched, together
 from vispco.analysis.statistics import Scores, holm, mean_scores
 from vispco.analysis.two_level import LEVEL, RESAMPLES, Estimate, Runs, estimate, resample
 from vispco.errors import ConfigError
@@ -194,5 +194,4 @@ def compare_against(
         StorageError: no such experiment, or one without results.
         ConfigError: no such entry or score.
     """
-    found = [against(Comparison(store, name), reference, score) for name in experiments]
-    return found[0] if len(found) == 1 else {"experiments": found}
+    return together([against(Comparison(store, name), reference, score) for name in experiments])

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison, Searched, together
 from vispco.analysis.selection import choose, fits
 from vispco.evaluation.records import Evaluation
 from vispco.storage.store import Store
@@ -79,8 +79,7 @@ def _row(row: Mapping[str, str]) -> Published:
 
 def compare_published(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
     """:func:`beside_published` of one experiment, or of several under ``experiments``."""
-    found = [beside_published(Comparison(store, name)) for name in experiments]
-    return found[0] if len(found) == 1 else {"experiments": found}
+    return together([beside_published(Comparison(store, name)) for name in experiments])
 
 
 def beside_published(comparison: Comparison) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vispco.analysis.selection import FITS
-from vispco.cli.output import page_width, print_table, print_text
+from vispco.cli.output import columns_that_fit, page_width, print_table, print_text
 
 SCHEDULE = 26  # columns for the best schedule: a step with four digits
 CELL = 6  # of an accuracy that is marked
@@ -46,7 +46,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
         f"least flops_ratio {comparison['floor']:.3f}"
     )
-    if None not in (plain := unpruned["accuracy_held_out"], blind := no_image["accuracy"]) and plain <= blind:
+    plain, blind = unpruned["accuracy_held_out"], no_image["accuracy"]
+    if plain is not None and blind is not None and plain <= blind:
         print_text(
             "No better than without the picture: the model may not get the prompt that it expects, and then no "
             "schedule means anything. See what it answers: vispco eval --model ... --task ... "
@@ -78,7 +79,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     )
     print("\naccuracy of the schedule that each search would choose, per budget\n")
     names = [search["name"] for search in comparison["searches"]]
-    shown = _as_many_as_fit(names)
+    shown = _shown(names, SCHEDULE)
     rows = []
     for row in comparison["by_budget"]:
         cells: dict[str, Any] = {"budget": row["budget"]}
@@ -93,7 +94,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         cells["best schedule"] = (best["schedule"] or f"trial {best['trial']}") if best else "-"
         rows.append(cells)
     print_table(rows, page_width())
-    if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):
+    if _any_over(comparison):
         print("* over the budget: the search has nothing that fits, this is its cheapest")
         print("  budget_score, were those worth no more than the model without a picture:")
         for search in comparison["searches"]:
@@ -127,7 +128,7 @@ def print_tasks(comparison: dict[str, Any]) -> None:
     """One table per task: what the schedules that were chosen for all tasks together give on this one."""
     print_text(f"{comparison['experiment']}: held-out accuracy of each search's choice, task by task")
     names = [search["name"] for search in comparison["searches"]]
-    shown = _as_many_as_fit(names, 0)
+    shown = _shown(names, 0)
     for task, unpruned in comparison["unpruned"]["tasks"].items():
         blind = comparison["no_image"]["tasks"].get(task)
         print()
@@ -140,20 +141,19 @@ def print_tasks(comparison: dict[str, Any]) -> None:
                 cells[name] = _number(chosen["tasks"].get(task)) + _over(chosen, row["budget"]) if chosen else "-"
             rows.append(cells)
         print_table(rows, page_width())
-    if any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values()):
+    if _any_over(comparison):
         print("* over the budget: the search has nothing that fits, this is its cheapest")
     if len(shown) < len(names):
         print(f"(first {len(shown)} of {len(names)} searches; all of them: --csv)")
 
 
-def _as_many_as_fit(names: Sequence[str], kept_free: int = SCHEDULE) -> list[str]:
-    """The first names, one at least, whose columns leave room for a schedule."""
-    room, shown = page_width() - len("budget") - kept_free, list(names[:1])
-    for name in names[1:]:
-        if sum(max(len(one), CELL) + 2 for one in [*shown, name]) + 2 > room:
-            break
-        shown.append(name)
-    return shown
+def _shown(names: Sequence[str], kept_free: int) -> list[str]:
+    """Names of the searches whose columns leave ``kept_free`` columns beside the budget's."""
+    return columns_that_fit(names, page_width() - len("budget") - 2 - kept_free, CELL)
+
+
+def _any_over(comparison: dict[str, Any]) -> bool:
+    return any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values())
 
 
 def _over(chosen: dict[str, Any], budget: float) -> str:

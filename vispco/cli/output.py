@@ -42,6 +42,16 @@ def page_width() -> int:
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
 
 
+def columns_that_fit(names: Sequence[str], room: int, cell: int) -> list[str]:
+    """The first names, one at least, whose columns of ``cell`` or more, with their gaps, need no more than ``room``."""
+    shown = list(names[:1])
+    for name in names[1:]:
+        if sum(max(len(one), cell) + 2 for one in [*shown, name]) > room:
+            break
+        shown.append(name)
+    return shown
+
+
 def print_text(text: str) -> None:
     """A line of text that may hold names, wrapped like the tables that :func:`page_width` is given to."""
     print(*_wrapped(printable(text), page_width()), sep="\n")

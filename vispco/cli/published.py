@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vispco.analysis.published_results import LEARNED, PLAIN, TASKS
-from vispco.cli.output import page_width, print_table, print_text
+from vispco.cli.output import columns_that_fit, page_width, print_table, print_text
 
 FIXED = 44  # columns for budget, task and the paper's two
 CELL = 5
@@ -48,7 +48,7 @@ def print_published(found: dict[str, Any]) -> None:
         print_text("average: over the paper's eight tasks there, over this experiment's here")
     print()
     names = list(found["rows"][0]["ours"])
-    shown = _as_many_as_fit(names)
+    shown = columns_that_fit(names, page_width() - FIXED, CELL)
     rows = []
     for row in found["rows"]:
         cells: dict[str, Any] = {"budget": f"{row['budget']:.2f}", "task": row["task"]}
@@ -70,19 +70,9 @@ def print_published(found: dict[str, Any]) -> None:
         print(f"(first {len(shown)} of {len(names)} searches; all of them: --csv)")
 
 
-def _as_many_as_fit(names: list[str]) -> list[str]:
-    room, shown = page_width() - FIXED, names[:1]
-    for name in names[1:]:
-        if sum(max(len(one), CELL) + 2 for one in [*shown, name]) > room:
-            break
-        shown.append(name)
-    return shown
-
-
 def _cell(cell: dict[str, Any] | None, absolute: bool) -> str:
     if cell is None or cell["kept"] is None:
         return "-"
-    whole = cell["value"] / cell["kept"] if cell["kept"] else 100.0
-    scale = 1.0 if absolute else 100 / whole
+    scale = 1.0 if absolute or not cell["value"] else 100 * cell["kept"] / cell["value"]
     text = f"{cell['value'] * scale:.1f}"
     return text + (f"±{cell['deviation'] * scale:.1f}" if cell.get("deviation") is not None else "")

@@ -231,8 +231,8 @@ def follow() -> None:
 def leave() -> NoReturn:
     """End a process of a launcher that has done its part, without the shutdown of Python and its libraries.
 
-    In that, gloo's threads abort about one process in twenty ("terminate called without an active exception", torch
-    2.13), and the launcher then takes a finished run for a failed one.
+    In that, a process that used gloo aborts now and then ("terminate called without an active exception", torch 2.13),
+    and the launcher takes a finished run for a failed one.
     """
     sys.stdout.flush()
     sys.stderr.flush()

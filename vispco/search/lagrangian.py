@@ -49,11 +49,10 @@ class GradientOptions(Options):
 
     ``sharpness`` goes from the first to the second value over these steps: a blunt schedule feels the effect of
     layers further away. At most ``check`` calibration samples decide between the result and its neighbouring shapes
-    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``climb``
-    goes on, at most so many times, from the nearest to the teacher to its own neighbours, those 2, 4, ... layers away
-    and what was found for the budget above included: in deep models gradients of a layer stop before layers far from
-    it. ``between``: how many more budgets are tried where the front found so far
-    leaves gaps.
+    (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``climb`` goes on,
+    at most so many times, from the nearest to the teacher to its own neighbours, those 2, 4, ... layers away and what
+    was found for the budget above included: in deep models gradients of a layer stop before layers far from it.
+    ``between``: how many more budgets are tried where the front found so far leaves gaps.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
     share the gradients by micro-batches. ``recompute``: run each layer again in the backward pass instead of keeping
     its activations.
