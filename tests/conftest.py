@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -78,6 +79,20 @@ def start_postgresql() -> Any:
             if not remaining:
                 raise
     return server
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Name of a task -> folder of its copy."""
+    from hub_copies import COPIES, write_copy
+
+    root = tmp_path_factory.mktemp("hub")
+
+    @cache
+    def folder(name: str) -> str:
+        return str(write_copy(root / name, COPIES[name]()))
+
+    return folder
 
 
 @pytest.fixture(scope="session")

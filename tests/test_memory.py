@@ -127,9 +127,8 @@ def test_what_a_gradient_step_needs(layers: int) -> None:
                 logits = model(**inputs, use_cache=False, logits_to_keep=1).logits
             logits.logsumexp(-1).sum().backward()
         peaks[recompute] = live.peak / plain.peak
-    assert peaks[False] <= 2.5 * layers, peaks
-    assert peaks[False] >= layers / 2, peaks
-    assert peaks[True] <= 6, peaks
+    assert 2.3 * layers <= peaks[False] <= 2.5 * layers, peaks
+    assert 5 <= peaks[True] <= 6, peaks
 
 
 def test_the_counter_sees_a_full_matrix(model: Any, batch: Any) -> None:

@@ -6,13 +6,11 @@ import csv
 import io
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hub_copies import COPIES, write_copy
 from report_data import fill
 from test_cli import Cli
 from test_tasks import loaded
@@ -202,18 +200,6 @@ def test_two_tables_at_a_time_are_refused(cli: Cli, url: str) -> None:
     assert err.strip().splitlines() == [
         "vispco: --per-task and --with-published are tables of their own; ask for one at a time"
     ]
-
-
-@pytest.fixture(scope="module")
-def copies(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Name of a task -> folder of its copy."""
-    root = tmp_path_factory.mktemp("hub")
-
-    @cache
-    def folder(name: str) -> str:
-        return str(write_copy(root / name, COPIES[name]()))
-
-    return folder
 
 
 @pytest.fixture
