@@ -14,7 +14,7 @@ import torch
 import vispco
 from hub_copies import COPIES, write_copy
 from test_local_models import llava, qwen
-from test_tasks import _offline, copies, study  # noqa: F401
+from test_tasks import _offline, study  # noqa: F401
 from vispco.config import content_hash
 from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation import plain
@@ -171,7 +171,7 @@ def test_parts_add_up(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert at_once.costs["flops_ratio"] == pytest.approx(known.flops_ratio)
 
 
-def test_benchmarks_that_are_no_means(copies: Any) -> None:  # noqa: F811
+def test_benchmarks_that_are_no_means(copies: Any) -> None:
     """Groups that are cut in two by what is measured together count all the same."""
     model = TINY["llava"].build()
     for name, metric in (("mme", "mme_perception_score"), ("mmbench-en", "circular")):
@@ -193,7 +193,7 @@ def test_standard_error_counts_groups() -> None:
     assert standard_error(scores, ["a"] * 6) is None
 
 
-def test_pixel_limits_are_those_in_force(copies: Any) -> None:  # noqa: F811
+def test_pixel_limits_are_those_in_force(copies: Any) -> None:
     model = TINY["qwen2_5_vl"].build()
     task = plain_task("chartqa", {"path": copies("chartqa"), "max_pixels": 512, "max_new_tokens": 1}, 2)
     found = evaluate_plain({"name": "tiny"}, task, loaded=(model, qwen(model)))
@@ -244,7 +244,7 @@ def test_likelihood_and_generation_agree(copies: Any, family: str) -> None:  # n
     assert differed >= 1, "and answers that are none"
 
 
-def test_likelihood_is_the_plain_models(copies: Any) -> None:  # noqa: F811
+def test_likelihood_is_the_plain_models(copies: Any) -> None:
     """Against one forward of the model itself."""
     model, processor = lettered("llava")
     task = plain_task("scienceqa", {"path": copies("scienceqa"), "answer_by": "likelihood"})
@@ -283,7 +283,7 @@ def test_a_letter_is_worth_its_best_token() -> None:
         likeliest_letters(logits, [3, 2, 2], tokenizer)
 
 
-def test_likelihood_is_stored_apart(copies: Any) -> None:  # noqa: F811
+def test_likelihood_is_stored_apart(copies: Any) -> None:
     ways = [
         make_task("ai2d", {"search": 2}, {"path": copies("ai2d"), "answer_by": way})
         for way in ("generate", "likelihood")
