@@ -219,7 +219,7 @@ CHOICE = ("a-okvqa", "seed-bench", "mmbench-en", "scienceqa", "ai2d")
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_likelihood_and_generation_agree(copies: Any, family: str) -> None:  # noqa: F811
+def test_likelihood_and_generation_agree(copies: Any, family: str) -> None:
     """Wherever a generated answer begins with an option's letter, likelihood names the same."""
     model, processor = lettered(family)
     compared = differed = 0
@@ -303,7 +303,7 @@ def test_likelihood_is_stored_apart(copies: Any) -> None:
     assert len(hashes) == 2
 
 
-def test_where_likelihood_does_not_apply(copies: Any, problem: Any) -> None:  # noqa: F811
+def test_where_likelihood_does_not_apply(copies: Any, problem: Any) -> None:
     def samples(name: str, **options: Any) -> Any:
         return make_task(name, {"search": 2}, {"path": copies(name), "answer_by": "likelihood", **options}).samples(
             "search"
