@@ -5,6 +5,7 @@ import os
 # Tests run in several processes; torch in one thread each is faster than all of them sharing all cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,10 @@ from typing import Any
 import pytest
 
 from vispco.testing.tiny import TINY
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and drivers started by tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
