@@ -3,7 +3,7 @@
 ``python benchmarks/evaluator.py [--quick] [--device cuda] [--samples N] [--table FILE.npz]``
 
 On the demo: the dense step grid and 200 random multistep schedules, each alone and all together. Answers are
-compared sample by sample; alone and together take turns batch by batch. The bound is what FLOPs allow: those of every
+compared sample by sample; alone and together take turns unit by unit. The bound is what FLOPs allow: those of every
 schedule measured alone, vision tower included, over those of the tree. Also what the evaluator costs over a bare
 transformers loop. Then 100 races are replayed on a table of all per-sample scores (4,096 search samples), which
 ``--table`` keeps: recording takes a quarter of an hour, replaying it seconds. Prints each claim and whether it
@@ -18,7 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vispco.costs import prefill_flops, shared_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.job import Job, Pending
 from vispco.evaluation.prepared import render_prompt
+from vispco.evaluation.units import Unit
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.schedules import Schedule, Step, keep_all
@@ -68,12 +70,14 @@ class Demo:
         answers = self.problem.processor.tokenizer.batch_decode(tokens[:, None])
         return [self.part.task.score(self.part.samples[r], a) for r, a in zip(batch.rows, answers, strict=True)]
 
-    def together(self, job: Job, number: int) -> None:
-        """The same batch for all of a job's schedules by the evaluator's units, its pictures encoded once."""
-        with torch.inference_mode():
-            self.problem.adapter.encode_images(self.pixels[number])
-        for unit_number, unit in job.units([(0, number)], job.chunks()):
-            job.absorb(unit_number, self.evaluator.runner.run(unit))
+    @torch.inference_mode()
+    def encode(self, number: int) -> None:
+        """The pictures of one batch, once for all schedules."""
+        self.problem.adapter.encode_images(self.pixels[number])
+
+    def together(self, job: Job, number: int, unit: Unit) -> None:
+        """The unit's schedules on its batch, as the evaluator runs them."""
+        job.absorb(number, self.evaluator.runner.run(unit))
 
     def job(self, schedules: list[Schedule]) -> Job:
         pending = []
@@ -110,15 +114,25 @@ def sharing(demo: Demo, name: str, schedules: list[Schedule]) -> bool:
     job, part = demo.job(schedules), demo.part
     times: dict[str, float] = {"alone": 0.0, "together": 0.0}
     pending = list(job.pending)
-    for number, batch in enumerate(part.batches):
+    parsed = {schedule.text(): schedule for schedule in schedules}
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
         started = time.perf_counter()
-        demo.together(job, number)
-        between = time.perf_counter()
-        found = [demo.alone(schedule, number) for schedule in schedules]
-        times["alone"] += time.perf_counter() - between
-        times["together"] += between - started
-        for own, waiting in zip(found, pending, strict=True):
-            assert waiting.scores[0][batch.rows].tolist() == own, f"{waiting.name} differs on batch {number}"
+        yield
+        times[what] += time.perf_counter() - started
+
+    for number, batch in enumerate(part.batches):
+        with timed("together"):
+            demo.encode(number)
+        for unit_number, unit in job.units([(0, number)], job.chunks()):
+            with timed("together"):
+                demo.together(job, unit_number, unit)
+            with timed("alone"):
+                found = {name: demo.alone(parsed[name], number) for name in unit.names}
+            for waiting in pending:
+                if waiting.name in found:
+                    assert waiting.scores[0][batch.rows].tolist() == found[waiting.name], f"{waiting.name} differs"
     lengths, shape = (part.n_visual, part.n_text), demo.problem.shape
     counts = [waiting.counts[0] for waiting in pending]
     alone = sum(int(prefill_flops(shape, c, *lengths, demo.method).sum()) for c in counts)
