@@ -226,7 +226,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--quick", action="store_true", help="64 samples, every fourth schedule, 3 rounds")
     parser.add_argument("--table", type=Path, help="keep the recorded scores here, or replay those that are there")
     parser.add_argument("--only-racing", action="store_true")
