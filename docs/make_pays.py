@@ -107,17 +107,17 @@ def figure(told: dict[str, Any], output: Path) -> None:
         for kind, marker in KINDS.items():
             left.plot([], [], marker, color="grey", mfc="grey" if kind == "lagrangian" else "white", label=kind)
         left.legend(fontsize=6, ncols=2, loc="lower right")
-        for row in told["defaults"]:
+        rows = sorted(told["defaults"], key=lambda row: row["flops_ratio"])
+        for place, row in enumerate(rows):
             one = row["multistep"]
             bars = [[one["points"] - one["interval"][0]], [one["interval"][1] - one["points"]]]
             right.errorbar(
-                row["flops_ratio"], one["points"], yerr=bars, fmt="o", color=COLORS["multistep"], elinewidth=0.6
+                one["points"], place, xerr=bars, fmt="o", color=COLORS["multistep"], elinewidth=0.6, markersize=4
             )
-            right.annotate(row["default"], (row["flops_ratio"], one["interval"][1] + 0.2), fontsize=5, rotation=60)
-        right.axhline(0, color="black", linewidth=0.8)
-        right.set_ylim(top=13)
-        right.set_xlabel("flops_ratio of a published default")
-        right.set_ylabel("points of learned steps above it")
+        right.axvline(0, color="black", linewidth=0.8)
+        right.set_yticks(range(len(rows)), [f"{row['default']}  {row['flops_ratio']:.2f}" for row in rows], fontsize=6)
+        right.set_xlabel("points of learned steps above it")
+        right.set_title("default, its flops_ratio", loc="left", x=-0.44, fontsize=6)
         return made
 
     paper.save(draw, output)
