@@ -21,7 +21,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
 	@echo 'Site: build/site/index.html'
 
-# The long form of tests/test_faults.py: a hundred kills, about an hour.
+# The long form of tests/test_faults.py: a hundred kills, a quarter of an hour on two cores.
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist load -rA tests/test_faults.py --kills 100
 

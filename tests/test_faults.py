@@ -1,7 +1,7 @@
 """kill -9 at random moments: drivers and workers, every kind of search, both databases. Nothing lost, nothing twice.
 
 The short form runs with the other tests, in two of the four cases; ``make faults`` kills a hundred times in all four
-(``pytest tests/test_faults.py --kills 100``, about an hour).
+(``pytest tests/test_faults.py --kills 100``, a quarter of an hour on two cores).
 """
 
 from __future__ import annotations
