@@ -365,6 +365,7 @@ def test_other_mistakes_are_one_line(cli: Cli, ran: tuple[str, Path], tmp_path: 
         (["compare", "small", "--storage", f"sqlite:///{tmp_path}/broken.db"], "file is not a database"),
         (["compare", "small", "--storage", f"sqlite:///{tmp_path}/none.db"], "run a study first"),
         (["export", "small", "--budget", "0.01", "--storage", url], "fits budget 0.01"),
+        (["export", "small", "--budget", "50", "--storage", url], "budget 50 is no share of the unpruned"),
         (["report", "small", "-o", "/no/such/folder/r.html", "--storage", url], "cannot write"),
         (["eval", folder / "study.yaml", "--schedule", "step(layer=9, keep=0.5)"], "layers 0 to 7"),
         (["eval", folder / "study.yaml", "--schedule", "step(layer=2, kepe=0.5)"], "did you mean 'keep'"),

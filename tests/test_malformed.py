@@ -273,7 +273,18 @@ CASES: dict[str, tuple[Break, Sequence[str], str]] = {
     "budget above 1": (
         lambda p: p.study("budgets: 2", "budgets: [0.5, 1.5]"),
         VALIDATE,
-        r"budget 1.5 lies outside \[0\.\d+, 1\].*;",
+        r"budget 1.5 lies outside \[0\.\d+, 1\].*; lower the budget",
+    ),
+    "no budgets": (lambda p: p.study("budgets: 2", "budgets: 0"), VALIDATE, r"study.yaml: budgets = 0: .* 1$"),
+    "budget that is a word": (
+        lambda p: p.study("budgets: 2", "budgets: [0.5, half]"),
+        VALIDATE,
+        r"study.yaml: budgets.1 = 'half': .*number",
+    ),
+    "share of compute that is a word": (
+        lambda p: p.study("budgets: 2", "anytime: [0.1, none]"),
+        VALIDATE,
+        r"study.yaml: anytime.1 = 'none': .*number",
     ),
     "budget of 0": (lambda p: p.study("budgets: 2", "budgets: [0]"), VALIDATE, r"budget 0.0 lies outside"),
     "budget below the floor": (

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from vispco.errors import ConfigError
 from vispco.registry import suggest
@@ -282,10 +283,12 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 
 
+_TYPE = re.compile(r"constrained-\w+|(list|dict|tuple)\[.*\]|int|float|bool|str")  # pydantic's names in a place
+
+
 def first_problem(error: ValidationError) -> str:
     """One line: where, what, and the nearest known key."""
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    problem, path = _clearest(error)
     where = ".".join(path)
     if problem["type"] == "extra_forbidden":
         owner: type[BaseModel] = _MODELS.get(path[0], Study) if len(path) > 1 else Study
@@ -294,6 +297,17 @@ def first_problem(error: ValidationError) -> str:
         return f"key {where!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where or 'study'} = {problem['input']!r}: {message}"
+
+
+def _clearest(error: ValidationError) -> tuple[ErrorDetails, list[str]]:
+    """The first problem and where it is. Where a value may have one of several types, it is the problem of the type
+    that came nearest, and the types' names are no part of the place."""
+    problems = error.errors()
+    first = problems[0]["loc"]
+    if len(first) < 2 or first[0] == "searches" or not _TYPE.fullmatch(str(first[1])):
+        return problems[0], [str(part) for part in first]
+    nearest = max((p for p in problems if p["loc"][0] == first[0]), key=lambda problem: len(problem["loc"]))
+    return nearest, [str(part) for part in nearest["loc"] if not _TYPE.fullmatch(str(part))]
 
 
 def check_options(model: type[BaseModel], entry: str, kind: str, options: dict[str, Any]) -> Any:
@@ -305,8 +319,8 @@ def check_options(model: type[BaseModel], entry: str, kind: str, options: dict[s
     try:
         return model.model_validate(options)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        problem, path = _clearest(error)
+        key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             known = [*model.model_fields, *(f for f in SearchConfig.model_fields if f != "options")]
             raise ConfigError(

@@ -18,9 +18,14 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     read the prompt do not count: a file holds one schedule for all prompts.
 
     Raises:
-        ConfigError: no trial fits the budget.
+        ConfigError: no trial fits the budget, or it is no share of the unpruned compute.
     """
     candidates = _candidates(budget, _holdable(comparison))
+    if not 0 < budget <= max([1.0, *(t.values[1] for t, _ in candidates)]):  # choosing can cost more than it saves
+        raise ConfigError(
+            f"budget {budget:g} is no share of the unpruned model's compute; give a number above 0 and at most 1, "
+            "such as 0.5 for half"
+        )
     fitting = [(t, s) for t, s in candidates if fits(t, budget)]
     if not fitting:
         cheapest = min((t.values[1] for t, _ in candidates), default=None)

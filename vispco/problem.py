@@ -159,9 +159,10 @@ class Problem:
             return [floor + (1 - floor) * (i + 0.5) / asked for i in range(asked)]
         for budget in asked:
             if not floor <= budget <= 1:
+                go = "lower" if budget > 1 else "raise"
                 raise ConfigError(
                     f"budget {budget} lies outside [{floor:.4f}, 1]: the cheapest schedule of family "
                     f"{self.study.family!r} with {self.study.method.name!r} has flops_ratio {floor:.4f} on the search "
-                    "split; raise the budget, or write a number of budgets to spread them over the range"
+                    f"split; {go} the budget, or write a number of budgets to spread them over the range"
                 )
         return sorted(asked)

@@ -51,7 +51,7 @@ class TerminalProgress:
 
         yield advance
         came = result() if result and shown else ""
-        ended = f"{shown or 'nothing to do'} done in {time.monotonic() - started:.0f} s"
+        ended = f"{shown} done in {time.monotonic() - started:.0f} s" if shown else "nothing to do"
         self.say(f"{title}: {_joined(ended, came)}")
 
 
