@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vispco
 from conftest import SMALL
 from vispco.config import parse_study
 from vispco.errors import ModelError
+from vispco.evaluation.prepared import render_prompt
 from vispco.models.loading import DEMO, weights_hash
 from vispco.pruning.schedules import MultiStep
+from vispco.tasks.base import Sample
 from vispco.testing import checks
 from vispco.testing.tiny import TINY
 
@@ -186,8 +189,6 @@ def test_a_folder_is_loaded_and_measured(problem: Any) -> None:
     assert (part.n_visual > 0).all()
     # Features computed once stand in for pixels: the plain model on the processor's own output agrees.
     batch, model = part.batches[0], problem.model
-    from vispco.evaluation.prepared import render_prompt
-
     samples = [part.samples[row] for row in batch.rows]
     inputs = problem.processor(
         images=[list(sample.images) for sample in samples],
@@ -200,6 +201,20 @@ def test_a_folder_is_loaded_and_measured(problem: Any) -> None:
         plain = model(**inputs).logits[:, -1]
         given = model(**problem.adapter.with_features(batch.inputs, batch.features)).logits[:, -1]
     assert torch.allclose(plain, given, atol=1e-5)
+
+
+def test_a_prompt_begins_once() -> None:
+    """Gemma 3's chat template and its tokenizer both write the token that begins a text."""
+    processor = gemma(TINY["gemma3"].build())
+    sample = Sample("1", "1", [Image.new("RGB", (32, 32))], "what color is the shape", ())
+    begins = "{{ bos_token }}" + processor.chat_template
+    for template, tokenizer_adds in ((begins, True), (processor.chat_template, True), (begins, False)):
+        processor.chat_template = template
+        processor.tokenizer.add_bos_token = tokenizer_adds
+        text = render_prompt(processor, sample)
+        ids = processor(images=[sample.images], text=[text])["input_ids"][0]
+        assert list(ids).count(processor.tokenizer.bos_token_id) == 1, (template, tokenizer_adds)
+        assert ids[0] == processor.tokenizer.bos_token_id
 
 
 def test_the_learned_search_runs_on_every_family(problem: Any) -> None:
@@ -216,8 +231,6 @@ def test_the_learned_search_runs_on_every_family(problem: Any) -> None:
 
 def kept_cells(problem: Any, sample: Any, method: Any, schedule: Any, layer: int) -> int:
     """Visual tokens of one sample that enter ``layer`` and are cells of a picture, not newlines."""
-    from vispco.evaluation.prepared import render_prompt
-
     model, prompt = problem.model, render_prompt(problem.processor, sample)
     inputs = dict(problem.processor(images=[list(sample.images)], text=[prompt], return_tensors="pt"))
     with torch.no_grad(), vispco.prune(model, method=method, schedule=schedule) as session:

@@ -12,8 +12,8 @@ from conftest import make_batch
 from vispco.errors import ModelError
 from vispco.models.base import adapter_for
 from vispco.pruning.methods import make_method
-from vispco.pruning.relaxed import relaxed
-from vispco.pruning.schedules import Ratios, Step
+from vispco.pruning.relaxed import kept_counts, relaxed
+from vispco.pruning.schedules import Ratios, Step, keep_count
 from vispco.testing import checks
 
 ROWS = [(3, 1, 5), (1, 1, 9), (2, 2, 3)]
@@ -93,3 +93,25 @@ def test_leaves_no_trace(tiny_llava: Any) -> None:
     assert checks.installed_hooks(tiny_llava) == hooks
     with pytest.raises(ModelError, match="cannot drive"), relaxed(adapter, make_method("random"), torch.ones(4)):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_are_those_of_the_pruned_forward(dtype: torch.dtype) -> None:
+    n_visual = torch.arange(0, 700)
+    for steps in (20, 100):
+        for part in range(steps + 1):
+            ratio = part / steps
+            found = kept_counts(torch.tensor(ratio, dtype=dtype), n_visual)
+            asked = found.clamp(max=n_visual.double()) * (n_visual > 0)
+            assert asked.tolist() == [keep_count(ratio, int(n)) for n in n_visual], ratio
+
+
+def test_leaves_no_hook_where_it_cannot_begin(tiny_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hooks() -> int:
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in tiny_llava.modules())
+
+    adapter, before = adapter_for(tiny_llava), hooks()
+    monkeypatch.setattr(adapter, "projections", lambda layer: (_ for _ in ()).throw(ModelError("none here")))
+    with pytest.raises(ModelError, match="none here"), relaxed(adapter, make_method("fastv"), torch.ones(4)):
+        pass
+    assert hooks() == before

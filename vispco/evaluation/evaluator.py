@@ -433,6 +433,8 @@ class Evaluator:
             "batch_size": self.problem.study.batch_size,
             "decoding": changed_logits(self.problem.model.generation_config) or "greedy",
             "evaluator": EVALUATOR_VERSION,
+            # Before, methods rated tokens by products in the model's own precision.
+            **({} if self.problem.adapter.dtype() == torch.float32 else {"products": "float32"}),
         }
 
 

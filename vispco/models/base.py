@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vispco.errors import ModelError
@@ -147,11 +149,30 @@ class ModelAdapter(ABC):
         """What methods may read of this model, names of ``vispco.pruning.needs.NEEDS``."""
         watch = self.watch_vision()
         tower = {"vision"} if watch else set()
-        return frozenset(
-            {"attention", "keys", "look_ahead"} | tower | ({"text_tower"} if watch and watch.text_tower else set())
-        )
+        rows = {"attention", "keys", "look_ahead"} if self._readable else set()
+        return frozenset(rows | tower | ({"text_tower"} if watch and watch.text_tower else set()))
 
     # --- attention -------------------------------------------------------------------------------
+
+    @cached_property
+    def _readable(self) -> bool:
+        """Whether the decoder's queries and keys come from projections of their own and turn as :meth:`rotate` does.
+        Families that take any text decoder may hold one where they do not (Phi-3, Cohere)."""
+        import torch
+
+        attention: Any = self.layers()[0].self_attn
+        if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
+            return False
+        rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        if rotate is None:
+            return True
+        values = torch.arange(6.0 * self.shape().head_dim).sin().view(3, 1, 1, 2, -1)
+        heads, cos, sin = values[0], values[1][0], values[2][0]
+        try:
+            turned = rotate(heads, heads, cos, sin)[0]
+        except (RuntimeError, TypeError):
+            return False
+        return turned.shape == heads.shape and torch.allclose(turned, self.rotate(heads, (cos, sin)))
 
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
         """The modules whose outputs are queries and keys just before rotation; :meth:`to_heads` reads them.
@@ -187,8 +208,15 @@ class ModelAdapter(ABC):
         return projected if norm is None else norm(projected)  # type: ignore[no-any-return]
 
     def attention_scale(self, layer: int) -> float:
-        """What logits are multiplied with before the softmax."""
-        return 1.0 / math.sqrt(self.shape().head_dim)
+        """What logits are multiplied with before the softmax: the layer's own ``scaling``, or one over sqrt(d)."""
+        scaling = getattr(self.layers()[layer].self_attn, "scaling", None)
+        return float(scaling) if scaling is not None else 1.0 / math.sqrt(self.shape().head_dim)
+
+    def experts(self) -> int:
+        """Experts that a layer of the decoder chooses among; 1 if it is dense."""
+        config = self.model.config.get_text_config()
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        return max(1, *(getattr(config, name, None) or 1 for name in names))
 
     def sliding_window(self, layer: int) -> int | None:
         """How many places back a query of ``layer`` sees, itself included; None: all."""

@@ -31,9 +31,6 @@ class Gemma3Adapter(ModelAdapter):
         """The norms' outputs are [B, heads, n, d] already."""
         return projected
 
-    def attention_scale(self, layer: int) -> float:
-        return float(self.model.config.get_text_config().query_pre_attn_scalar ** -0.5)
-
     def visual_token_ids(self) -> tuple[int, ...]:
         return (self.model.config.image_token_id,)
 

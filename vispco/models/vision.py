@@ -267,6 +267,6 @@ def attention_to(queries: Tensor, keys: Tensor) -> Tensor:
     total = torch.zeros(n, device=keys.device)
     rows = max(1, BLOCK // (heads * n))
     for block in torch.split(queries, rows, dim=1):
-        logits = torch.matmul(block, keys.transpose(1, 2)).float() / math.sqrt(width)
+        logits = torch.matmul(block.float(), keys.float().transpose(1, 2)) / math.sqrt(width)
         total += logits.softmax(dim=-1).sum(dim=(0, 1))
     return total / (heads * queries.shape[1])

@@ -18,6 +18,9 @@ Rotary = tuple[Tensor, Tensor]
 class LayerAttention:
     """Attention of one layer, row by row; the full map is never formed.
 
+    Products of queries and keys are float32, as fused attention kernels add them up: with the large key biases of
+    Qwen's decoders a product rounded to half precision ranks other tokens, or is not finite.
+
     Args:
         queries, keys: outputs of :meth:`ModelAdapter.projections`; without queries there are no rows.
         position_embeddings: cosine and sine, [B or 1, n, d].
@@ -45,8 +48,8 @@ class LayerAttention:
 
     @cached_property
     def _rotated_keys(self) -> Tensor:
-        """[B, g, n, d]."""
-        return self._adapter.rotate(self.keys(), self._rotary)
+        """float32 [B, g, n, d]."""
+        return self._adapter.rotate(self.keys(), self._rotary).float()
 
     def keys(self) -> Tensor:
         """Keys before rotation, [B, g, n, d]."""
@@ -71,9 +74,9 @@ class LayerAttention:
         shape, (batch, asked), asked_from = self._shape, query_index.shape, query_index.device
         query_index = query_index.to(self._keys.device)
         q = self._adapter.rotate(self._query_heads(query_index), self._rotary_at(query_index))
-        q = q.reshape(batch, shape.kv_heads, -1, shape.head_dim)
+        q = q.reshape(batch, shape.kv_heads, -1, shape.head_dim).float()
         logits = torch.matmul(q, self._rotated_keys.transpose(2, 3))
-        logits = logits.view(batch, shape.heads, asked, -1).float() * self._scale
+        logits = logits.view(batch, shape.heads, asked, -1) * self._scale
         allowed = allowed_rows(self._mask, self._valid, query_index)[:, None]
         blind = ~allowed.any(dim=-1, keepdim=True)
         logits = logits.masked_fill_(~(allowed | blind), -torch.inf)

@@ -199,13 +199,20 @@ class RelaxedForward:
             order = scores.argsort(dim=-1, descending=True, stable=True)
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
             place = torch.empty_like(order).scatter_(1, order, places).to(self.ratios.dtype)
-            n_visual = self.visual.sum(dim=1, keepdim=True).to(self.ratios.dtype)
-            asked = ratio.detach()
-            count = torch.maximum(torch.floor(asked * n_visual + 0.5), (asked > 0).to(asked.dtype))
-            hard = (place < count).to(self.ratios.dtype)
+            visual = self.visual.sum(dim=1, keepdim=True)
+            n_visual = visual.to(self.ratios.dtype)
+            hard = (place < kept_counts(ratio, visual)).to(self.ratios.dtype)
         soft = torch.sigmoid((ratio * n_visual - place - 0.5) / (self.temperature * n_visual.clamp(min=1)))
         keep = hard + soft - soft.detach()
         self.mask = torch.where(self.visual, self.mask * keep, self.mask)
+
+
+def kept_counts(ratio: Tensor, n_visual: Tensor) -> Tensor:
+    """:func:`vispco.pruning.schedules.keep_count`, elementwise, float64. Ratios of single precision stand for the
+    number of six digits nearest to them: 0.35 in float32 is less than 0.35, and half a token decides."""
+    asked = ratio.detach()
+    asked = asked if asked.dtype == torch.float64 else asked.double().mul(1e6).round().div(1e6)
+    return torch.maximum(torch.floor(asked * n_visual + 0.5), (asked > 0).double())
 
 
 @contextmanager
@@ -245,8 +252,8 @@ def relaxed(
             f"the relaxed model needs sdpa or eager attention, not {attention!r}; set model.attention: sdpa"
         )
     session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [], vision, recompute)
-    session.install()
     try:
+        session.install()
         yield session
     finally:
         session.remove()

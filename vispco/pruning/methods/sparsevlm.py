@@ -75,8 +75,8 @@ class SparseVLM(Method):
             if not len(visual) or not bool(among.any()):
                 raters[row] = candidates[row] if bool(candidates[row].any()) else text[row]
                 continue
-            embeddings = prompt.embeddings[row]
-            match = torch.matmul(embeddings[visual], embeddings[words].T).float()
+            embeddings = prompt.embeddings[row].float()  # products of half precision may not be finite
+            match = torch.matmul(embeddings[visual], embeddings[words].T)
             share = match.masked_fill(~among, -torch.inf).softmax(dim=1).mean(dim=0)
             rated = among & (share > share[among].mean())
             raters[row, words] = rated if bool(rated.any()) else among

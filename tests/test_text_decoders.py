@@ -1,0 +1,127 @@
+"""LLaVA with text decoders other than Llama: what is read of them is right, or they are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vispco.errors import ModelError
+from vispco.models.base import ModelAdapter, adapter_for
+from vispco.problem import Problem
+from vispco.pruning.attention import LayerAttention
+from vispco.pruning.methods import make_method
+from vispco.pruning.methods.fastv import FastV
+from vispco.pruning.relaxed import relaxed
+from vispco.pruning.runtime import prune
+from vispco.pruning.schedules import Step
+from vispco.testing.tiny import TINY
+from vispco.testing.tiny.base import IMAGE, TEXT
+
+
+def llava(text: Any) -> Any:
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def granite() -> Any:
+    from transformers import GraniteConfig
+
+    return llava(GraniteConfig(**TEXT, attention_multiplier=0.02, residual_multiplier=0.5, embedding_multiplier=2.0))
+
+
+def olmo2() -> Any:
+    from transformers import Olmo2Config
+
+    return llava(Olmo2Config(**TEXT))
+
+
+def mistral() -> Any:
+    from transformers import MistralConfig
+
+    return llava(MistralConfig(**TEXT, sliding_window=12))
+
+
+def phi3() -> Any:
+    from transformers import Phi3Config
+
+    return llava(Phi3Config(**TEXT))
+
+
+def cohere() -> Any:
+    from transformers import CohereConfig
+
+    return llava(CohereConfig(**TEXT))
+
+
+@pytest.mark.parametrize("make", [granite, olmo2, mistral])
+def test_attention_rows_are_the_models_own(make: Any) -> None:
+    model, batch = make(), TINY["llava"].batch([(3, 1, 5)])
+    model.set_attn_implementation("eager")
+    seen: dict[int, torch.Tensor] = {}
+
+    class Watching(FastV):
+        def score(self, context: Any) -> Any:
+            seen[context.boundary] = context.attention_rows(context.last[:, None])[:, :, 0]
+            return super().score(context)
+
+    with torch.no_grad():
+        own = model(**batch, output_attentions=True, use_cache=False).attentions
+        with prune(model, method=Watching(), schedule=Step(2, 0.9)):
+            model(**batch, use_cache=False)
+    torch.testing.assert_close(seen[2], own[1][:, :, -1])
+
+
+@pytest.mark.parametrize("make", [phi3, cohere])
+def test_what_cannot_be_read_is_refused(make: Any) -> None:
+    model, batch = make(), TINY["llava"].batch([(3, 1, 5)])
+    refused = r"method 'fastv' needs attention of the layer before, .*methods that run on it: .*random"
+    with pytest.raises(ModelError, match=refused), prune(model, method="fastv", schedule=Step(2, 0.5)):
+        pass
+    with pytest.raises(ModelError, match=refused), relaxed(adapter_for(model), make_method("fastv"), torch.ones(4)):
+        pass
+    with torch.no_grad(), prune(model, method="random", schedule=Step(2, 0.5)) as session:
+        model(**batch)
+    assert [len(session.kept(layer)[0]) for layer in range(4)] == [16, 16, 8, 8]
+
+
+def test_experts_are_not_counted() -> None:
+    from transformers import Qwen3MoeConfig
+
+    text = Qwen3MoeConfig(**TEXT, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+    problem = Problem.from_text(
+        "experiment: moe\nmodel: demo\ntasks: [{name: mosaic-vqa, splits: {calibration: 2, search: 2, held_out: 2}}]\n"
+        "searches: {grid: {kind: grid}}\n"
+    )
+    problem.__dict__["adapter"] = adapter_for(llava(text))
+    with pytest.raises(ModelError, match=r"the decoder of 'demo' chooses among 4 experts .* dense decoder"):
+        _ = problem.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_half_precision_are_exact_products(dtype: torch.dtype) -> None:
+    """Qwen's decoders have key biases of some hundreds, so that a row's logits are large and differ by little."""
+    adapter: ModelAdapter = adapter_for(TINY["qwen2_5_vl"].model())
+    shape, n = adapter.shape(), 40
+    make = torch.Generator().manual_seed(0)
+    queries, keys = (
+        torch.randn(1, n, heads, shape.head_dim, generator=make) for heads in (shape.heads, shape.kv_heads)
+    )
+    queries[..., 3], keys[..., 3] = 250, 330
+    queries, keys = queries.flatten(2).to(dtype), keys.flatten(2).to(dtype)
+    still = torch.ones(1, n, shape.head_dim, dtype=dtype), torch.zeros(1, n, shape.head_dim, dtype=dtype)
+    valid = torch.ones(1, n, dtype=torch.bool)
+    attention = LayerAttention(adapter, 1, queries=queries, keys=keys, position_embeddings=still, valid=valid)
+    rows = attention.rows(torch.tensor([[n - 1]]))
+    q = adapter.to_heads(queries, shape.heads).double()[:, :, -1:]
+    k = adapter.to_heads(keys, shape.kv_heads).double().repeat_interleave(shape.heads // shape.kv_heads, dim=1)
+    exact = (q @ k.transpose(2, 3) * adapter.attention_scale(1)).softmax(dim=-1)
+    assert 0.1 < float(exact.max()) < 0.9  # else every precision would do
+    torch.testing.assert_close(rows.double(), exact, atol=5e-3, rtol=5e-3)
