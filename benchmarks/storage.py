@@ -196,9 +196,9 @@ def check_comparison(url: str) -> None:
     assert {point["trial"] for point in row["front"]} == best, "the front differs from Optuna's best trials"
     measured = [comparison.held_out(search, trial) for trial in comparison.front(search)[:5]]
     scores = [evaluation.scores for evaluation in measured if evaluation is not None]
-    fast = group_bootstraps(scores, comparison.groups)
+    fast = group_bootstraps(scores, comparison.parts.groups)
     for number, one in enumerate(scores):
-        twin = group_bootstrap(one, comparison.groups)
+        twin = group_bootstrap(one, comparison.parts.groups)
         assert np.abs(fast[number] - twin).max() < 1e-12
         np.testing.assert_allclose(row["front"][number]["accuracy_ci"], interval(twin), rtol=0, atol=1e-12)
     store.engine.dispose()

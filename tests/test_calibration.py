@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,6 +56,44 @@ def test_teacher_is_greedy_generation(evaluator: Evaluator) -> None:
                 assert (mini.log_probabilities[row, step] - expected).abs().max() <= 1e-3
 
 
+@pytest.mark.parametrize("pad", ["its own", "the end token", "the end token, of several", "nothing ends"])
+def test_padding_behind_an_answer_has_no_weight(
+    evaluator: Evaluator, pad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what fills up behind an answer is what ends one, as in Qwen's models."""
+    config = evaluator.problem.model.generation_config
+    ends = {"its own": [7], "the end token": [7], "the end token, of several": [5, 7], "nothing ends": None}[pad]
+    fill = 0 if pad == "its own" else 7
+    said = torch.tensor([[4, 7, fill, fill], [7, fill, fill, fill], [4, 4, 4, 7], [4, 6, 4, 4]])
+    monkeypatch.setattr(config, "eos_token_id", ends)
+    calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0)
+    batch = calibration.micros[0].batch
+    asked = batch.inputs["input_ids"][:4]
+
+    def generate(**inputs: Any) -> Tensor:
+        return torch.cat([asked, said], dim=1)
+
+    monkeypatch.setattr(evaluator.problem.model, "generate", generate)
+    answer, weight = calibration._greedy_answer(batch, 4)
+    assert answer.tolist() == said.tolist()
+    expected = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert weight.tolist() == (expected if ends else [[1.0] * 4] * 4)
+
+
+def test_a_part_of_the_mini_batches_holds_all_tasks(problem: Problem) -> None:
+    class Other(MosaicVQA):
+        name = "other"
+
+    own = Problem(problem.study, SMALL, model=problem.model, processor=problem.processor)
+    own.__dict__["tasks"] = [MosaicVQA(problem.tasks[0].sizes), Other({**problem.tasks[0].sizes, "calibration": 32})]
+    calibration = Calibration(Evaluator(own), make_method("fastv"), 8, seed=0, micro=4)
+    firsts = [batch[0] for batch in calibration.batches]
+    assert sorted(n for batch in calibration.batches for n in batch) == list(range(4 + 8))
+    assert firsts == [4, 0, 6, 8, 2, 10], "one of the first task's mini-batches to two of the second's"
+    alone = Calibration(Evaluator(problem), make_method("fastv"), 8, seed=0, micro=4)
+    assert alone.batches == [[0, 1], [2, 3]]
+
+
 def test_no_pruning_has_no_loss_and_pruning_has_some(evaluator: Evaluator) -> None:
     calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0)
     layers = evaluator.problem.shape.layers
@@ -81,7 +120,9 @@ def test_every_flop_is_charged(evaluator: Evaluator) -> None:
     shape = evaluator.problem.shape
     full = keep_all().counts(visual, shape.layers)
     plain = int(prefill_flops(shape, full, visual, text).sum())
-    assert calibration.charged == plain
+    # Longer answers are found first and asked for their logits then, so there are two prefills.
+    longer = evaluator.problem.tasks[0].max_new_tokens > 1
+    assert calibration.charged == plain * (2 if longer else 1)
     calibration.charged = 0
     calibration.loss(0, torch.ones(shape.layers), 0.1)
     scoring = 7 * int(method.scoring_flops(shape, visual, text).sum())

@@ -20,7 +20,7 @@ from conftest import SMALL
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.entries import against, compare_against
+from vispco.analysis.entries import against, compare_against, entries
 from vispco.analysis.selection import choices_at, choose, fits
 from vispco.analysis.statistics import holm, mean_scores
 from vispco.analysis.two_level import estimate, resample
@@ -254,6 +254,20 @@ def test_nine_seeds_are_too_few_and_a_run_that_is_not_measured_says_nothing(tmp_
     fill_entries(store, "two", {"grid": ENTRIES["grid"]})
     both = compare_against(store, ["exp", "two"], "grid")
     assert [part["experiment"] for part in both["experiments"]] == ["exp", "two"]
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    """A study that ran before seeds: was written runs with seed 0, and so does the study called @0."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill_entries(store, entries={"grid": ENTRIES["grid"], "tpe": ("tpe", 10, 4, 0.1, 0.25)})
+    facts = store.require_experiment("exp")["facts"]
+    before = {"exp/grid": facts["studies"]["exp/grid"], "exp/tpe@9": {**facts["studies"]["exp/tpe@9"], "seed": 0}}
+    store.save_facts("exp", {**facts, "studies": {**before, **facts["studies"]}})
+    assert len(entries(Comparison(store, "exp"))["tpe"].runs) == 10
+    store.save_facts("exp", {**facts, "studies": {**facts["studies"], "exp/tpe@9": before["exp/tpe@9"]}})
+    found = entries(Comparison(store, "exp"))["tpe"]
+    assert [run.facts["seed"] for run in found.runs] == list(range(9))
+    assert not found.enough
 
 
 def test_a_missed_budget_counts_as_no_picture(comparison: Comparison) -> None:

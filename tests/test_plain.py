@@ -22,6 +22,7 @@ from vispco.evaluation.letters import letter_tokens, likeliest_letters
 from vispco.evaluation.plain import evaluate_plain, plain_task, standard_error
 from vispco.evaluation.prepared import render_prompt
 from vispco.pruning.schedules import Step, keep_all
+from vispco.tasks.aggregation import parts
 from vispco.tasks.base import make_task
 from vispco.testing.tiny import TINY
 
@@ -158,14 +159,14 @@ def test_parts_add_up(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = evaluate_plain(DEMO, plain_task("mosaic-vqa", {}, 12), schedule=schedule, loaded=given)
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(plain, "TOGETHER", 5)
-    parts = evaluate_plain(
+    found = evaluate_plain(
         DEMO, plain_task("mosaic-vqa", {}, 12), schedule=schedule, loaded=given, watch=lambda *done: seen.append(done)
     )
     assert seen == [(5, 12), (10, 12), (12, 12)]
-    assert parts.answers == at_once.answers
-    assert (parts.metrics, parts.accuracy) == (at_once.metrics, at_once.accuracy)
-    assert parts.costs == pytest.approx(at_once.costs)
-    assert parts.pruning == at_once.pruning
+    assert found.answers == at_once.answers
+    assert (found.metrics, found.accuracy) == (at_once.metrics, at_once.accuracy)
+    assert found.costs == pytest.approx(at_once.costs)
+    assert found.pruning == at_once.pruning
     known = vispco.Evaluator(problem).evaluate([Step(2, 0.25)], "held_out", vispco.make_method("fastv"))[0]
     assert (at_once.accuracy, at_once.costs["flops"]) == (known.accuracy, known.flops)
     assert at_once.costs["flops_ratio"] == pytest.approx(known.flops_ratio)
@@ -179,7 +180,9 @@ def test_benchmarks_that_are_no_means(copies: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(plain, "TOGETHER", 3)
             found = evaluate_plain({"name": "tiny"}, task, loaded=(model, llava(model)))
-        assert found.standard_error is None
+        groups = [sample.group_id for sample in found.samples]
+        assert found.standard_error == standard_error(parts(task.rule or "", found.scores, groups), groups)
+        assert found.accuracy == pytest.approx(parts(task.rule or "", found.scores, groups).mean())
         assert metric in found.metrics
         assert found.protocol["samples"] == len(found.answers) == task.available("held_out")
 

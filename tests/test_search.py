@@ -128,6 +128,36 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
         run(SMALL.replace("batch: 2", "batch: 3"))
 
 
+def test_an_entry_that_was_dropped_comes_back_unchanged(problem: Problem, tmp_path: Path) -> None:
+    """Its trials are still there, though the stored study no longer names it."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    head = SMALL.partition("searches:")[0] + "searches:\n"
+    kept, dropped = "  kept: {kind: random, trials: 1}\n", "  dropped: {kind: random, trials: 2}\n"
+
+    def run(text: str) -> int:
+        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+
+    assert run(head + kept + dropped) == 3
+    assert run(head + kept) == 0
+    for change in ("method: random", "family: multistep"):
+        with pytest.raises(ConfigError, match=r"entry 'dropped'.*other settings"):
+            run(head + kept + dropped.replace("}", f", {change}}}"))
+    assert run(head + kept + dropped) == 0
+
+
+def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> None:
+    """What is stored is the same study, for vispco resume and for the next run."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    study = parse_study(SMALL.partition("  lagrangian:")[0].replace("{kind: grid}", "{kind: random, trials: 2}"))
+    for added in (2, 0):
+        own = Problem(study, model=problem.model, processor=problem.processor)
+        assert Run(own, store).run() == added
+    assert parse_study(store.require_experiment("small")["spec_text"]) == study
+    with pytest.raises(ConfigError, match=r"entry 'grid'.*other settings"):
+        text = SMALL.replace("{kind: grid}", "{kind: random, trials: 2, method: random}")
+        Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+
+
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vispco.analysis.comparison import Comparison
 

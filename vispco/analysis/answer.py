@@ -36,8 +36,8 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
 
     Schedules are those of ``by_budget`` in ``vispco compare --json``, and so are the intervals of an entry with one
     run. Several runs: the mean over seeds, by :func:`estimate`. A published default is compared with what an entry
-    would have chosen within *its* compute. ``headline`` is the entry that is most accurate on the search split, of
-    those that are neither a grid nor published; None without results. What is not measured is None.
+    would have chosen within *its* compute on the search split. ``headline`` is the entry that is most accurate on that
+    split, of those that are neither a grid nor published; None without results. What is not measured is None.
     """
     budget = min(comparison.budgets, key=lambda given: abs(given - near), default=None)
     found = entries(comparison)
@@ -47,10 +47,11 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     for name, entry in found.items():
         _add(measured, ("at", name), comparison, entry, budget)
     defaults = comparison.defaults()
+    limits = {name: (comparison.default_on_search(name) or default).flops_ratio for name, default in defaults.items()}
     for name, default in defaults.items():
         measured["default", name] = Delivered([default], True)
         for entry in found.values():
-            _add(measured, ("within", name, entry.name), comparison, entry, default.flops_ratio)
+            _add(measured, ("within", name, entry.name), comparison, entry, limits[name])
     estimates = _Estimates(comparison, measured)
     grid = comparison.grid()
     unpruned = comparison.reference("unpruned", "held_out")
@@ -111,8 +112,8 @@ class _Estimates:
         several = any(len(given.runs) > 1 for given in measured.values())
         self._drawn: dict[Key, Runs] = (
             resample(
-                {key: [run.scores for run in given.runs] for key, given in measured.items()},
-                comparison.groups,
+                {key: [comparison.parts.of(run) for run in given.runs] for key, given in measured.items()},
+                comparison.parts.groups,
                 fixed=[key for key, given in measured.items() if given.fixed],
             )
             if several

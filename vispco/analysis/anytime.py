@@ -51,7 +51,7 @@ def anytime(comparison: Comparison) -> dict[str, Any]:
     paths = [Path(comparison, entry, [share * grid_flops for share in shares]) for entry in found]
     measured = {(path.entry.name, place): scores for path in paths for place, scores in path.scores().items()}
     fixed = [key for key in measured if next(p.entry for p in paths if p.entry.name == key[0]).deterministic]
-    drawn = resample(measured, comparison.groups, fixed=fixed)
+    drawn = resample(measured, comparison.parts.groups, fixed=fixed)
     estimates = {key: estimate(runs) for key, runs in drawn.items()}
     return {
         "experiment": comparison.experiment,
@@ -126,7 +126,7 @@ def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores |
         if evaluation is None:
             return None
         found.append(evaluation)
-    return mean_scores([evaluation.scores for evaluation in found])
+    return mean_scores([comparison.parts.of(evaluation) for evaluation in found])
 
 
 def _search_curve(path: Path, grid_flops: int) -> list[dict[str, float]]:

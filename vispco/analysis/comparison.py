@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
+from vispco.analysis.parts import Parts
 from vispco.analysis.selection import choose, fits, front, is_measured
 from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.errors import StorageError
@@ -92,7 +93,12 @@ class Comparison:
         shown += [i for s in self.searches for t in self.shown(s) if (i := self._held_out_id(s, t))]
         self._load(shown)
         held_out = self.reference("unpruned", "held_out")
-        self.groups = store.groups_of(held_out.id) if held_out else {}
+        groups = store.groups_of(held_out.id) if held_out else {}
+        self.parts = self.parts_of(groups, [e for e in self._evaluations.values() if e.split == "held_out"])
+
+    def parts_of(self, groups: Mapping[str, Sequence[str]], known: Iterable[Evaluation]) -> Parts:
+        """Scores of a split, by its groups and the experiment's rules, as bootstraps draw them."""
+        return Parts(groups, self.facts.get("aggregations", {}), known)
 
     def _read_searches(self) -> list[Searched]:
         with snapshot(self.store.engine) as connection:
@@ -250,9 +256,12 @@ class Comparison:
             return hypervolume(np.column_stack([accuracies, costs]), reference=reference)
 
         # The same seed draws the same groups for every schedule.
-        draws = group_bootstraps([e.scores for e in held_out], self.groups, resamples=500)
+        draws = group_bootstraps([self.parts.of(e) for e in held_out], self.parts.groups, resamples=500)
+        reached = volume([evaluation.accuracy for evaluation in held_out])
+        if np.isnan(draws).any():
+            return reached, None
         volumes = np.array([volume(accuracies) for accuracies in draws.T])
-        return volume([evaluation.accuracy for evaluation in held_out]), interval(volumes)
+        return reached, interval(volumes)
 
     def reference_point(self) -> tuple[float, float]:
         """(no-image accuracy on the search split, flops_ratio 1)."""
@@ -282,7 +291,7 @@ class Comparison:
         if evaluation.id not in self._draws:
             wanted = {e.id: e for e in self._evaluations.values() if e.split == "held_out" and e.id not in self._draws}
             wanted[evaluation.id] = evaluation
-            drawn = group_bootstraps([e.scores for e in wanted.values()], self.groups)
+            drawn = group_bootstraps([self.parts.of(e) for e in wanted.values()], self.parts.groups)
             self._draws.update(zip(wanted, drawn, strict=True))
         return self._draws[evaluation.id]
 
@@ -316,6 +325,10 @@ class Comparison:
         """Published defaults by name, as measured on the held-out split."""
         linked = sorted((name, found) for (name, split), found in self._links["default"].items() if split == "held_out")
         return {name: self._evaluations[found] for name, found in linked if found in self._evaluations}
+
+    def default_on_search(self, name: str) -> Evaluation | None:
+        """A published default as measured on the search split, where schedules are chosen."""
+        return self._evaluations.get(self._links["default"].get((name, "search"), ""))
 
     def _defaults(self) -> list[dict[str, Any]]:
         return [
@@ -410,8 +423,8 @@ class Comparison:
             rows.append({"budget": budget, "chosen": chosen, "difference_to_grid": differences})
         return rows
 
-    def interval_of(self, evaluation: Evaluation) -> list[float]:
-        """Bootstrap interval of a held-out accuracy, conditional on the schedule."""
+    def interval_of(self, evaluation: Evaluation) -> list[float] | None:
+        """Bootstrap interval of a held-out accuracy, conditional on the schedule; None where it cannot be told."""
         return interval(self._drawn(evaluation))
 
     def difference(self, first: Evaluation, second: Evaluation) -> dict[str, Any]:

@@ -37,12 +37,18 @@ class Entry:
 
 
 def entries(comparison: Comparison) -> dict[str, Entry]:
-    """Entries with trials, in the order of the studies."""
-    found: dict[str, Entry] = {}
+    """Entries with trials, in the order of the studies.
+
+    A seed counts once: of a study without seeds, which runs with seed 0, and one called ``@0`` that was added later,
+    the one with more trials.
+    """
+    found: dict[str, dict[int, Searched]] = {}
     for search in comparison.searches:
         if search.trials:
-            found.setdefault(search.entry, Entry(search.entry, [])).runs.append(search)
-    return found
+            runs, seed = found.setdefault(search.entry, {}), search.facts["seed"]
+            if seed not in runs or len(search.trials) > len(runs[seed].trials):
+                runs[seed] = search
+    return {name: Entry(name, list(runs.values())) for name, runs in found.items()}
 
 
 def named(comparison: Comparison, name: str) -> Entry:
@@ -132,12 +138,13 @@ def _resampled(comparison: Comparison, found: dict[str, Entry]) -> dict[tuple[st
     measured: dict[tuple[str, str], list[Scores]] = {}
     for name, entry in found.items():
         for score in SCORES:
-            delivered = [comparison.delivered(run, within=score != SCORES[0]) for run in entry.runs]
-            scores: list[Scores] = [mean_scores([e.scores for e in given]) for given in delivered if given is not None]
+            chosen = [comparison.delivered(run, within=score != SCORES[0]) for run in entry.runs]
+            delivered = [given for given in chosen if given is not None]
+            scores: list[Scores] = [mean_scores([comparison.parts.of(e) for e in given]) for given in delivered]
             if len(scores) == len(entry.runs):
                 measured[name, score] = scores
     fixed = [key for key in measured if found[key[0]].deterministic]
-    return resample(measured, comparison.groups, fixed=fixed)
+    return resample(measured, comparison.parts.groups, fixed=fixed)
 
 
 def _scores(drawn: dict[tuple[str, str], Runs], name: str) -> dict[str, Any]:

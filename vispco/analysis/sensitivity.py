@@ -115,7 +115,8 @@ def _add_intervals(comparison: Comparison, table: dict[str, Any], trials: Mappin
     groups = comparison.store.groups_of(unpruned.id)
     if not groups or any(e.scores.keys() != unpruned.scores.keys() for e in measured.values()):
         return
-    whole, *each = group_bootstraps([unpruned.scores, *(e.scores for e in measured.values())], groups)
+    parts = comparison.parts_of(groups, [unpruned, *measured.values()])
+    whole, *each = group_bootstraps([parts.of(e) for e in (unpruned, *measured.values())], parts.groups)
     lost: dict[Place, NDArray[np.float64]] = {place: whole - drawn for place, drawn in zip(measured, each, strict=True)}
     common, reference = [table["keeps"][i] for i in common_keeps(table)], table["reference_keep"]
     for row, layer in enumerate(table["layers"]):

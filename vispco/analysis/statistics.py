@@ -31,7 +31,8 @@ def group_bootstrap(
     """Bootstrap distribution [resamples] of the unweighted mean over tasks of mean scores.
 
     Whole groups are drawn with replacement (several questions about one picture are not independent); tasks are
-    resampled independently. For many score vectors over the same groups see :func:`group_bootstraps`.
+    resampled independently. NaN where a task has a single group: then it cannot be told. For many score vectors over
+    the same groups see :func:`group_bootstraps`.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
@@ -41,7 +42,7 @@ def group_bootstrap(
         sums = np.bincount(member, weights=values)
         sizes = np.bincount(member)
         draws = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
-        total += (draws @ sums) / (draws @ sizes)
+        total += (draws @ sums) / (draws @ sizes) if len(sizes) > 1 else np.nan
     return total / len(scores)
 
 
@@ -60,6 +61,9 @@ def group_bootstraps(
     for task in sorted(scores[0]):
         _, member = np.unique(np.asarray(groups[task]), return_inverse=True)
         sizes = np.bincount(member).astype(np.float64)
+        if len(sizes) == 1:
+            totals[:] = np.nan
+            continue
         sums = np.stack(
             [np.bincount(member, weights=np.asarray(one[task], dtype=np.float64)) for one in scores], axis=1
         )
@@ -72,8 +76,10 @@ def group_bootstraps(
     return totals / len(scores[0])
 
 
-def interval(distribution: NDArray[np.float64], *, level: float = 0.95) -> list[float]:
-    """Percentile interval [low, high]."""
+def interval(distribution: NDArray[np.float64], *, level: float = 0.95) -> list[float] | None:
+    """Percentile interval [low, high]; None of a distribution that is not known."""
+    if np.isnan(distribution).any():
+        return None
     tail = (1 - level) / 2
     low, high = np.quantile(distribution, [tail, 1 - tail])
     return [float(low), float(high)]

@@ -31,7 +31,7 @@ from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all
 if TYPE_CHECKING:
     from vispco.problem import Problem
 
-EVALUATOR_VERSION = 2
+EVALUATOR_VERSION = 3
 SAVE_SECONDS = 10.0
 
 Watch = Callable[[int], None]

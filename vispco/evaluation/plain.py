@@ -22,6 +22,7 @@ from vispco.provenance import versions
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.published import named_schedule
 from vispco.pruning.schedules import keep_all
+from vispco.tasks.aggregation import parts
 from vispco.tasks.base import Sample, Task, make_task
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class PlainEvaluation:
     """Numbers of one model on one task.
 
     ``metrics``: as published, by their usual names and on their usual scales. ``accuracy``: the one number in [0, 1]
-    that searches use, with its standard error over groups of samples (None if it is no mean over samples).
+    that searches use, with its standard error over groups of samples (None if it cannot be told).
     ``pruning``: None, or schedule, method, realised keep ratio per layer. ``protocol``: all that must be the same
     before two numbers may be compared. ``answers``, ``scores``: of each sample.
     """
@@ -149,7 +150,7 @@ def evaluate_plain(
         lengths.append((prepared.n_visual, prepared.n_text))
         watch(start + len(part), len(samples))
     sizes = [len(visual) for visual, _ in lengths]
-    visual, text = (np.concatenate(parts) for parts in zip(*lengths, strict=True))
+    visual, text = (np.concatenate(each) for each in zip(*lengths, strict=True))
     groups = [sample.group_id for sample in samples]
     pruning = {
         "schedule": policy.text(),
@@ -162,7 +163,7 @@ def evaluate_plain(
         task=task.name,
         metrics=task.metrics(samples, scores, answers),
         accuracy=task.aggregate(scores, groups),
-        standard_error=standard_error(scores, groups) if _is_mean(task) else None,
+        standard_error=_standard_error(task, scores, groups),
         pruning=pruning if schedule else None,
         costs={
             "flops": sum(e.flops for e in found),
@@ -195,8 +196,8 @@ def standard_error(scores: NDArray[np.float64], groups: Sequence[str]) -> float 
     return math.sqrt(float((sums**2).sum()) * count / (count - 1)) / len(scores) if count > 1 else None
 
 
-def _is_mean(task: Task) -> bool:
-    return type(task).aggregate is Task.aggregate
+def _standard_error(task: Task, scores: NDArray[np.float64], groups: Sequence[str]) -> float | None:
+    return standard_error(parts(task.rule, scores, groups), groups) if task.rule is not None else None
 
 
 def _protocol(problem: Problem, task: Task, samples: Sequence[Sample]) -> dict[str, Any]:

@@ -95,13 +95,19 @@ class PreparedSplit:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the samples: ids, questions, answers, token counts, and the visual features themselves."""
+        """Identity of the samples: ids, questions, answers, the tokens that are read, and the visual features."""
+        read = [
+            zlib.crc32(np.ascontiguousarray(ids[valid.bool()].cpu().numpy()).tobytes())
+            for batch in self.batches
+            for ids, valid in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True)
+        ]
         features = [batch.features.float().sum().item() for batch in self.batches]
         rows = [
             [s.id, s.group_id, s.question, s.answers, *([s.prompt, s.options] if s.prompt else [])]
             for s in self.samples
         ]
-        return content_hash([rows, self.n_visual.tolist(), self.n_text.tolist(), [f"{f:.6e}" for f in features]])
+        lengths = [self.n_visual.tolist(), self.n_text.tolist()]
+        return content_hash([rows, *lengths, read, [f"{f:.6e}" for f in features]])
 
 
 def render_prompt(processor: Any, sample: Sample) -> str:

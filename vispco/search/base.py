@@ -20,7 +20,7 @@ from vispco.registry import Registry
 from vispco.search.distributed import Alone, Team
 from vispco.search.racing import Race, RacingOptions, order_by
 from vispco.storage.trials import ATTEMPTS, TrialLog
-from vispco.tasks.base import Task
+from vispco.tasks.aggregation import MEAN
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -120,7 +120,7 @@ class Search(ABC):
         """
         context = self.context
         for task in context.evaluator.problem.tasks:
-            if type(task).aggregate is not Task.aggregate:
+            if task.rule != MEAN:
                 raise ConfigError(
                     f"task {task.name!r} is no mean over samples, so its schedules cannot be raced; remove race:"
                 )

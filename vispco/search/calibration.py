@@ -22,6 +22,7 @@ from torch import Tensor
 from vispco.costs import layer_flops, prefill_flops, relaxed_backward_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
+from vispco.evaluation.units import stop_tokens
 from vispco.pruning.methods.base import Method
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import prune
@@ -82,7 +83,6 @@ class Calibration:
         self.recompute = recompute
         self.charged = 0
         self.micros: list[MicroBatch] = []
-        self.batches: list[list[int]] = []
         if self.team.rank == 0:
             self.team.command(
                 {
@@ -96,11 +96,12 @@ class Calibration:
                     "recompute": recompute,
                 }
             )
+        by_task: list[list[list[int]]] = []
         for task in self.problem.calibration_tasks:
             part = prepare(self.problem, task, "calibration", batch_size=micro or batch_size, shuffle=seed)
             together = batch_size // (micro or batch_size)
             numbers = list(range(len(self.micros), len(self.micros) + len(part.batches)))
-            self.batches += [numbers[start : start + together] for start in range(0, len(numbers), together)]
+            by_task.append([numbers[start : start + together] for start in range(0, len(numbers), together)])
             tokens = part.n_visual + part.n_text
             shape = self.problem.shape
             for batch in part.batches:
@@ -111,8 +112,9 @@ class Calibration:
                 relaxing += int(method.begin_flops(shape, visual, text).sum())
                 relaxing += recompute * plain // shape.layers * (shape.layers - 1)
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
-                self.charged += plain
+                self.charged += plain if task.max_new_tokens == 1 else 2 * plain
                 self.micros.append(MicroBatch(batch, teacher, visual, text, plain, relaxing))
+        self.batches = _interleaved(by_task)
         self._features: dict[int, Tensor] = {}
         self._widest = max((len(micro) for micro in self.micros), default=0)
         weights = self._shared(range(len(self.micros)), lambda _, teacher: teacher.weight.sum(dim=1).tolist())
@@ -122,31 +124,35 @@ class Calibration:
         return number % self.team.size == self.team.rank
 
     def _teacher(self, batch: Batch, max_new_tokens: int) -> Teacher:
+        if max_new_tokens == 1:
+            logits = self._logits(batch, None)
+            answer = logits.argmax(dim=-1)
+            return Teacher(answer, logits.log_softmax(dim=-1), torch.ones_like(answer, dtype=torch.float32))
         answer, weight = self._greedy_answer(batch, max_new_tokens)
         return Teacher(answer, self._logits(batch, answer).log_softmax(dim=-1), weight)
 
     @torch.no_grad()
     def _greedy_answer(self, batch: Batch, max_new_tokens: int) -> tuple[Tensor, Tensor]:
+        """Tokens [B, m], and 1 for those up to and with the first that ends the answer."""
         model = self.problem.model
         inputs = self.adapter.with_features(batch.inputs, batch.features)
-        if max_new_tokens == 1:
-            answer = model(**inputs, use_cache=False, logits_to_keep=1).logits.argmax(dim=-1)
-            return answer, torch.ones_like(answer, dtype=torch.float32)
         prompt = inputs["input_ids"].shape[1]
         answer = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, prompt:]
-        stop = model.generation_config.eos_token_id
-        stops = torch.tensor(stop if isinstance(stop, list) else [stop], device=answer.device)
-        ended = torch.isin(answer, stops).long().cumsum(dim=1)
-        return answer, ((ended == 0) | (ended.diff(dim=1, prepend=ended[:, :1] * 0) > 0)).float()
+        stops, _ = stop_tokens(model.generation_config)
+        ends = torch.isin(answer, torch.tensor(stops, dtype=answer.dtype, device=answer.device)).long()
+        return answer, (ends.cumsum(dim=1) - ends == 0).float()
 
     @torch.no_grad()
-    def _logits(self, batch: Batch, answer: Tensor) -> Tensor:
-        """float32 [B, m, V] that predict ``answer``: one prefill of the prompt, then the answer on its cache."""
+    def _logits(self, batch: Batch, answer: Tensor | None) -> Tensor:
+        """float32 [B, m, V] that predict ``answer``: one prefill of the prompt, then the answer on its cache.
+
+        None: any one token.
+        """
         model = self.problem.model
         inputs = self.adapter.with_features(batch.inputs, batch.features)
-        more = answer.shape[1] > 1
+        more = answer is not None and answer.shape[1] > 1
         out = model(**inputs, use_cache=more, logits_to_keep=1)
-        if not more:
+        if answer is None or not more:
             return out.logits.float()  # type: ignore[no-any-return]
         fed = answer[:, :-1]
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(fed)], dim=1)
@@ -267,6 +273,12 @@ class Calibration:
             rows.append(None if row is None else row + [0.0] * (self._widest * each - len(row)))
         found = self.team.collect(rows, self._widest * each)
         return [row[: len(self.micros[number]) * each] for number, row in zip(numbers, found, strict=bool(found))]
+
+
+def _interleaved(by_task: Sequence[list[list[int]]]) -> list[list[int]]:
+    """The tasks' mini-batches in one order, of which every beginning holds each task in proportion."""
+    places = [((n + 0.5) / len(own), batch) for own in by_task for n, batch in enumerate(own)]
+    return [batch for _, batch in sorted(places, key=lambda place: place[0])]
 
 
 def _kl(teacher: Teacher, logits: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from vispco.search.base import Advance, Search, SearchContext
 from vispco.search.distributed import Alone, Team
 from vispco.search.so_far import result_so_far
 from vispco.storage.store import Store
+from vispco.tasks.aggregation import MEAN
 
 ACCOUNTING = "exact"
 PROBE_LAYERS = 8  # any depth will do to ask a family whether it has a grid
@@ -181,7 +182,7 @@ class Run:
                 self._check_entries_fit()
                 self.store.save_experiment(
                     self.study.experiment,
-                    spec_text=self.problem.text,
+                    spec_text=self.problem.portable_text,
                     spec_hash=self.study.spec_hash(),
                     identity=self.study.identity(),
                     provenance=provenance(self.study.model.device),
@@ -231,11 +232,15 @@ class Run:
                 raise ConfigError(
                     f"entry {item.entry!r} of experiment {self.study.experiment!r} was imported; rename the entry"
                 )
-        earlier = parse_study(stored["spec_text"], "stored study")
-        for name, entry in self.study.searches.items():
-            if name in earlier.searches and _fixed(earlier.searches[name]) != _fixed(entry):
+        earlier = parse_study(stored["spec_text"], "stored study").searches if stored["spec_text"] else {}
+        for item in plan(self.study):
+            # The stored file no longer names an entry that was dropped and is put back; its studies are still there.
+            known = stored["facts"].get("studies", {}).get(item.study, {}).get("settings")
+            if known is None and item.entry in earlier:
+                known = _fixed(earlier[item.entry])
+            if known is not None and known != _fixed(self.study.searches[item.entry]):
                 raise ConfigError(
-                    f"entry {name!r} of experiment {self.study.experiment!r} was run with other settings; "
+                    f"entry {item.entry!r} of experiment {self.study.experiment!r} was run with other settings; "
                     f"only seeds and trials may change: rename the entry, {way_out}"
                 )
 
@@ -261,7 +266,8 @@ class Run:
                 schedule = known.for_layers(self.problem.shape.layers)
                 evaluation = self.evaluator.evaluate([schedule], split, known.make_method())[0]
                 self.store.link(name, "default", default, evaluation)
-        return {"layers": self.problem.shape.layers}
+        rules = {task.name: task.rule for task in self.problem.tasks if task.rule != MEAN}
+        return {"layers": self.problem.shape.layers, **({"aggregations": rules} if rules else {})}
 
     def _entry_facts(self) -> dict[str, Any]:
         """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""
@@ -280,6 +286,7 @@ class Run:
                 "family": item.config.family or self.study.family,
                 "points": points,
                 "deterministic": SEARCHES[item.config.kind].deterministic,
+                "settings": _fixed(self.study.searches[item.entry]),
             }
         return {"studies": studies}
 

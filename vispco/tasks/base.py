@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vispco.errors import ConfigError, DataError
 from vispco.registry import Registry, suggest
+from vispco.tasks.aggregation import MEAN, aggregate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,9 +101,22 @@ class Task(ABC):
     def score(self, sample: Sample, answer: str) -> float:
         """The benchmark's score of one answer, in [0, 1]."""
 
+    @property
+    def aggregation(self) -> str:
+        """How scores become the benchmark's number: ``mean``, or a rule of :mod:`vispco.tasks.aggregation`."""
+        return MEAN
+
     def aggregate(self, scores: NDArray[np.float64], groups: Sequence[str]) -> float:
-        """The benchmark's number from scores [S] and their groups [S]; the mean unless the benchmark differs."""
-        return float(np.mean(scores))
+        """The benchmark's number from scores [S] and their groups [S].
+
+        A task whose number follows no rule may override this; it then has no intervals, and cannot be raced.
+        """
+        return aggregate(self.aggregation, scores, groups)
+
+    @property
+    def rule(self) -> str | None:
+        """The rule that :meth:`aggregate` follows; None if it is the task's own."""
+        return self.aggregation if type(self).aggregate is Task.aggregate else None
 
     def metrics(
         self, samples: Sequence[Sample], scores: NDArray[np.float64], answers: Sequence[str] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.tasks.a_okvqa import vispco
+from vispco.tasks.aggregation import MEAN
 from vispco.tasks.base import TASKS, Sample
 from vispco.tasks.benchmark import Benchmark, Item, Scorer
 from vispco.tasks.loading import Row
@@ -65,13 +65,9 @@ class MMBench(Benchmark):
     def group_size(self, sample: Sample) -> int:
         return len(sample.options)
 
-    def aggregate(self, scores: NDArray[np.float64], groups: Sequence[str]) -> float:
-        if self.scorer == "vispco":
-            return float(np.mean(scores))
-        worst: dict[str, float] = defaultdict(lambda: 1.0)
-        for score, group in zip(scores.tolist(), groups, strict=True):
-            worst[group] = min(worst[group], score)
-        return float(np.mean(list(worst.values())))
+    @property
+    def aggregation(self) -> str:
+        return MEAN if self.scorer == "vispco" else "all-right"
 
     def metrics(
         self, samples: Sequence[Sample], scores: NDArray[np.float64], answers: Sequence[str] | None = None

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vispco.tasks.aggregation import MEAN
 from vispco.tasks.base import TASKS, Sample
 from vispco.tasks.benchmark import Benchmark, Item, Scorer
 from vispco.tasks.loading import Row
@@ -17,7 +18,6 @@ from vispco.tasks.scorers.vispco import yes_no_match
 from vispco.tasks.scorers.yes_no import mme_answer, mme_points
 
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-MOST = 200  # points of a category
 
 
 def right(sample: Sample, answer: str) -> float:
@@ -61,11 +61,9 @@ class MME(Benchmark):
     def group_size(self, sample: Sample) -> int:
         return 2
 
-    def aggregate(self, scores: NDArray[np.float64], groups: Sequence[str]) -> float:
-        if self.scorer == "vispco":
-            return float(np.mean(scores))
-        points = _points(scores, groups)
-        return sum(points.values()) / (MOST * len(points))
+    @property
+    def aggregation(self) -> str:
+        return MEAN if self.scorer == "vispco" else "pairs"
 
     def metrics(
         self, samples: Sequence[Sample], scores: NDArray[np.float64], answers: Sequence[str] | None = None
