@@ -298,6 +298,31 @@ CASES: dict[str, tuple[Break, Sequence[str], str]] = {
         r"budget nan lies outside",
     ),
     "trials of -1": (lambda p: p.study("trials: 2", "trials: -1"), VALIDATE, r"searches.random.trials = -1: "),
+    "options that are a number": (
+        lambda p: p.study("trials: 2", "options: 3"),
+        VALIDATE,
+        r"searches.random = .*: options = 3 is no mapping",
+    ),
+    "neither trials nor compute": (
+        lambda p: p.study("trials: 2", "batch: 2"),
+        VALIDATE,
+        r"searches.random = \{'batch': 2\}: give either trials",
+    ),
+    "misspelt key of a method": (
+        lambda p: p.study("trials: 2", "trials: 2, method: {name: fastv, paramters: {}}"),
+        VALIDATE,
+        r"unknown key 'searches.random.method.paramters'; did you mean 'parameters'",
+    ),
+    "sharpness of 0": (
+        lambda p: p.study("kind: random, trials: 2", "kind: lagrangian, sharpness: [0, 10]"),
+        VALIDATE,
+        r"searches.random.sharpness.0 = 0: .*greater than 0",
+    ),
+    "penalty without end": (
+        lambda p: p.study("kind: random, trials: 2", "kind: lagrangian, penalty: .inf"),
+        VALIDATE,
+        r"searches.random.penalty = .*inf.*: .*finite",
+    ),
     "empty study": (lambda p: p.text("", "study.yaml"), VALIDATE, r"study.yaml is empty or no mapping"),
     "a study of bytes": (lambda p: p.text(png(), "study.yaml"), VALIDATE, r"study.yaml is no text file"),
     "folder for a study": (lambda p: None, ["validate", "photos"], r"cannot read study 'photos': Is a directory"),

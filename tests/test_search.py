@@ -30,6 +30,7 @@ from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step, parse_schedule
 from vispco.search.lagrangian import GradientOptions, LagrangianSearch
 from vispco.search.runner import Run, Silent, plan, validate
+from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
@@ -365,6 +366,19 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     run(text, warm).run()
     assert outcomes(warm) == outcomes(raced)
     assert sum(t.user_attrs["spent_flops"] for t in warm.trial_log("raced/random").settled()) == 0
+
+
+def test_what_is_drawn_twice_is_paid_once(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [{"layer": 1, "keep": 0.5}, {"layer": 3, "keep": 0.25}]
+    monkeypatch.setattr(RandomSearch, "propose", lambda self, start, count: [drawn[i % 2] for i in range(count)])
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(Problem(parse_study(RACED), RACED, model=problem.model, processor=problem.processor), store).run()
+    trials = store.trial_log("raced/random").settled()
+    assert len(trials) == 24
+    spent = [trial.user_attrs["spent_flops"] for trial in trials]
+    assert all(flops > 0 for flops in spent[:2])
+    assert not any(spent[2:])
+    assert [t.user_attrs["charged_flops"] for t in trials] == [t.user_attrs["charged_flops"] for t in trials[:2]] * 12
 
 
 def test_what_cannot_be_raced_is_said(problem: Problem, tmp_path: Path) -> None:

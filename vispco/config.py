@@ -91,7 +91,10 @@ class SearchConfig(Frozen):
         common = {key: value[key] for key in value if key in cls.model_fields}
         common["method"] = _method(common.get("method"))
         rest = {key: value[key] for key in value if key not in cls.model_fields}
-        return {**common, "options": {**common.get("options", {}), **rest}}
+        options = common.get("options", {})
+        if not isinstance(options, dict):
+            raise ValueError(f"options = {options!r} is no mapping; write them beside kind: instead")
+        return {**common, "options": {**options, **rest}}
 
     @field_validator("seeds")
     @classmethod
@@ -291,7 +294,9 @@ def first_problem(error: ValidationError) -> str:
     problem, path = _clearest(error)
     where = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        owner: type[BaseModel] = _MODELS.get(path[0], Study) if len(path) > 1 else Study
+        # An entry may be called as a key is.
+        parents = [path[0], *path[2:-1]] if path[0] == "searches" else path[:-1]
+        owner = next((_MODELS[part] for part in reversed(parents) if part in _MODELS), Study)
         return f"unknown key {where!r}; {suggest(path[-1], list(owner.model_fields))}"
     if problem["type"] == "missing":
         return f"key {where!r} is missing"
@@ -320,11 +325,11 @@ def check_options(model: type[BaseModel], entry: str, kind: str, options: dict[s
         return model.model_validate(options)
     except ValidationError as error:
         problem, path = _clearest(error)
-        key = ".".join(path)
+        key, where = ".".join(path), ".".join(["searches", entry, *path])
         if problem["type"] == "extra_forbidden":
             known = [*model.model_fields, *(f for f in SearchConfig.model_fields if f != "options")]
             raise ConfigError(
-                f"unknown key 'searches.{entry}.{key}' for kind {kind!r}; {suggest(key.split('.')[-1], known)}"
+                f"unknown key {where!r} for kind {kind!r}; {suggest(key.split('.')[-1], known)}"
             ) from None
         message = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"searches.{entry}.{key} = {problem['input']!r}: {message}") from None
+        raise ConfigError(f"{where} = {problem['input']!r}: {message}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -51,7 +51,7 @@ class Proposal:
 class Options(BaseModel):
     """Options of one kind of search, as written in its entry."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass
@@ -132,7 +132,10 @@ class Search(ABC):
             return Race(costs, order_by(places), options, context.budgets, stages)
 
         found = context.evaluator.race(schedules, make, "search", context.method, context.watch)
-        return {outcome.schedule: outcome for outcome in found}
+        first: dict[str, Outcome] = {}
+        for outcome in found:
+            first.setdefault(outcome.schedule, outcome)  # the first of several that are alike is the one that was paid
+        return first
 
     def measure(
         self,
@@ -153,7 +156,7 @@ class Search(ABC):
             schedules = [proposal.schedule for proposal in proposals]
             outcomes: Iterable[Outcome]
             if known is not None:
-                outcomes, known = [known[schedule.text()] for schedule in schedules], None
+                outcomes, known = _paid_once([known[schedule.text()] for schedule in schedules]), None
             else:
                 outcomes = context.evaluator.outcomes(schedules, "search", context.method, context.watch)
             for proposal, outcome in zip(proposals, outcomes, strict=True):
@@ -179,3 +182,15 @@ class Search(ABC):
                 landed += 1
                 advance(landed)
             proposals = again
+
+
+def _paid_once(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes that come again have spent nothing then."""
+    seen: set[str] = set()
+    found: list[Outcome] = []
+    for outcome in outcomes:
+        if outcome.id in seen and not isinstance(outcome, Failed):
+            outcome = replace(outcome, spent_flops=0, seconds=0.0)
+        found.append(outcome)
+        seen.add(outcome.id)
+    return found

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -42,6 +42,9 @@ TIE = 1e-12
 SETTLED = 0.02  # change of every keep ratio
 TOLERANCE = 0.01  # of flops_ratio, within which a predictor holds every budget before it is snapped
 SHARED = ("budget", "multiplier", "penalty", "loss", "steps", "trajectory", "free")
+
+
+Sharpness = Annotated[float, Field(gt=0)]
 
 
 class GradientOptions(Options):
@@ -68,7 +71,7 @@ class GradientOptions(Options):
     penalty: float = Field(20.0, gt=0)
     penalty_cap: float = Field(200.0, gt=0)
     temperature: float = Field(0.1, gt=0)
-    sharpness: tuple[float, float] = (1.5, 10.0)
+    sharpness: tuple[Sharpness, Sharpness] = (1.5, 10.0)
     check: int = Field(128, ge=0)
     climb: int = Field(0, ge=0)
     measure: int = Field(1, ge=1)
