@@ -283,3 +283,37 @@ def test_the_relaxed_loss_is_the_pruned_one(problem: Problem) -> None:
     schedule = Step(2, 0.3)
     ratios = torch.tensor(schedule.keep_ratio(problem.shape.layers))
     assert float(calibration.loss(0, ratios, 0.1)) == pytest.approx(calibration.pruned_loss(schedule, 1), rel=1e-3)
+
+
+# --- pictures of several sizes ---------------------------------------------------------------------
+
+
+def test_tokens_of_pictures_of_several_sizes_can_be_ranked_together() -> None:
+    """A small picture's tokens get more for being few; what is compared has one mean over each picture."""
+    extras = read(qwen(windows=True), TINY["qwen2_5_vl"].video_batch())
+    assert extras.among.tolist() == [24.0] * 18 + [48.0] * 12
+    frames, picture = extras.attention[:18], extras.attention[18:]
+    assert frames.min() > picture.max()
+    beside = extras.beside(extras.attention)
+    for part in (*beside[:18].split(6), beside[18:]):
+        assert part.mean().item() == pytest.approx(1 / 48)
+    alike = read(TINY["llava"].model(), TINY["llava"].batch([(3, 3, 6)]))
+    assert torch.equal(alike.beside(alike.attention), alike.attention)
+
+
+@pytest.mark.parametrize("method", ["visionzip", "vispruner", "prumerge"])
+def test_a_small_picture_beside_a_large_one_does_not_take_all(method: str) -> None:
+    model, batch = qwen(windows=True), TINY["qwen2_5_vl"].batch([(3, 2, 6)])
+    # The second picture loses its last half: 6 tokens beside 12.
+    places = (batch["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+    stay = torch.ones(batch["input_ids"].shape[1], dtype=torch.bool)
+    stay[places[-6:]] = False
+    ids = ("input_ids", "attention_mask", "mm_token_type_ids")
+    batch = {**batch, **{name: batch[name][:, stay] for name in ids if name in batch}}
+    batch["image_grid_thw"] = torch.tensor([[1, 4, 12], [1, 4, 6]])
+    batch["pixel_values"] = batch["pixel_values"][:72]
+    with torch.no_grad(), vispco.prune(model, method=method, schedule=Step(1, 0.5)) as session:
+        model(**batch)
+    of_small = sum(place >= places[12] for place in session.kept(1)[0])
+    assert len(session.kept(1)[0]) == 9
+    assert 1 <= of_small <= 5

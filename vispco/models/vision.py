@@ -25,7 +25,8 @@ class VisionExtras:
 
     ``attention`` float32 [N]: what the token gets in the layer that makes the features, mean over heads, from the CLS
     token (``source`` "cls") or, in a tower without one, from all patches of its picture, mean over these ("received").
-    ``pseudo_attention`` float32 [N]: the same in the tower's last layer with all heads taken as one. ``keys``,
+    ``pseudo_attention`` float32 [N]: the same in the tower's last layer with all heads taken as one. ``among`` float32
+    [N]: how many patches share this attention, which adds up to 1 over those of one picture. ``keys``,
     ``last_keys`` [N, C]: keys of these two layers, heads side by side. ``features`` [N, C]: what the projector
     receives (of several layers the last). ``relevance`` float32 [N]: cosine of token and question under a text tower
     trained with this one, where the adapter has one. ``flops``: what reading cost beside the tower itself.
@@ -33,6 +34,7 @@ class VisionExtras:
 
     attention: Tensor
     pseudo_attention: Tensor
+    among: Tensor
     keys: Tensor
     last_keys: Tensor
     features: Tensor
@@ -43,6 +45,14 @@ class VisionExtras:
 
     def __len__(self) -> int:
         return len(self.attention)
+
+    def beside(self, attention: Tensor) -> Tensor:
+        """``attention`` [N] with that of larger pictures raised, so that tokens of several pictures can be ranked.
+
+        As it is, a token of a small picture gets more for being one of few. Times ``among``, it says how much more a
+        token gets than the average token of its picture. Unchanged where all pictures have one size.
+        """
+        return attention * (self.among / self.among.max()) if len(self) else attention
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> VisionExtras:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -172,8 +182,10 @@ class EncoderWatch(VisionWatch):
         parts += [self._seen[number, "k_proj"][:, first:] for number in (self.layer, last)]
         parts.append(features[..., -self.width :])
         attention, pseudo, keys, last_keys, kept = (self._cells(part) for part in parts)
-        source = "cls" if self.cls else "received"
-        return VisionExtras(attention[:, 0], pseudo[:, 0], keys, last_keys, kept, self.heads, source, flops=flops)
+        source, among = "cls" if self.cls else "received", torch.full_like(attention[:, 0], k.shape[1])
+        return VisionExtras(
+            attention[:, 0], pseudo[:, 0], among, keys, last_keys, kept, self.heads, source, flops=flops
+        )
 
     def _cells(self, values: Tensor) -> Tensor:
         """``values`` [P, n, C] of patches as means over cells, [P * tokens, C]."""
@@ -222,15 +234,18 @@ class PackedWatch(VisionWatch):
         seams, flops = self._seen["seams"].tolist(), 0
         attention: list[Tensor] = []
         pseudo: list[Tensor] = []
+        among: list[Tensor] = []
         for start, end in itertools.pairwise(seams):
             for found, heads in ((attention, self.heads), (pseudo, 1)):
                 part = (in_heads(values[start:end].flatten(1), heads) for values in (q, k))
                 found.append(attention_to(*part))
                 flops += 2 * (end - start) ** 2 * self.width
+            among.append(torch.full_like(attention[-1], end - start))
         keys = k.flatten(1)
-        parts = [torch.cat(attention)[:, None], torch.cat(pseudo)[:, None], keys, features]
-        given, merged, keys, kept = (self._groups(part) for part in parts)
-        return VisionExtras(given[:, 0], merged[:, 0], keys, keys, kept, self.heads, "received", flops=flops)
+        parts = [*(torch.cat(found)[:, None] for found in (attention, pseudo, among)), keys, features]
+        given, merged, shared, keys, kept = (self._groups(part) for part in parts)
+        of_tokens = (given[:, 0], merged[:, 0], shared[:, 0], keys, keys, kept)
+        return VisionExtras(*of_tokens, self.heads, "received", flops=flops)
 
     def _groups(self, values: Tensor) -> Tensor:
         """``values`` [S, C] of patches as means over merged groups, [N, C], in the order of the pictures."""

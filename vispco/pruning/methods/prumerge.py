@@ -76,7 +76,7 @@ class PruMerge(TowerMethod):
             keys = unit(extras.last_keys[numbers]).to(hidden.device)
             places, mine = at.to(hidden.device), own.to(hidden.device)
             states = hidden[row, places].float()
-            states, given = states * scores[row, at].to(states)[:, None], hidden[row]
+            states, given = states * self.attention(extras)[numbers].to(states)[:, None], hidden[row]
             for block in torch.split(mine, states.shape[1]):
                 cosine = torch.matmul(keys[block], keys.T).scatter_(1, block[:, None], -torch.inf)
                 near = cosine.topk(min(NEIGHBOURS, n - 1), dim=1).indices

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 class TowerMethod(Method):
-    """The score is the attention that a token gets in the tower; subclasses say which tokens that keeps."""
+    """The score is the attention that a token gets in the tower; subclasses say which tokens that keeps.
+
+    Papers and official codes prune picture by picture. Here a schedule says how many tokens of a sample stay, so those
+    of several pictures are ranked together, by how much more each gets than the average token of its picture.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"vision"})
 
@@ -27,7 +31,7 @@ class TowerMethod(Method):
 
         scores = torch.zeros(context.visual.shape, device=context.visual.device)
         for row, at, extras, numbers in towers(context):
-            scores[row, at] = self.attention(extras)[numbers].to(scores.device)
+            scores[row, at] = extras.beside(self.attention(extras))[numbers].to(scores.device)
         return scores
 
 
