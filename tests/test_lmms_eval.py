@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,6 +30,7 @@ from test_local_models import llava
 from vispco.errors import UserError
 from vispco.evaluation.prepared import render_prompt
 from vispco.plugins.lmms_eval import MODEL, manifest
+from vispco.pruning.runtime import PruningSession
 from vispco.tasks.base import ALIASES, Sample, make_task
 from vispco.testing.tiny import TINY
 
@@ -138,6 +140,44 @@ def test_pruning_changes_what_is_said(model_class: Any, folder: Path) -> None:
     assert said[0] != said[1]
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_random_tokens_follow_the_sample_not_its_question(model_class: Any, folder: Path, beams: int) -> None:
+    """One question about many pictures is asked with another choice of tokens of each, whatever the batch."""
+    same = {"mine": {"test": [{"question": "what is this ?", "image": 0}] * 4}}
+    kept: dict[int, list[Any]] = {}
+    for size in (1, 2, 4):
+        model = model_class(str(folder), schedule=SCHEDULE, method="random", device="cpu", batch_size=size)
+        model.task_dict, kept[size] = same, []
+        inside = model.pruned
+
+        @contextmanager
+        def watched(samples: Any, size: int = size, inside: Any = inside) -> Iterator[Any]:
+            with pytest.MonkeyPatch.context() as patch:
+                given = PruningSession._begin_prefill
+
+                def begin(session: Any, *arguments: Any) -> None:
+                    given(session, *arguments)
+                    sessions.append(session)
+
+                sessions: list[Any] = []
+                patch.setattr(PruningSession, "_begin_prefill", begin)
+                with inside(samples):
+                    yield
+                kept[size] += [places for session in sessions for places in session.kept(1)]
+
+        model.pruned = watched
+        questions = [
+            SimpleNamespace(
+                args=("what is this ?", {"max_new_tokens": 1, "num_beams": beams}, visuals, n, "mine", "test")
+            )
+            for n in range(4)
+        ]
+        model.generate_until(questions)
+        assert len(kept[size]) == 4 * beams
+    assert kept[1] == kept[2] == kept[4]
+    assert len(set(map(tuple, kept[1]))) == 4
+
+
 def test_settings_of_a_task(model_class: Any, folder: Path) -> None:
     """Requests with other settings run apart, keep their place, and end where the task says."""
     model = model_class(str(folder), device="cpu", batch_size=4)
@@ -163,7 +203,7 @@ def test_likelihood_of_a_continuation(model_class: Any, folder: Path, schedule: 
     tokenizer, seen = model.processor.tokenizer, 0
     for number in range(len(DOCS)):
         inputs = plain_inputs(model, number)
-        with model.pruned():
+        with model.pruned([]):
             tokens = model.model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
         new = tokens[0, inputs["input_ids"].shape[1] :].tolist()
         greedy = tokenizer.decode(new)

@@ -198,6 +198,40 @@ def test_embeddings_instead_of_ids(tiny_llava: Any) -> None:
         assert torch.equal(tiny_llava(**embedded).logits, tiny_llava(**batch).logits)
 
 
+def test_embeddings_with_features_in_them_are_warned_about(tiny_llava: Any) -> None:
+    batch = make_batch([(3, 1, 5)])
+    merged = tiny_llava.get_input_embeddings()(batch["input_ids"])
+    merged[batch["input_ids"] == tiny_llava.config.image_token_id] += 1
+    given = {"inputs_embeds": merged, "attention_mask": batch["attention_mask"]}
+    with torch.no_grad(), vispco.prune(tiny_llava, schedule=Step(1, 0.25)):
+        with pytest.warns(UserWarning, match="nothing is pruned.*input_ids"):
+            tiny_llava(**given)
+
+
+def test_sample_keys_are_those_of_rows(tiny_llava: Any) -> None:
+    one = make_batch([(3, 1, 5)])
+    batch = {name: torch.cat([values] * 4) for name, values in one.items()}
+    with torch.no_grad(), vispco.prune(tiny_llava, method="random", schedule=Step(1, 0.5)) as session:
+        tiny_llava(**batch)
+        assert len(set(map(tuple, session.kept(1)))) == 1, "rows with equal tokens are one sample"
+        session.sample_keys = [1, 2]
+        tiny_llava(**batch)
+        first, beside, second, last = session.kept(1)
+        assert first == beside != second == last
+        session.sample_keys = [1, 2, 3]
+        with pytest.raises(ModelError, match="3 sample_keys for a batch of 4 rows"):
+            tiny_llava(**batch)
+
+
+def test_hidden_states_have_the_lengths_that_layers_worked_on(tiny_llava: Any) -> None:
+    batch = make_batch([(3, 1, 5)])
+    with torch.no_grad(), vispco.prune(tiny_llava, schedule=Step(1, 0.25)):
+        out = tiny_llava(**batch, output_hidden_states=True)
+    length = batch["input_ids"].shape[1]
+    assert [hidden.shape[1] for hidden in out.hidden_states] == [length, length, *[length - 12] * 3]
+    assert out.logits.shape[1] == length
+
+
 def test_bfloat16_runs_and_stays_near(tiny_llava: Any) -> None:
     model = TINY["llava"].build().to(torch.bfloat16)
     batch = make_batch([(3, 1, 5), (1, 1, 9)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -66,7 +67,7 @@ class VispcoModel(lmms):  # type: ignore[misc]
         self.method = method
         self.batch_size = int(batch_size)
         self.limits = limited(self.processor, min_pixels, max_pixels)
-        with self.pruned():  # what is wrong with the schedule is said before any data are loaded
+        with self.pruned([]):  # what is wrong with the schedule is said before any data are loaded
             pass
 
     @property
@@ -78,11 +79,15 @@ class VispcoModel(lmms):  # type: ignore[misc]
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
-    def pruned(self) -> AbstractContextManager[Any]:
-        """Within it the model prunes, if there is a schedule."""
+    @contextmanager
+    def pruned(self, samples: Sequence[Sample]) -> Iterator[None]:
+        """Within it the model prunes a batch of ``samples``, if there is a schedule."""
         if self.schedule is None:
-            return nullcontext()
-        return prune(self.model, method=self.method, schedule=self.schedule)
+            yield
+            return
+        with prune(self.model, method=self.method, schedule=self.schedule) as session:
+            session.sample_keys = [zlib.crc32(sample.id.encode()) for sample in samples]
+            yield
 
     # --- what lmms-eval asks -------------------------------------------------------------------------
 
@@ -163,7 +168,7 @@ class VispcoModel(lmms):  # type: ignore[misc]
         stops = settings.pop("until", None) or []
         heat = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0
         inputs = self._inputs(samples)
-        with torch.inference_mode(), self.pruned():
+        with torch.inference_mode(), self.pruned(samples):
             tokens = self.model.generate(
                 **inputs,
                 max_new_tokens=int(settings.get("max_new_tokens") or LONGEST),
@@ -177,7 +182,7 @@ class VispcoModel(lmms):  # type: ignore[misc]
 
     def _judge(self, sample: Sample, ids: Tensor) -> tuple[float, bool]:
         inputs = self._inputs([sample])
-        with self.pruned():
+        with self.pruned([sample]):
             out = self.model(**inputs, use_cache=True, logits_to_keep=1)
             logits = out.logits[:, -1:]
             if ids.shape[1] > 1:

@@ -10,6 +10,7 @@ keep their indices; rows of dropped tokens are zero.
 from __future__ import annotations
 
 import pathlib
+import warnings
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,9 @@ class PruningSession:
 
     ``counts`` int [B, L]: visual tokens that entered each layer. ``kept(layer)`` gives the prompt positions.
 
-    A caller may give ``sample_keys`` [B], which tell samples apart for seeded methods, and ``vision``, of the batch's
-    visual tokens, for methods that read the vision tower where the model is given features in place of pixels.
+    A caller may give ``sample_keys`` [B], which tell samples apart for seeded methods (default: the prompt's tokens, so
+    that one question about two pictures is one sample), and ``vision``, of the batch's visual tokens, for methods that
+    read the vision tower where the model is given features in place of pixels. Beams of a sample share its key.
     """
 
     def __init__(self, adapter: ModelAdapter, method: Method, policy: Policy, *, gather_always: bool = False) -> None:
@@ -150,10 +152,16 @@ class PruningSession:
             visual=visual,
             valid=valid.to(embeds.device),
             read_coordinates=lambda: self.adapter.coordinates(inputs, visual),
-            read_keys=lambda: list(keys) if keys is not None else _content_keys(inputs.get("input_ids"), valid),
+            read_keys=lambda: _keys_of_rows(keys, len(valid)) or _content_keys(inputs.get("input_ids"), valid),
             read_vision=lambda: self._tower.rows(inputs, shown, valid, self.vision),
         )
         n_visual = visual.sum(dim=1).cpu().numpy()
+        if inputs.get("input_ids") is None and not n_visual.any():
+            warnings.warn(
+                "no visual token was found among inputs_embeds, so nothing is pruned; features that are merged into "
+                "them cannot be told from text: give the model input_ids and pixels",
+                stacklevel=2,
+            )
         counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
         dropping = bool((counts < n_visual[:, None]).any()) or self.gather_always
         if dropping:
@@ -275,6 +283,17 @@ class _Capture:
 
     def __call__(self, module: Any, args: Any, output: Tensor) -> None:
         self.session.on_projection(self.layer, self.what, output)
+
+
+def _keys_of_rows(keys: Sequence[int] | None, rows: int) -> list[int]:
+    """``keys`` of samples, each as often as the sample has rows side by side; none if there are none."""
+    if not keys:
+        return []
+    if rows % len(keys):
+        raise ModelError(
+            f"the session has {len(keys)} sample_keys for a batch of {rows} rows; give one for each sample"
+        )
+    return [key for key in keys for _ in range(rows // len(keys))]
 
 
 def _content_keys(input_ids: Tensor | None, valid: Tensor) -> list[int]:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 @METHODS.register("random")
 @dataclass(frozen=True)
 class RandomTokens(Method):
-    """One uniform permutation per sample, from ``seed`` and the sample; kept sets are nested over layers."""
+    """One uniform permutation per sample, from ``seed`` and the sample; kept sets are nested over layers.
+
+    The evaluator tells samples apart by their ids. ``vispco.prune`` knows a prompt's tokens alone, so that one question
+    about two pictures gets one permutation; give the session ``sample_keys`` where that matters.
+    """
 
     seed: int = 0
     name: ClassVar[str] = "random"
