@@ -317,3 +317,12 @@ def test_a_small_picture_beside_a_large_one_does_not_take_all(method: str) -> No
     of_small = sum(place >= places[12] for place in session.kept(1)[0])
     assert len(session.kept(1)[0]) == 9
     assert 1 <= of_small <= 5
+
+
+def test_steps_without_a_cache_have_no_tower_to_read() -> None:
+    """generate encodes pictures once: what the tower said of them is not kept for a prompt that may be another."""
+    model, batch = TINY["llava"].model(), TINY["llava"].batch([(3, 1, 5)])
+    with vispco.prune(model, method="visionzip", schedule=Step(1, 0.5)):
+        model.generate(**batch, max_new_tokens=3, do_sample=False)
+        with pytest.raises(ModelError, match="no use_cache=False"):
+            model.generate(**batch, max_new_tokens=3, do_sample=False, use_cache=False)

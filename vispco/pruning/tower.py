@@ -54,8 +54,8 @@ class TowerReader:
         if extras is None or len(extras) * copies != sum(counts):
             raise ModelError(
                 f"method {self._method!r} reads the vision tower, which showed nothing of these {sum(counts)} visual "
-                "tokens; pass pixels, or set session.vision to what the adapter's encode_with_extras gives beside "
-                "the features"
+                "tokens; pass pixels, keep generate's cache (no use_cache=False), or set session.vision to what the "
+                "adapter's encode_with_extras gives beside the features"
             )
         rows = [row for row in extras.split(counts[::copies]) for _ in range(copies)]
         return [
