@@ -89,7 +89,10 @@ def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     if over:
         text += f", over the budget at {over[0]['flops_ratio']:.3f}"
     gap = row["difference_to_grid"].get(runs[0]["name"])
-    return text + (f" ({points(gap['mean'])}, {points_interval(gap['ci'])})" if gap else "")
+    if not gap:
+        return text
+    told = f", {points_interval(gap['ci'])}" if gap["ci"] else ""
+    return f"{text} ({points(gap['mean'])}{told})"
 
 
 def against(found: dict[str, Any]) -> str:

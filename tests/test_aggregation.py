@@ -15,6 +15,7 @@ from conftest import SMALL
 from test_copying import measured
 from vispco.analysis.answer import answer
 from vispco.analysis.comparison import Comparison, compare
+from vispco.analysis.entries import against
 from vispco.analysis.parts import Parts
 from vispco.analysis.sensitivity import sensitivity
 from vispco.analysis.statistics import group_bootstrap, group_bootstraps, interval
@@ -131,14 +132,14 @@ class Own(MosaicVQA):
 
 @pytest.mark.parametrize(("kind", "rules"), [(AllRight, {"mosaic-vqa": "all-right"}), (Own, {"mosaic-vqa": None})])
 def test_intervals_are_about_the_number_itself(
-    problem: Problem, tmp_path: Path, kind: type[MosaicVQA], rules: dict[str, Any]
+    problem: Problem, tmp_path: Path, kind: type[MosaicVQA], rules: dict[str, Any], cli: Any
 ) -> None:
-    text = SMALL.replace("held_out: 12", "held_out: 60")
+    text = SMALL.replace("held_out: 12", "held_out: 60").partition("  lagrangian:")[0] + "  again: {kind: grid}\n"
     study = parse_study(text)
     task = kind(problem.tasks[0].sizes | {"held_out": 60})
     own = Problem(study, text, tasks=[task], model=problem.model, processor=problem.processor)
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    Run(own, store).run(["grid"])
+    Run(own, store).run()
     comparison = Comparison(store, study.experiment)
     assert comparison.facts["aggregations"] == rules
     unpruned = comparison.reference("unpruned", "held_out")
@@ -147,11 +148,23 @@ def test_intervals_are_about_the_number_itself(
     table = compare(store, [study.experiment])
     intervals = [point["accuracy_ci"] for search in table["searches"] for point in search["front"]]
     told = answer(comparison)
+    # What has no interval is shown without one.
+    url = ["--storage", f"sqlite:///{tmp_path}/a.db"]
+    for words in (
+        ["compare", "small"],
+        ["compare", "small", "--against", "grid"],
+        ["layers", "small"],
+        ["report", "small", "-o", str(tmp_path / "report.html")],
+        *(["plot", "small", "--what", what, "-o", str(tmp_path / f"{what}.svg")] for what in ("front", "choices")),
+    ):
+        code, _, error = cli(*words, *url)
+        assert code == 0, error
     if kind is Own:
         assert found is None
         assert set(map(str, intervals)) == {"None"}
         assert all(row["accuracy_ci"] is None for row in told["entries"])
         assert all(ci is None for shown in sensitivity(comparison) for ci in shown["lost_ci"])
+        assert {row["verdict"] for row in against(comparison, "grid")["entries"]} == {"reference", "too few samples"}
     else:
         assert found is not None
         assert unpruned.accuracy < unpruned.scores["mosaic-vqa"].mean() - 0.01
