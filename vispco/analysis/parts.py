@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vispco.analysis.statistics import Scores
 from vispco.evaluation.records import Evaluation
@@ -31,31 +32,27 @@ class Parts:
         """
         self._names = {task: list(names) for task, names in groups.items()}
         self._rules = {task: rules.get(task, MEAN) for task in groups}
+        self._found: dict[str, Scores] = {}
         for evaluation in known:
-            for task in evaluation.scores.keys() & self._rules.keys():
-                if not self._follows(evaluation, task):
+            for task in evaluation.scores.keys() & self._rules.keys() - rules.keys():
+                if abs(float(evaluation.scores[task].mean()) - _accuracy(evaluation, task)) > TOLERANCE:
                     self._rules[task] = None
         self.groups = dict(self._names)
         for task, rule in self._rules.items():
             if rule is None:
                 self.groups[task] = ["all"] * len(self._names[task])
 
-    def _follows(self, evaluation: Evaluation, task: str) -> bool:
-        rule, scores = self._rules[task], evaluation.scores[task]
-        if rule is None:
-            return False
-        return abs(float(parts(rule, scores, self._names[task]).mean()) - _accuracy(evaluation, task)) <= TOLERANCE
-
     def of(self, evaluation: Evaluation) -> Scores:
-        """task -> parts [S]."""
-        found = {}
-        for task, scores in evaluation.scores.items():
-            rule = self._rules.get(task, MEAN)
-            if rule is None:
-                found[task] = np.full(len(scores), _accuracy(evaluation, task))
-            else:
-                found[task] = parts(rule, scores, self._names[task])
-        return found
+        """task -> parts [S]; made once for each evaluation, since searches choose the same ones again and again."""
+        if evaluation.id not in self._found:
+            self._found[evaluation.id] = {task: self._of_task(evaluation, task) for task in evaluation.scores}
+        return self._found[evaluation.id]
+
+    def _of_task(self, evaluation: Evaluation, task: str) -> NDArray[np.float64]:
+        scores, rule = evaluation.scores[task], self._rules.get(task, MEAN)
+        if rule is None:
+            return np.full(len(scores), _accuracy(evaluation, task))
+        return parts(rule, scores, self._names[task])
 
 
 def _accuracy(evaluation: Evaluation, task: str) -> float:
