@@ -375,3 +375,21 @@ def test_answers_of_several_tokens_share_too(problem: Problem, monkeypatch: pyte
     for own, shared in zip(generated, together, strict=False):
         assert own.scores["mosaic-vqa"].tolist() == shared.scores["mosaic-vqa"].tolist()
         assert own.id != shared.id, "another way of decoding is another measurement"
+
+
+def test_what_is_read_is_part_of_a_splits_identity(problem: Problem) -> None:
+    """Another tokenizer or template gives other tokens for the same question; padding is not read."""
+    part = Evaluator(problem).prepared("search")[0]
+    first, *others = part.batches
+    ids, read = first.inputs["input_ids"], first.inputs["attention_mask"].bool()
+
+    def digest(values: torch.Tensor, mask: torch.Tensor) -> str:
+        changed = replace(first, inputs={**first.inputs, "input_ids": values, "attention_mask": mask.long()})
+        return replace(part, batches=[changed, *others]).digest
+
+    other = ids.clone()
+    other[0, -1] += 1
+    assert digest(ids, read) == part.digest
+    assert digest(other, read) != part.digest
+    hidden, padding = torch.cat([ids[:, :1], ids], dim=1), torch.cat([read[:, :1] & False, read], dim=1)
+    assert digest(hidden, padding) == part.digest
