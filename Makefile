@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test docs faults lint format clean
+.PHONY: demo test test-all docs faults lint format clean
 
 demo: $(STAMP)
 	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
@@ -14,6 +14,9 @@ demo: $(STAMP)
 	@$(BIN)/vispco report quickstart -o quickstart.html
 
 test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2
 
 # The pages of docs/ as a site that opens from disk.

@@ -1,6 +1,6 @@
 """kill -9 at random moments: drivers and workers, every kind of search, both databases. Nothing lost, nothing twice.
 
-The short form runs with the other tests, in two of the four cases; ``make faults`` kills a hundred times in all four
+The short form runs with the slow tests, in two of the four cases; ``make faults`` kills a hundred times in all four
 (``pytest tests/test_faults.py --kills 100``, a quarter of an hour on two cores).
 """
 
@@ -21,6 +21,8 @@ import pytest
 
 from vispco.storage.store import Store
 from vispco.storage.tables import blocks, evaluations
+
+pytestmark = pytest.mark.slow
 
 STUDY = """
 experiment: faults
