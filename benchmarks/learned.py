@@ -47,9 +47,9 @@ def difference(row: dict[str, Any]) -> str:
     return f"{100 * row['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
-def versus(comparison: Comparison, entry: str, reference: str, score: str = "budget_score") -> dict[str, Any]:
+def versus(comparison: Comparison, entry: str, reference: str) -> dict[str, Any]:
     """The row of ``entry`` against ``reference``."""
-    return next(row for row in against(comparison, reference, score)["entries"] if row["entry"] == entry)
+    return next(row for row in against(comparison, reference)["entries"] if row["entry"] == entry)
 
 
 def near_grid(comparison: Comparison, level: str, propose: float, charged: float) -> Iterator[Claim]:
@@ -63,12 +63,12 @@ def near_grid(comparison: Comparison, level: str, propose: float, charged: float
 
 
 def over_samplers(comparison: Comparison, asked: bool) -> Iterator[Claim]:
-    """Learned minus random and TPE at equal charged compute; a missed budget counts as no picture."""
+    """Learned minus random and TPE at equal charged compute."""
     known = entries(comparison)
     for level in LEVELS:
         for kind in ("random", "tpe", "nsga2", "gp"):
             if f"{kind}-{level}" in known:
-                row = versus(comparison, level, f"{kind}-{level}", "score_within_budget")
+                row = versus(comparison, level, f"{kind}-{level}")
                 text = f"{level} minus {kind} of equal compute: {difference(row)}"
                 aim = asked and kind in ("random", "tpe") and level in LEVELS[:3]
                 yield Claim(text + " (asked: > 0)" * aim, row["difference"] > 0 if aim else None)
@@ -133,7 +133,7 @@ def main() -> int:
         if not options.no_run:
             Run(Problem.from_yaml(Path("studies") / "demo" / f"learned-{name}.yaml"), store).run()
         comparison = Comparison(store, f"learned-{name}")
-        print_against(against(comparison, "grid", "score_within_budget"))
+        print_against(against(comparison, "grid"))
         print()
         for claim in claims(name, comparison, store):
             good &= claim.holds is not False

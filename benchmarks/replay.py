@@ -125,8 +125,9 @@ def replay_one(
     accuracy, held_out = scores.mean(axis=1), table.held_out.mean(axis=1)
     every = trials(accuracy, table.costs, np.ones(len(accuracy), dtype=bool))
     finished = trials(accuracy, table.costs, ~race.stopped)
-    full = [choose(every, budget).number for budget in budgets]
-    raced = [choose(finished, budget).number for budget in budgets]
+    chosen = [(choose(every, budget), choose(finished, budget)) for budget in budgets]
+    assert all(a is not None and b is not None for a, b in chosen)  # the budgets begin above the cheapest schedule
+    full, raced = [a.number for a, _ in chosen], [b.number for _, b in chosen]
     return Replay(
         less=tree_flops(table, np.ones(len(accuracy), dtype=bool), rows) / spent,
         difference=float(held_out[raced].mean() - held_out[full].mean()),

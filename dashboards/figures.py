@@ -331,7 +331,7 @@ def steps(corners: Sequence[Sequence[float]], bottom: float, right: float) -> li
 
 
 def anytime(found: dict[str, Any]) -> go.Figure:
-    """score_within_budget against charged compute: held-out where it was measured, dotted on the search split."""
+    """budget_score against charged compute: held-out where it was measured, dotted on the search split."""
     figure = go.Figure()
     colors = color_of([entry["entry"] for entry in found["entries"]])
     for entry in found["entries"]:
@@ -371,7 +371,7 @@ def anytime(found: dict[str, Any]) -> go.Figure:
         figure,
         title="Had a search been stopped early (held-out; dotted: search split)",
         x="charged compute, share of the dense grid",
-        y="score_within_budget",
+        y="budget_score",
     )
     figure.update_xaxes(type="log")
     return figure

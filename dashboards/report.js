@@ -86,7 +86,7 @@
   // The front is sorted by flops_ratio, and its accuracy on the search split grows with it.
   function choose(front, within) {
     const fitting = front.filter((point) => point.flops_ratio <= within + FITS);
-    return fitting.length ? fitting[fitting.length - 1] : front[0];
+    return fitting[fitting.length - 1];
   }
 
   function cell(row, text, swatch) {
@@ -109,13 +109,21 @@
     body.replaceChildren();
     for (const search of comparison.searches) {
       const point = choose(search.front, within), row = body.insertRow();
-      const over = point.flops_ratio > within + FITS, interval = point.accuracy_ci;
+      if (!point) {
+        cell(row, search.name, facts.colors[search.name]);
+        cell(row, percent(comparison.no_image.accuracy));
+        cell(row, "-");
+        cell(row, "-");
+        cell(row, "missed: the model without the picture");
+        continue;
+      }
+      const interval = point.accuracy_ci;
       row.dataset.trial = point.trial;
       row.className = exported && exported.search === search.name && exported.trial === point.trial ? "best" : "";
       cell(row, search.name, facts.colors[search.name]);
       cell(row, percent(point.accuracy_held_out));
       cell(row, interval ? `${percent(interval[0])} to ${percent(interval[1])}` : "-");
-      cell(row, fixed(point.flops_ratio, 3) + (over ? ", over the budget" : ""));
+      cell(row, fixed(point.flops_ratio, 3));
       cell(row, point.schedule ?? `trial ${point.trial}`);
     }
     const [command, experiment, storage] = facts.command, given = Math.floor((within + FITS) * 1e4) / 1e4;

@@ -9,8 +9,6 @@ from typing import Any
 from vispco.dashboards import figures
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
 
-from vispco.analysis.selection import FITS
-
 FEW = 8  # searches that are listed without being asked
 LONG = 120  # characters of a schedule in a table
 
@@ -52,9 +50,9 @@ def searches(comparison: dict[str, Any]) -> str:
         )
     note = (
         "<p>budget_score is the mean over budgets of the held-out accuracy of the schedule that a search would choose; "
-        "for a missed budget its cheapest stands in. Intervals resample pictures; they are conditional on the "
-        "schedules found and say nothing of other seeds. Costs are what a search would have cost alone, without cache "
-        "and sharing; spent / charged is what was left of that.</p>"
+        "a missed budget counts as the model without the picture. Intervals resample pictures; they are conditional on "
+        "the schedules found and say nothing of other seeds. Costs are what a search would have cost alone, without "
+        "cache and sharing; spent / charged is what was left of that.</p>"
     )
     found = table([*heads, "spent / charged"], rows)
     if len(rows) > FEW:
@@ -68,15 +66,15 @@ def by_budget(comparison: dict[str, Any]) -> str:
     rows = [[row["budget"], *(_chosen(row, found) for found in runs.values())] for row in comparison["by_budget"]]
     note = (
         "Held-out accuracy, schedule, and difference to the grid in points with its interval; of several seeds the "
-        "mean and the range. A search that has nothing within a budget is judged by its cheapest schedule, which is "
-        "then over the budget."
+        "mean and the range. A search that has nothing within a budget misses it, and is judged by the model without "
+        "the picture, which fits any budget."
     )
     return f'<p>{note}</p><div class="wide">{table(["budget", *runs], rows)}</div>'
 
 
 def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     chosen = [found for run in runs if (found := row["chosen"].get(run["name"]))]
-    over = [found for found in chosen if found["flops_ratio"] > row["budget"] + FITS]
+    missed = [found for found in chosen if found["missed"]]
     if not chosen:
         return "-"
     if len(runs) > 1:
@@ -84,10 +82,9 @@ def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
         if len(known) < len(runs):
             return "-"
         text = f"{percent(fmean(known))} ({percent(min(known))} to {percent(max(known))})"
-        return text + (f", {len(over)} of {len(runs)} over the budget" if over else "")
-    text = f"{percent(chosen[0]['accuracy_held_out'])} {shortened(figures.label(chosen[0]), LONG)}"
-    if over:
-        text += f", over the budget at {over[0]['flops_ratio']:.3f}"
+        return text + (f", {len(missed)} of {len(runs)} missed" if missed else "")
+    what = "missed: without the picture" if missed else shortened(figures.label(chosen[0]), LONG)
+    text = f"{percent(chosen[0]['accuracy_held_out'])} {what}"
     gap = row["difference_to_grid"].get(runs[0]["name"])
     if not gap:
         return text
@@ -98,7 +95,7 @@ def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
 def against(found: dict[str, Any]) -> str:
     """Entries over their seeds, against one of them."""
     heads = ["entry", "seeds", "budget_score", "difference", "95 % interval", "p (Holm)", "verdict"]
-    heads += ["propose / grid", "cost / grid", "budgets missed", "score within budget"]
+    heads += ["propose / grid", "cost / grid", "budgets missed"]
     rows = []
     for row in found["entries"]:
         told = points_interval(row["difference_ci"]) if row["difference_ci"] else None
@@ -116,14 +113,13 @@ def against(found: dict[str, Any]) -> str:
                 row["propose_share"],
                 row["charged_share"],
                 round(row["budgets_missed"], 1),
-                row["score_within_budget"],
             ]
         )
     note = (
         f"Mean budget_score over seeds, and its difference to {in_html(found['against'])} in points. Intervals "
         "resample seeds and pictures together, or pictures only, given the schedules found, where a search has too few "
-        f"seeds. No search is called better with fewer than {found['seeds_needed']} seeds. A missed budget counts with "
-        "the search's cheapest schedule, which flatters budget_score; within budget, as the model without a picture."
+        f"seeds. No search is called better with fewer than {found['seeds_needed']} seeds. A missed budget, within "
+        "which a search has nothing, counts as the model without the picture."
     )
     return f"<p>{note}</p>" + table(heads, rows)
 

@@ -28,7 +28,7 @@ def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
     several = row["runs"] > 1
     what = f"the schedules that {name} chose" if several else f"the schedule that {name} chose"
     text = f"With at most {budget} of the compute, {what} on the search split"
-    if not several and row["schedules"][0]:
+    if not several and row["schedules"] and row["schedules"][0]:
         text += f" (<code>{in_html(shortened(row['schedules'][0], 90))}</code>)"
     score = percent(row["accuracy_held_out"])
     held = " on average" if several else ""
@@ -39,9 +39,9 @@ def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
     if found["unpruned"] is not None:
         kept = "" if row["kept"] is None else f": it keeps {percent(row['kept'], 0)} of that"
         text += f" Unpruned, the model answers {percent(found['unpruned'])}{kept}."
-    if row["over"]:
-        whose = f"{row['over']} of its {row['runs']} runs have" if several else "It has"
-        text += f" {whose} nothing within that budget, and the cheapest schedule stands in, over it."
+    if row["missed"]:
+        whose = f"{row['missed']} of its {row['runs']} runs have" if several else "It has"
+        text += f" {whose} nothing within that budget, which counts as the model without the picture."
     return text
 
 
@@ -113,7 +113,7 @@ def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
 
 def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
     tiles = []
-    if row["kept"] is not None:
+    if row["kept"] is not None and row["flops_ratio"] is not None:
         where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the compute"
         tiles.append((percent(row["kept"], 0), where, ""))
     for default in found["defaults"][:1]:

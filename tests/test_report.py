@@ -109,7 +109,7 @@ def test_an_answer_without_grid_or_default_says_so() -> None:
         "runs": 1,
         "schedules": ["step(layer=2, keep=0.5)"],
         "flops_ratio": 0.6,
-        "over": 1,
+        "missed": 1,
         "accuracy_held_out": 0.5,
         "deterministic": False,
         "covers": "samples",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.selection import choose, fits, front
+from vispco.analysis.selection import choose, front
 from vispco.errors import ConfigError
 from vispco.pruning.schedule_file import FORMAT, VERSION
 from vispco.search.predicted import is_predicted
@@ -20,20 +20,16 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     Raises:
         ConfigError: no trial fits the budget, or it is no share of the unpruned compute.
     """
-    candidates = _candidates(budget, _holdable(comparison))
-    if not 0 < budget <= max([1.0, *(t.values[1] for t, _ in candidates)]):  # choosing can cost more than it saves
+    held = _holdable(comparison)
+    costs = [trial.values[1] for trials, _ in held for trial in trials]
+    if not 0 < budget <= max([1.0, *costs]):  # choosing can cost more than it saves
         raise ConfigError(
             f"budget {budget:g} is no share of the unpruned model's compute; give a number above 0 and at most 1, "
             "such as 0.5 for half"
         )
-    fitting = [(t, s) for t, s in candidates if fits(t, budget)]
+    fitting = _choices(budget, held)
     if not fitting:
-        cheapest = min((t.values[1] for t, _ in candidates), default=None)
-        least = (
-            "it has no schedule that a file can hold"
-            if cheapest is None
-            else f"its cheapest has flops_ratio {cheapest:.4f}"
-        )
+        least = f"its cheapest has flops_ratio {min(costs):.4f}" if costs else "it has no schedule that a file can hold"
         raise ConfigError(
             f"no schedule of {comparison.experiment!r} fits budget {budget}; {least}, give a larger --budget"
         )
@@ -66,7 +62,7 @@ def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
     held = [(front(trials), search) for trials, search in _holdable(comparison)]
     found: list[dict[str, Any]] = []
     for budget in sorted({trial.values[1] for trials, _ in held for trial in trials}):
-        trial, search = min(((t, s) for t, s in _candidates(budget, held) if fits(t, budget)), key=_preference)
+        trial, search = min(_choices(budget, held), key=_preference)
         row = {"search": search.name, "trial": trial.number, "schedule": trial.user_attrs["schedule"]}
         if not found or row.items() - found[-1].items():
             found.append({"flops_ratio": budget, **row})
@@ -81,8 +77,8 @@ def _holdable(comparison: Comparison) -> Held:
     return [([t for t in search.trials if _holds(comparison, search, t)], search) for search in comparison.searches]
 
 
-def _candidates(budget: float, held: Held) -> list[tuple[Any, Searched]]:
-    """Each search's choice."""
+def _choices(budget: float, held: Held) -> list[tuple[Any, Searched]]:
+    """Each search's choice, of those that have one."""
     chosen = [(choose(trials, budget), search) for trials, search in held]
     return [(trial, search) for trial, search in chosen if trial is not None]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.entries import SEEDS_NEEDED, Entry, entries
-from vispco.analysis.selection import choose, fits
+from vispco.analysis.selection import choose
 from vispco.analysis.two_level import Runs, estimate, resample
 from vispco.evaluation.records import Evaluation
 
@@ -94,11 +94,14 @@ def _add(
     entry: Entry,
     within: float,
 ) -> None:
-    """What all runs of an entry deliver within a compute; nothing if one has nothing there or it is not measured."""
+    """What all runs of an entry deliver within a compute; nothing while one is not measured.
+
+    A run that has nothing there delivers the model without the picture at a budget, and nothing beside a default.
+    """
     chosen = [(run, choose(comparison.front(run), within)) for run in entry.runs]
-    if key[0] == "within" and not all(trial is not None and fits(trial, within) for _, trial in chosen):
+    if key[0] == "within" and any(trial is None for _, trial in chosen):
         return
-    found = [comparison.held_out(run, trial) if trial is not None else None for run, trial in chosen]
+    found = [comparison.delivered_by(run, trial) for run, trial in chosen]
     runs = [evaluation for evaluation in found if evaluation is not None]
     if runs and len(runs) == len(found):
         measured[key] = Delivered(runs, entry.deterministic)
@@ -149,7 +152,9 @@ def _row(
     unpruned: Evaluation | None,
 ) -> dict[str, Any]:
     place = comparison.budgets.index(budget)
-    chosen: list[Any] = [trial for run in entry.runs if (trial := comparison.chosen(run)[place]) is not None]
+    choices = [comparison.chosen(run)[place] for run in entry.runs]
+    chosen: list[Any] = [trial for trial in choices if trial is not None]
+    blind = comparison.reference_point()[0]
     charged = [total for run in entry.runs if (total := run.total("charged_flops")) is not None]
     cost = float(np.mean(charged)) if len(charged) == len(entry.runs) else None
     whole = comparison.grid_flops()
@@ -162,8 +167,8 @@ def _row(
         "deterministic": entry.deterministic,
         "schedules": list(dict.fromkeys(trial.user_attrs.get("schedule") for trial in chosen)),
         "flops_ratio": float(np.mean([trial.values[1] for trial in chosen])) if chosen else None,
-        "over": sum(not fits(trial, budget) for trial in chosen),
-        "accuracy": float(np.mean([trial.values[0] for trial in chosen])) if chosen else None,
+        "missed": len(choices) - len(chosen),
+        "accuracy": float(np.mean([trial.values[0] for trial in chosen] + [blind] * (len(choices) - len(chosen)))),
         "accuracy_held_out": None,
         "accuracy_ci": None,
         "covers": None,
@@ -186,10 +191,9 @@ def _row(
 def _headline(rows: list[dict[str, Any]]) -> str | None:
     measured = [row for row in rows if row["accuracy_held_out"] is not None]
     searches = [row for row in measured if row["kind"] not in BASELINES] or measured
-    # A schedule over the budget answers another question, so it comes last.
     best = min(
         searches,
-        key=lambda row: (row["over"] > 0, -row["accuracy"], row["charged_flops"] or float("inf")),
+        key=lambda row: (row["missed"] > 0, -row["accuracy"], row["charged_flops"] or float("inf")),
         default=None,
     )
     return best["entry"] if best else None

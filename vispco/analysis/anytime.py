@@ -1,8 +1,6 @@
 """Anytime performance: what a search would have delivered, had it been stopped at some charged compute.
 
-The number is ``score_within_budget``: a budget for which nothing was found yet counts as the model without a picture.
-``budget_score`` would start near the accuracy of the unpruned model, since a search with one expensive trial answers
-every budget with it, and fall as the search gets better.
+The number is ``budget_score``: a budget for which nothing was found yet counts as the model without the picture.
 """
 
 from __future__ import annotations
@@ -119,10 +117,9 @@ def _curve(path: Path, estimates: Mapping[tuple[str, int], Estimate], grid_flops
 
 
 def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores | None:
-    blind = comparison.reference("no_image", "held_out")
     found: list[Evaluation] = []
     for trial in choices:
-        evaluation = blind if trial is None else comparison.held_out(run, trial)
+        evaluation = comparison.delivered_by(run, trial)
         if evaluation is None:
             return None
         found.append(evaluation)

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
 from vispco.analysis.parts import Parts
-from vispco.analysis.selection import choose, fits, front, is_measured
+from vispco.analysis.selection import choose, front, is_measured
 from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
@@ -174,26 +174,26 @@ class Comparison:
         self._load([found])
         return self._evaluations.get(found)
 
-    def delivered(self, search: Searched, *, within: bool = False) -> list[Evaluation] | None:
+    def delivered(self, search: Searched) -> list[Evaluation] | None:
         """Held-out measurements of what a search would have chosen, one for each budget; None while one is missing.
 
-        ``within``: a budget for which the search has nothing that fits counts as the model without a picture.
+        A missed budget counts as the model without the picture: dropping every visual token fits any budget.
         """
         found = []
-        for budget, trial in zip(self.budgets, self.chosen(search), strict=True):
-            if trial is None:
-                return None
-            blind = within and not fits(trial, budget)
-            evaluation = self.reference("no_image", "held_out") if blind else self.held_out(search, trial)
+        for trial in self.chosen(search):
+            evaluation = self.delivered_by(search, trial)
             if evaluation is None:
                 return None
             found.append(evaluation)
         return found
 
+    def delivered_by(self, search: Searched, trial: TrialRecord | None) -> Evaluation | None:
+        """Held-out measurement of a choice; of no choice, the model without the picture."""
+        return self.reference("no_image", "held_out") if trial is None else self.held_out(search, trial)
+
     def missed(self, search: Searched) -> int:
         """Budgets for which a search has nothing that fits."""
-        chosen = zip(self.budgets, self.chosen(search), strict=True)
-        return sum(trial is None or not fits(trial, budget) for budget, trial in chosen)
+        return self.chosen(search).count(None)
 
     def grid_flops(self) -> int | None:
         """The dense grid's naive cost, which shares of compute refer to; None if it is not known."""
@@ -211,7 +211,7 @@ class Comparison:
         return self._fronts[search.study]
 
     def chosen(self, search: Searched) -> list[TrialRecord | None]:
-        """The trial that the search would have chosen for each budget."""
+        """The trial that the search would have chosen for each budget; None for a budget that it misses."""
         return self._choices[search.study]
 
     def origin(self, search: Searched, trial: TrialRecord) -> Searched | None:
@@ -352,7 +352,6 @@ class Comparison:
         grid_charged = _naive(grid) if grid else None
         measured = [trial.user_attrs.get("evaluation") for trial in search.trials]
         score, score_ci = self._budget_score(search)
-        score_within, score_within_ci = self._budget_score(search, within=True)
         return {
             "name": search.name,
             "study": search.study,
@@ -366,8 +365,8 @@ class Comparison:
             "budget_score": score,
             "budget_score_ci": score_ci,
             "budgets_missed": self.missed(search),
-            "score_within_budget": score_within,
-            "score_within_budget_ci": score_within_ci,
+            "score_within_budget": score,  # the name of budget_score when there were two scores
+            "score_within_budget_ci": score_ci,
             "hypervolume": volume,
             "hypervolume_ratio_to_grid": volume / grid_volume if grid_volume else None,
             "cost_ratio_to_grid": charged / grid_charged if charged is not None and grid_charged else None,
@@ -376,9 +375,9 @@ class Comparison:
             "front": [self._point(search, trial) for trial in self.front(search)],
         }
 
-    def _budget_score(self, search: Searched, *, within: bool = False) -> tuple[float | None, list[float] | None]:
+    def _budget_score(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Mean over budgets of the chosen schedules' held-out accuracy; null while one is not measured there."""
-        delivered = self.delivered(search, within=within)
+        delivered = self.delivered(search)
         if delivered is None:
             return None, None
         score = float(np.mean([evaluation.accuracy for evaluation in delivered]))
@@ -404,18 +403,19 @@ class Comparison:
         for number, budget in enumerate(self.budgets):
             chosen: dict[str, Any] = {}
             differences: dict[str, Any] = {}
-            best = self.chosen(grid)[number] if grid else None
-            grid_held = self.held_out(grid, best) if grid and best is not None else None
+            grid_held = self.delivered_by(grid, self.chosen(grid)[number]) if grid else None
             for search in self.searches:
-                trial = self.chosen(search)[number]
-                if trial is None:
+                if not search.trials:
                     continue
-                held_out = self.held_out(search, trial)
+                trial = self.chosen(search)[number]
+                held_out = self.delivered_by(search, trial)
+                blind = held_out if trial is None else None
                 chosen[search.name] = {
-                    "trial": trial.number,
-                    "schedule": trial.user_attrs.get("schedule"),
+                    "trial": trial.number if trial else None,
+                    "schedule": trial.user_attrs.get("schedule") if trial else blind and blind.schedule,
                     "accuracy_held_out": held_out.accuracy if held_out else None,
-                    "flops_ratio": _values(trial)[1],
+                    "flops_ratio": _values(trial)[1] if trial else blind and blind.flops_ratio,
+                    "missed": trial is None,
                     "tasks": _by_task(held_out),
                 }
                 if grid is not None and search is not grid:

@@ -15,7 +15,7 @@ from vispco.errors import ConfigError
 from vispco.registry import suggest
 from vispco.storage.store import Store
 
-SCORES = ("budget_score", "score_within_budget")
+SCORES = ("budget_score", "score_within_budget")  # two names of one score
 SEEDS_NEEDED = 10
 
 
@@ -79,7 +79,7 @@ def verdict(entry: Entry, reference: Entry, difference: float, p_holm: float | N
 
 
 def against(comparison: Comparison, reference: str, score: str = "budget_score") -> dict[str, Any]:
-    """Each entry's mean over seeds of both scores, and its difference to ``reference`` in ``score``.
+    """Each entry's mean ``budget_score`` over seeds, and its difference to ``reference``.
 
     The differences that have seeds enough for a verdict are one family for Holm's correction. Differences are those of
     means over runs; runs of two entries are not paired, since equal seeds of two searches have nothing in common.
@@ -93,9 +93,9 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
     base, found = named(comparison, reference), entries(comparison)
     drawn = _resampled(comparison, found)
     estimates = {
-        name: estimate(drawn[name, score], drawn[reference, score])
+        name: estimate(drawn[name], drawn[reference])
         for name in found
-        if name != reference and (name, score) in drawn and (reference, score) in drawn
+        if name != reference and name in drawn and reference in drawn
     }
     tested = {
         name: made.p_value
@@ -133,24 +133,23 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
     }
 
 
-def _resampled(comparison: Comparison, found: dict[str, Entry]) -> dict[tuple[str, str], Runs]:
-    """(entry, score) -> its runs, for entries of which every run is measured."""
-    measured: dict[tuple[str, str], list[Scores]] = {}
+def _resampled(comparison: Comparison, found: dict[str, Entry]) -> dict[str, Runs]:
+    """Runs by entry, for entries of which every run is measured."""
+    measured: dict[str, list[Scores]] = {}
     for name, entry in found.items():
-        for score in SCORES:
-            chosen = [comparison.delivered(run, within=score != SCORES[0]) for run in entry.runs]
-            delivered = [given for given in chosen if given is not None]
-            scores: list[Scores] = [mean_scores([comparison.parts.of(e) for e in given]) for given in delivered]
-            if len(scores) == len(entry.runs):
-                measured[name, score] = scores
-    fixed = [key for key in measured if found[key[0]].deterministic]
+        chosen = [comparison.delivered(run) for run in entry.runs]
+        delivered = [given for given in chosen if given is not None]
+        scores: list[Scores] = [mean_scores([comparison.parts.of(e) for e in given]) for given in delivered]
+        if len(scores) == len(entry.runs):
+            measured[name] = scores
+    fixed = [name for name in measured if found[name].deterministic]
     return resample(measured, comparison.parts.groups, fixed=fixed)
 
 
-def _scores(drawn: dict[tuple[str, str], Runs], name: str) -> dict[str, Any]:
+def _scores(drawn: dict[str, Runs], name: str) -> dict[str, Any]:
+    made = estimate(drawn[name]) if name in drawn else None
     row: dict[str, Any] = {}
     for score in SCORES:
-        made = estimate(drawn[name, score]) if (name, score) in drawn else None
         row[score] = made.value if made else None
         row[f"{score}_ci"] = _interval(made)
     return row

@@ -19,7 +19,6 @@ import numpy as np
 
 from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.layer_words import summary
-from vispco.analysis.selection import FITS
 from vispco.analysis.sensitivity import sensitivity
 from vispco.storage.reading import read_attribute, snapshot, study_ids
 
@@ -113,11 +112,9 @@ def _learned(comparison: Comparison, entry: str, searches: Sequence[Searched]) -
         for search in searches:
             trial = comparison.chosen(search)[number]
             if trial is None:
-                continue
-            assert trial.values is not None
-            if trial.values[1] > budget + FITS:
                 over += 1
                 continue
+            assert trial.values is not None
             ratios = comparison.keep_ratio(search, trial)
             if ratios is None or len(ratios) != depth:
                 continue  # an imported trial that does not say

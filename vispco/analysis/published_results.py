@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched, together
-from vispco.analysis.selection import choose, fits
+from vispco.analysis.selection import choose
 from vispco.evaluation.records import Evaluation
 from vispco.storage.store import Store
 
@@ -165,7 +165,7 @@ def _shared(comparison: Comparison) -> dict[str, str]:
 def _choice(comparison: Comparison, search: Searched, budget: float) -> Evaluation | None:
     """What a search has for a budget, which need not be one of the experiment's; None if nothing fits."""
     trial = choose(comparison.front(search), budget)
-    return comparison.held_out(search, trial) if trial is not None and fits(trial, budget) else None
+    return comparison.held_out(search, trial) if trial is not None else None
 
 
 def _printed(row: Published | None, whole: Published) -> dict[str, Any] | None:

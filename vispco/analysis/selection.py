@@ -44,14 +44,9 @@ def fits(trial: Any, budget: float) -> bool:
 def choose(trials: Sequence[Any], budget: float) -> Any | None:
     """What a search would pick for ``budget``: the best accuracy within it, then the cheapest, then the first.
 
-    If nothing fits, the cheapest trial; None without trials.
+    None if nothing fits: the budget is missed.
     """
-    if not trials:
-        return None
-    fitting = [trial for trial in trials if fits(trial, budget)]
-    if fitting:
-        return min(fitting, key=_preference)
-    return min(trials, key=lambda trial: (trial.values[1], -trial.values[0], trial.number))
+    return min((trial for trial in trials if fits(trial, budget)), key=_preference, default=None)
 
 
 def _preference(trial: Any) -> tuple[float, float, int]:

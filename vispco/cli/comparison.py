@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vispco.analysis.selection import FITS
 from vispco.cli.output import columns_that_fit, page_width, print_table, print_text
 
 SCHEDULE = 26  # columns for the best schedule: a step with four digits
@@ -70,6 +69,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
                 "cost/grid": row["cost_ratio_to_grid"],
                 "budget_score": row["budget_score"],
                 "95 % interval": _interval(row["budget_score_low"], row["budget_score_high"]),
+                "missed": row["budgets_missed"],
                 "hv/grid": row["hypervolume_ratio_to_grid"],
                 "seconds": round(row["wall_seconds"]),
             }
@@ -85,22 +85,16 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         cells: dict[str, Any] = {"budget": row["budget"]}
         for name in shown:
             chosen = row["chosen"].get(name)
-            cells[name] = _number(chosen["accuracy_held_out"]) + _over(chosen, row["budget"]) if chosen else "-"
+            cells[name] = _number(chosen["accuracy_held_out"]) + _missed(chosen) if chosen else "-"
         best = max(
-            (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None and not _over(c, row["budget"])),
+            (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None and not c["missed"]),
             key=lambda c: c["accuracy_held_out"],
             default=None,
         )
         cells["best schedule"] = (best["schedule"] or f"trial {best['trial']}") if best else "-"
         rows.append(cells)
     print_table(rows, page_width())
-    if _any_over(comparison):
-        print("* over the budget: the search has nothing that fits, this is its cheapest")
-        print("  budget_score, were those worth no more than the model without a picture:")
-        for search in comparison["searches"]:
-            if search["budgets_missed"]:
-                score = _number(search["score_within_budget"])
-                print_text(f"  {search['name']} {score}, {search['budgets_missed']} missed")
+    _explain_missed(comparison)
     if len(shown) < len(names):
         print(f"(first {len(shown)} of {len(names)} searches; all of them: --json)")
 
@@ -138,11 +132,10 @@ def print_tasks(comparison: dict[str, Any]) -> None:
             cells: dict[str, Any] = {"budget": row["budget"]}
             for name in shown:
                 chosen = row["chosen"].get(name)
-                cells[name] = _number(chosen["tasks"].get(task)) + _over(chosen, row["budget"]) if chosen else "-"
+                cells[name] = _number(chosen["tasks"].get(task)) + _missed(chosen) if chosen else "-"
             rows.append(cells)
         print_table(rows, page_width())
-    if _any_over(comparison):
-        print("* over the budget: the search has nothing that fits, this is its cheapest")
+    _explain_missed(comparison)
     if len(shown) < len(names):
         print(f"(first {len(shown)} of {len(names)} searches; all of them: --csv)")
 
@@ -152,13 +145,14 @@ def _shown(names: Sequence[str], kept_free: int) -> list[str]:
     return columns_that_fit(names, page_width() - len("budget") - 2 - kept_free, CELL)
 
 
-def _any_over(comparison: dict[str, Any]) -> bool:
-    return any(_over(chosen, row["budget"]) for row in comparison["by_budget"] for chosen in row["chosen"].values())
+def _explain_missed(comparison: dict[str, Any]) -> None:
+    if any(chosen["missed"] for row in comparison["by_budget"] for chosen in row["chosen"].values()):
+        print("* missed: the search has nothing within the budget; it counts as the model")
+        print("  without the picture, which fits any budget")
 
 
-def _over(chosen: dict[str, Any], budget: float) -> str:
-    """``*`` where a search has no schedule within the budget."""
-    return "*" if chosen["flops_ratio"] > budget + FITS else ""
+def _missed(chosen: dict[str, Any]) -> str:
+    return "*" if chosen["missed"] else ""
 
 
 def _number(value: float | None) -> str:

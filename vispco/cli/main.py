@@ -166,7 +166,7 @@ def compare(
         Optional[str], typer.Option(metavar="ENTRY", help="Differences of all entries to this one, over seeds.")
     ] = None,
     score: Annotated[
-        Optional[str], typer.Option(help="With --against: budget_score [default] or score_within_budget.")
+        Optional[str], typer.Option(help="With --against: budget_score, or score_within_budget, its old name.")
     ] = None,
     anytime: Annotated[bool, typer.Option("--anytime", help="What each entry had found by which cost.")] = False,
     per_task: Annotated[bool, typer.Option("--per-task", help="Each search's choices, task by task.")] = False,

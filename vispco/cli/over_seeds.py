@@ -38,8 +38,8 @@ def _spread(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def print_against(found: dict[str, Any]) -> None:
     """Two tables: what each entry delivers against the reference, and what it cost."""
-    score, tests = found["score"], found["comparisons"]
-    print_text(f"{found['experiment']}: {score} on held-out samples, mean over seeds, against {found['against']}")
+    tests = found["comparisons"]
+    print_text(f"{found['experiment']}: budget_score on held-out samples, mean over seeds, against {found['against']}")
     print("differences in points, with 95 % intervals over seeds and samples;")
     print(f"p after Holm's correction for {tests} comparison{'' if tests == 1 else 's'}\n")
     print_table(
@@ -47,7 +47,7 @@ def print_against(found: dict[str, Any]) -> None:
             {
                 "entry": row["entry"],
                 "seeds": None if row["deterministic"] else len(row["seeds"]),
-                "score": row[score],
+                "score": row["budget_score"],
                 "points": _points(row["difference"]),
                 "interval": _interval(row),
                 "p": _p(row["p_holm"]),
@@ -67,18 +67,15 @@ def print_against(found: dict[str, Any]) -> None:
                 "charged": row["charged_share"],
                 "hv/grid": row["hypervolume_ratio_to_grid"],
                 "missed": f"{row['budgets_missed']:.1f}",
-                "within": row["score_within_budget"],
             }
             for row in found["entries"]
         ],
         page_width(),
     )
-    print("\nwithin: the score where a missed budget counts as the model without a picture")
+    if any(row["budgets_missed"] for row in found["entries"]):
+        print("\nmissed: budgets that nothing fits; each counts as the model without the picture")
     if any(row["covers"] == "samples" for row in found["entries"]):
         print("s: over samples only, given the schedules that were found")
-    if score == "budget_score" and any(row["budgets_missed"] for row in found["entries"]):
-        print("missed: nothing fits, so the cheapest schedule counts, over the budget, which")
-        print("flatters the score; for differences without that: --score score_within_budget")
 
 
 def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,7 +101,7 @@ def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
 def print_anytime(found: dict[str, Any]) -> None:
     """One table: entries by shares of the dense grid's cost."""
     shares = found["shares"]
-    print_text(f"{found['experiment']}: score_within_budget when stopped at a share of the grid's cost,")
+    print_text(f"{found['experiment']}: budget_score when stopped at a share of the grid's cost,")
     if shares:
         print("on held-out samples, mean over seeds\n")
     else:

@@ -7,22 +7,20 @@ from statistics import fmean
 
 from optuna.trial import TrialState
 
-from vispco.analysis.selection import choose, fits, is_measured
+from vispco.analysis.selection import choose, is_measured
 from vispco.storage.trials import TrialLog
 
 
 def result_so_far(log: TrialLog, budgets: Sequence[float], blind: float) -> str:
-    """``score_within_budget`` on the search split, where schedules are chosen, and the compute that was spent.
-
-    It is ``budget_score`` once there is a schedule within every budget, and never falls.
+    """``budget_score`` on the search split, where schedules are chosen, and the compute that was spent.
 
     Args:
-        blind: accuracy without a picture, which a budget counts for that nothing fits.
+        blind: accuracy without the picture, which a missed budget counts for.
     """
     trials = [trial for trial in log.complete() if is_measured(trial)]
     spent = sum(trial.user_attrs.get("spent_flops", 0) for trial in log.trials(TrialState.COMPLETE, TrialState.PRUNED))
-    chosen = [(choose(trials, budget), budget) for budget in budgets]
-    score = fmean(trial.values[0] if trial is not None and fits(trial, b) else blind for trial, b in chosen)
+    chosen = [choose(trials, budget) for budget in budgets]
+    score = fmean(blind if trial is None else trial.values[0] for trial in chosen)
     return f"score {score:.3f}, {in_flops(spent)}" if trials else in_flops(spent)
 
 
