@@ -99,11 +99,11 @@ def qwen(model: Any) -> Any:
     from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    families = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}
+    families = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
     tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
     model.config.video_token_id = tokenizer.video_token_id  # 5 is a word of this tokenizer
     pixels = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1600)
-    family = without_videos(families[model.config.model_type])
+    family = without_videos(families.get(model.config.model_type, Qwen3VLProcessor))
     return family(pixels, tokenizer, None, chat_template=CHAT.replace("PLACE", "<image>"))
 
 
@@ -148,6 +148,18 @@ def gemma(model: Any) -> Any:
     return Gemma3Processor(pixels, tokenizer, image_seq_length=16, chat_template=CHAT.replace("PLACE", "<boi>"))
 
 
+def glm(model: Any) -> Any:
+    from transformers import Glm4vProcessor, Glm46VProcessor
+    from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+
+    pixels = Glm46VImageProcessorPil(
+        patch_size=4, merge_size=2, size={"shortest_edge": 2 * 256, "longest_edge": 2 * 1600}
+    )
+    family = without_videos(Glm46VProcessor if model.config.model_type == "glm46v" else Glm4vProcessor)
+    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
+    return family(pixels, tokenizer, None, chat_template=CHAT.replace("PLACE", "<image>"))
+
+
 PROCESSORS = {
     "llava": llava,
     "llava_next": llava_next,
@@ -155,15 +167,20 @@ PROCESSORS = {
     "qwen2_vl": qwen,
     "qwen2_5_vl": qwen,
     "qwen3_vl": qwen,
+    "qwen3_vl_moe": qwen,
     "gemma3": gemma,
     "internvl": internvl,
     "idefics3": idefics3,
     "smolvlm": smolvlm,
+    "glm4v": glm,
+    "glm46v": glm,
+    "glm4v_moe": glm,
 }
 LOADABLE = ("llava", "llava_next", "gemma3", "idefics3")
 
 
-@pytest.fixture(params=list(TINY), scope="module")
+# Mistral 3's processor cannot even be imported without torchvision.
+@pytest.fixture(params=list(PROCESSORS), scope="module")
 def problem(request: Any, tmp_path_factory: Any) -> vispco.Problem:
     """A study of a model in a folder; where transformers loads processors with torchvision only, a model in memory."""
     model = TINY[request.param].build()

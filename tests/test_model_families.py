@@ -45,6 +45,11 @@ class TestQwen3VL(AdapterConformance):
     tiny = TINY["qwen3_vl"]
 
 
+class TestQwen3VLMoe(AdapterConformance):
+    tiny = TINY["qwen3_vl_moe"]
+    methods = LIKE_ANOTHER
+
+
 class TestGemma3(AdapterConformance):
     tiny = TINY["gemma3"]
 
@@ -61,6 +66,26 @@ class TestIdefics3(AdapterConformance):
 
 class TestSmolVLM(AdapterConformance):
     tiny = TINY["smolvlm"]
+    methods = LIKE_ANOTHER
+
+
+class TestMistral3(AdapterConformance):
+    tiny = TINY["mistral3"]
+    methods = LIKE_ANOTHER
+
+
+class TestGlm4v(AdapterConformance):
+    tiny = TINY["glm4v"]
+    methods = ("fastv", "sparsevlm")
+
+
+class TestGlm46V(AdapterConformance):
+    tiny = TINY["glm46v"]
+    methods = LIKE_ANOTHER
+
+
+class TestGlm4vMoe(AdapterConformance):
+    tiny = TINY["glm4v_moe"]
     methods = LIKE_ANOTHER
 
 

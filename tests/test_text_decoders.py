@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from vispco.costs import prefill_flops, relaxed_backward_flops
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter, adapter_for
-from vispco.problem import Problem
 from vispco.pruning.attention import LayerAttention
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.fastv import FastV
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import prune
-from vispco.pruning.schedules import Step
+from vispco.pruning.schedules import Ratios, Step
+from vispco.testing import checks
 from vispco.testing.tiny import TINY
 from vispco.testing.tiny.base import IMAGE, TEXT
 
@@ -92,17 +94,51 @@ def test_what_cannot_be_read_is_refused(make: Any) -> None:
     assert [len(session.kept(layer)[0]) for layer in range(4)] == [16, 16, 8, 8]
 
 
-def test_experts_are_not_counted() -> None:
+def qwen3_moe() -> Any:
     from transformers import Qwen3MoeConfig
 
-    text = Qwen3MoeConfig(**TEXT, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
-    problem = Problem.from_text(
-        "experiment: moe\nmodel: demo\ntasks: [{name: mosaic-vqa, splits: {calibration: 2, search: 2, held_out: 2}}]\n"
-        "searches: {grid: {kind: grid}}\n"
-    )
-    problem.__dict__["adapter"] = adapter_for(llava(text))
-    with pytest.raises(ModelError, match=r"the decoder of 'demo' chooses among 4 experts .* dense decoder"):
-        _ = problem.shape
+    sizes = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, "mlp_only_layers": [2]}
+    return llava(Qwen3MoeConfig(**TEXT, head_dim=8, **sizes))
+
+
+def qwen2_moe() -> Any:
+    from transformers import Qwen2MoeConfig
+
+    sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 40, "num_experts": 4}
+    return llava(Qwen2MoeConfig(**TEXT, **sizes, num_experts_per_tok=2, mlp_only_layers=[]))
+
+
+@pytest.mark.parametrize("make", [qwen3_moe, qwen2_moe, phi3])
+def test_weights_that_a_token_meets_are_counted(make: Any) -> None:
+    """Experts that it is sent to, the router, a shared expert with its gate, fused projections: by torch's counter."""
+    model, batch = make(), TINY["llava"].batch([(3, 1, 5)])
+    for schedule in (Step(2, 1.0), Step(1, 0.5), Ratios([1, 0.75, 0.3, 0.0])):
+        with prune(model, method="random", schedule=schedule):
+            counted = checks.counted_flops(model, batch)
+        counts = schedule.counts(np.array([16]), 4)
+        assert counted == prefill_flops(adapter_for(model).shape(), counts, np.array([16]), np.array([8]))[0]
+
+
+def test_experts_of_the_backward_pass_are_counted() -> None:
+    """By hand: of layers 1 to 3 the first has no gradient with respect to its input."""
+    shape = adapter_for(qwen3_moe()).shape()
+    attention, n = 2 * 32 * 32 + 2 * 32 * 16, 10
+    experts, dense = 6 * 32 + 2 * 3 * 32 * 16, 3 * 32 * 56
+    assert [layer.weights for layer in shape.each] == [attention + experts] * 2 + [
+        attention + dense,
+        attention + experts,
+    ]
+    product = 4 * n * n * 32
+    first = 2 * n * (32 * 32 + experts) + product // 2
+    others = sum(2 * n * (attention + mlp) + 2 * product for mlp in (dense, experts))
+    assert relaxed_backward_flops(shape, n) == first + others
+
+
+def test_a_decoder_whose_experts_are_not_said_is_refused() -> None:
+    model = qwen3_moe()
+    model.config.text_config.num_experts_per_tok = 0
+    with pytest.raises(ModelError, match="'qwen3_moe' does not say how many experts a token is sent to"):
+        adapter_for(model).shape()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

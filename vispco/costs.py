@@ -20,18 +20,34 @@ if TYPE_CHECKING:
     from vispco.pruning.methods.base import Method
 
 
-def layer_flops(shape: ModelShape, tokens: Any) -> Any:
+def layer_flops(shape: ModelShape, tokens: Any, layer: int | None = None) -> Any:
     """FLOPs of one decoder layer with ``tokens`` tokens: ``2n(2Hhd + 2Hgd + 3HI) + 4n^2 hd``.
 
     ``tokens``: an integer, an integer array, or a real tensor (the relaxed model differentiates through it).
-    Attention is the full product, without halving for causality.
+    Attention is the full product, without halving for causality. ``layer``: which one, where layers differ; of
+    experts, those that a token is sent to count, and the router.
 
     >>> layer_flops(ModelShape(layers=1, hidden=4, heads=2, kv_heads=1, head_dim=2, mlp=8), 3)
     1008
     """
-    hidden, width = shape.hidden, shape.heads * shape.head_dim
-    linear = 2 * hidden * width + 2 * hidden * shape.kv_heads * shape.head_dim + 3 * hidden * shape.mlp
-    return 2 * tokens * linear + 4 * tokens * tokens * width
+    if shape.each:
+        if layer is None:
+            raise ValueError("the layers of this decoder differ: say which one, or use decoder_flops")
+        own = shape.each[layer]
+        return 2 * tokens * own.weights + 4 * tokens * tokens * own.heads * own.head_dim
+    return 2 * tokens * shape.weights + 4 * tokens * tokens * shape.heads * shape.head_dim
+
+
+def decoder_flops(shape: ModelShape, tokens: Any) -> Any:
+    """FLOPs of all decoder layers, [...], with ``tokens`` [..., L] entering each: an integer array or a real tensor."""
+    if not shape.each:
+        return layer_flops(shape, tokens).sum(-1)
+    return sum(layer_flops(shape, tokens[..., layer], layer) for layer in range(shape.layers))
+
+
+def plain_flops(shape: ModelShape, tokens: Any) -> Any:
+    """FLOPs of all decoder layers with the same ``tokens`` [...] in each."""
+    return sum(layer_flops(shape, tokens, layer) for layer in range(shape.layers))
 
 
 def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
@@ -41,12 +57,14 @@ def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
     projection and MLP behind it. From layer 2 on every linear map has one product with the gradient of its output,
     and attention four. Equals torch's counter, as the forward does.
     """
-    width = shape.heads * shape.head_dim
-    into = 2 * tokens * shape.hidden * (width + 2 * shape.kv_heads * shape.head_dim)
-    attention = 4 * tokens * tokens * width
-    behind = layer_flops(shape, tokens) - into - attention
-    later = max(0, shape.layers - 2) * (behind + into + 2 * attention)
-    return later + (behind + attention // 2 if shape.layers > 1 else 0)
+    total = 0 * tokens
+    for layer in range(1, shape.layers):
+        own = shape.at(layer)
+        into = 2 * tokens * shape.hidden * (own.heads + 2 * own.kv_heads) * own.head_dim
+        attention = 4 * tokens * tokens * own.heads * own.head_dim
+        whole = layer_flops(shape, tokens, layer)
+        total = total + (whole + attention if layer > 1 else whole - into - attention // 2)
+    return total
 
 
 def official_layer_macs(shape: ModelShape, tokens: Any) -> Any:
@@ -75,16 +93,30 @@ def prefill_flops(
     counts = np.asarray(counts, dtype=np.int64)
     n_text = np.asarray(n_text, dtype=np.int64)
     tokens = counts + n_text[:, None]
-    total: NDArray[np.int64] = layer_flops(shape, tokens).sum(axis=1)
+    total: NDArray[np.int64] = decoder_flops(shape, tokens)
     if method is not None:
         n_visual = np.asarray(n_visual, dtype=np.int64)
         before = np.concatenate([n_visual[:, None], counts[:, :-1]], axis=1)
         scored = (counts < before) & (counts > 0)
-        ranking = method.scoring_flops(shape, before, n_text[:, None])
+        ranking = _scoring(shape, before, n_text[:, None], method)
         ranking = ranking + method.choosing_flops(shape, before, n_text[:, None], counts)
         most = np.where(scored, counts, 0).max(axis=1)
         total = total + np.where(scored, ranking, 0).sum(axis=1) + _begun(shape, n_visual, n_text, most, method)
     return total
+
+
+def _scoring(shape: ModelShape, visual: Counts, text: Counts, method: Method) -> Any:
+    """FLOPs of ranking at each boundary, [B, L], with ``visual`` [B, L] and ``text`` [B, 1] tokens before it."""
+    if not shape.each:
+        return method.scoring_flops(shape, visual, text)
+    layers = range(shape.layers)
+    each = [method.scoring_flops(read_at(shape, layer, method), visual[:, layer], text[:, 0]) for layer in layers]
+    return np.stack(each, axis=1)
+
+
+def read_at(shape: ModelShape, boundary: int, method: Method) -> ModelShape:
+    """Sizes of the layer whose attention ``method`` reads to rank what enters layer ``boundary``."""
+    return shape.at(boundary if "look_ahead" in method.needs else max(0, boundary - 1))
 
 
 def _begun(shape: ModelShape, n_visual: Counts, n_text: Counts, most: Counts, method: Method) -> Any:
@@ -122,10 +154,10 @@ def shared_flops(
     before = np.broadcast_to(n_visual, (policies, samples))
     node = np.zeros(policies, dtype=np.int64)
     most = np.zeros((policies, samples), dtype=np.int64)
-    for column in columns:
+    for layer, column in enumerate(columns):
         parent, (node, first) = node, _children(node, column)
         entering = column[first]
-        added[first] += layer_flops(shape, entering + n_text).sum(axis=1)
+        added[first] += layer_flops(shape, entering + n_text, layer).sum(axis=1)
         scored = (entering < before[first]) & (entering > 0)
         if method is not None and scored.any():
             most = np.maximum(most, np.where(scored, entering, 0)[node])
@@ -136,7 +168,8 @@ def shared_flops(
             order = np.argsort(parent[first], kind="stable")
             starts = np.flatnonzero(np.diff(parent[first][order], prepend=-1))
             payer = np.minimum.reduceat(who[order], starts, axis=0)
-            price = method.scoring_flops(shape, before[first[order[starts]]], n_text[None, :])
+            read = read_at(shape, layer, method)
+            price = method.scoring_flops(read, before[first[order[starts]]], n_text[None, :])
             price = np.broadcast_to(price, payer.shape)
             np.add.at(added, payer[payer < policies], price[payer < policies])
         before = column
@@ -182,5 +215,6 @@ def flops_ratio(
 def kv_cache_bytes(shape: ModelShape, counts: Counts, n_text: Counts, bytes_per_value: int) -> NDArray[np.int64]:
     """Bytes of keys and values that each sample's prefill leaves in the cache, int64 [B]."""
     tokens = np.asarray(counts, dtype=np.int64) + np.asarray(n_text, dtype=np.int64)[:, None]
-    total: NDArray[np.int64] = 2 * shape.kv_heads * shape.head_dim * bytes_per_value * tokens.sum(axis=1)
+    held = [2 * shape.at(layer).kv_heads * shape.at(layer).head_dim for layer in range(shape.layers)]
+    total: NDArray[np.int64] = bytes_per_value * (tokens * np.array(held)).sum(axis=1)
     return total

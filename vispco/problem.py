@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vispco.config import SearchConfig, Study, load_study, parse_study
-from vispco.errors import ConfigError, ModelError
+from vispco.errors import ConfigError
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED
@@ -119,16 +119,7 @@ class Problem:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """Sizes of the decoder.
-
-        Raises:
-            ModelError: it has experts, so that its FLOPs do not follow from them.
-        """
-        if (experts := self.adapter.experts()) > 1:
-            raise ModelError(
-                f"the decoder of {self.study.model.name!r} chooses among {experts} experts per layer, whose FLOPs are "
-                "not counted; use a model with a dense decoder (vispco.prune works on this one too)"
-            )
+        """Sizes of the decoder."""
         return self.adapter.shape()
 
     @cached_property

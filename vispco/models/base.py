@@ -6,7 +6,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -24,10 +24,25 @@ GUIDE = "docs/extending.md"
 
 
 @dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one decoder layer of a model whose layers are not all alike, or not what the formula assumes.
+
+    ``weights``: multiply-adds per token outside attention: projections, MLP, router, the experts that a token is sent
+    to.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder, in the letters of the FLOPs formula (``vispco.costs``).
 
-    ``vision_width``, ``vision_heads``: of the vision tower, where methods can read it.
+    ``vision_width``, ``vision_heads``: of the vision tower, where methods can read it. ``each``: the layers one by
+    one, where the formula with the sizes above does not hold for all of them (experts, several kinds of attention).
     """
 
     layers: int
@@ -38,6 +53,19 @@ class ModelShape:
     mlp: int
     vision_width: int = 0
     vision_heads: int = 0
+    each: tuple[LayerShape, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Multiply-adds per token and layer outside attention, by the formula: ``2Hhd + 2Hgd + 3HI``."""
+        return 2 * self.hidden * (self.heads + self.kv_heads) * self.head_dim + 3 * self.hidden * self.mlp
+
+    def at(self, layer: int) -> ModelShape:
+        """The same decoder with the attention sizes of ``layer``."""
+        if not self.each:
+            return self
+        own = self.each[layer]
+        return replace(self, heads=own.heads, kv_heads=own.kv_heads, head_dim=own.head_dim)
 
 
 class Grid(NamedTuple):
@@ -134,7 +162,7 @@ class ModelAdapter(ABC):
     def shape(self) -> ModelShape:
         """Sizes of the decoder."""
         config, watch = self.model.config.get_text_config(), self.watch_vision()
-        return ModelShape(
+        shape = ModelShape(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
@@ -144,6 +172,18 @@ class ModelAdapter(ABC):
             vision_width=watch.width if watch else 0,
             vision_heads=watch.heads if watch else 0,
         )
+        each = tuple(self.layer_shape(number, shape) for number in range(shape.layers))
+        alike = LayerShape(shape.heads, shape.kv_heads, shape.head_dim, shape.weights)
+        return shape if set(each) == {alike} else replace(shape, each=each)
+
+    def layer_shape(self, number: int, shape: ModelShape) -> LayerShape:
+        """Sizes of layer ``number``; ``shape``: the decoder's. Default: its attention, and the weights it holds."""
+        return LayerShape(shape.heads, shape.kv_heads, shape.head_dim, self._layer_weights[number])
+
+    @cached_property
+    def _layer_weights(self) -> list[int]:
+        """Of each layer, the weights of its matrices; of experts, the share that a token is sent to."""
+        return [weights_of(layer, self.model.config.get_text_config()) for layer in self.layers()]
 
     def provides(self) -> frozenset[str]:
         """What methods may read of this model, names of ``vispco.pruning.needs.NEEDS``."""
@@ -166,7 +206,7 @@ class ModelAdapter(ABC):
         rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
         if rotate is None:
             return True
-        values = torch.arange(6.0 * self.shape().head_dim).sin().view(3, 1, 1, 2, -1)
+        values = torch.arange(6.0 * self.shape().at(0).head_dim).sin().view(3, 1, 1, 2, -1)
         heads, cos, sin = values[0], values[1][0], values[2][0]
         try:
             turned = rotate(heads, heads, cos, sin)[0]
@@ -189,19 +229,16 @@ class ModelAdapter(ABC):
         return projected.view(*projected.shape[:2], heads, -1).transpose(1, 2)
 
     def rotate(self, heads: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-        """Apply the family's position rotation to [B, heads, n, d]; cosine and sine are [B, n, d]."""
-        import torch
-
-        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
-        first, second = heads.chunk(2, dim=-1)
-        return heads * cos + torch.cat((-second, first), dim=-1) * sin
+        """Apply the family's position rotation to [B, heads, n, d]; cosine and sine are [B, n, d], or narrower where
+        it turns the first part of each head."""
+        return rotate_part(heads, position_embeddings)
 
     def project(self, layer: int, hidden: Tensor, what: str) -> Tensor:
         """``"queries"`` or ``"keys"`` before rotation that ``layer`` makes of its input [B, n, H]: [B, heads, n, d]."""
         block: Any = self.layers()[layer]
         attention, letter = block.self_attn, what[0]
         projected = getattr(attention, f"{letter}_proj")(block.input_layernorm(hidden))
-        shape = self.shape()
+        shape = self.shape().at(layer)
         heads = shape.heads if what == "queries" else shape.kv_heads
         projected = projected.view(*hidden.shape[:2], heads, -1).transpose(1, 2)
         norm = getattr(attention, f"{letter}_norm", None)
@@ -211,12 +248,6 @@ class ModelAdapter(ABC):
         """What logits are multiplied with before the softmax: the layer's own ``scaling``, or one over sqrt(d)."""
         scaling = getattr(self.layers()[layer].self_attn, "scaling", None)
         return float(scaling) if scaling is not None else 1.0 / math.sqrt(self.shape().head_dim)
-
-    def experts(self) -> int:
-        """Experts that a layer of the decoder chooses among; 1 if it is dense."""
-        config = self.model.config.get_text_config()
-        names = ("num_experts", "num_local_experts", "n_routed_experts")
-        return max(1, *(getattr(config, name, None) or 1 for name in names))
 
     def sliding_window(self, layer: int) -> int | None:
         """How many places back a query of ``layer`` sees, itself included; None: all."""
@@ -375,6 +406,47 @@ class ModelAdapter(ABC):
         return found.to(visual.device)
 
 
+def rotate_part(heads: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Position rotation of the first r of d values of ``heads`` [B, heads, n, d] by cosine and sine [B, n, r], half
+    against half."""
+    import torch
+
+    cos, sin = (part.unsqueeze(1) for part in position_embeddings)
+    turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def weights_of(layer: nn.Module, config: Any) -> int:
+    """Multiply-adds per token of a layer's matrices, those of attention's two products apart.
+
+    Linear modules and routers take every token. Experts lie in tensors with their number in front, and a token is sent
+    to ``num_experts_per_tok`` of them.
+    """
+    total = 0
+    for module in layer.modules():
+        own = dict(module.named_parameters(recurse=False))
+        stacked = [weight for weight in own.values() if weight.ndim == 3 and not hasattr(module, "kernel_size")]
+        if hasattr(module, "in_features"):
+            total += int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
+        elif stacked:
+            total += sum(weight[0].numel() for weight in stacked) * _experts_per_token(config)
+        elif "weight" in own and own["weight"].ndim == 2:
+            total += own["weight"].numel()
+    return total
+
+
+def _experts_per_token(config: Any) -> int:
+    for name in ("num_experts_per_tok", "top_k_experts"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    raise ModelError(
+        f"the configuration of {config.model_type!r} does not say how many experts a token is sent to, so its FLOPs "
+        f"cannot be counted; its adapter must override layer_shape: see {GUIDE}"
+    )
+
+
 def _runs(visual: Tensor) -> list[int]:
     """Lengths of the runs of True in a bool [B, T] on the CPU, row by row."""
     lengths = []
@@ -395,11 +467,13 @@ def register_builtin() -> None:
     """Import the adapters of this package; each registers itself."""
     from vispco.models import (  # noqa: F401
         gemma3,
+        glm4v,
         idefics3,
         internvl,
         llava,
         llava_next,
         llava_onevision,
+        mistral3,
         qwen2_5_vl,
         qwen2_vl,
         qwen3_vl,

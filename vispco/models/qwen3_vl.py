@@ -3,7 +3,7 @@
 The decoder would add them by a mask over the whole prompt; here the runtime takes them over and adds the rows of
 the tokens that are left. Features are [tokens, H] for the prompt with those of the layers behind them, [tokens,
 (1 + layers) H]. Queries and keys are normalised head by head. The frames of a video are separated by timestamps,
-which are text; they are still one picture of several frames.
+which are text; they are still one picture of several frames. ``qwen3_vl_moe`` has experts in place of most MLPs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 @ADAPTERS.register("qwen3_vl")
 class Qwen3VLAdapter(Qwen25VLAdapter):
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
-    examples: ClassVar[tuple[str, ...]] = ("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+    examples: ClassVar[tuple[str, ...]] = (
+        "Qwen/Qwen3-VL-4B-Instruct",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    )
 
     def deepstack_layers(self) -> int:
         return len(self.model.config.vision_config.deepstack_visual_indexes)

@@ -213,13 +213,14 @@ class PackedWatch(VisionWatch):
         full = getattr(tower, "fullatt_block_indexes", None)
         self.attention = tower.blocks[max(full) if full else -1].attn
         self.heads, self.width = self.attention.num_heads, self.attention.qkv.in_features
+        self.projector = tower.merger
 
     def install(self) -> list[Any]:
         return [
             self.tower.register_forward_pre_hook(self._on_tower, with_kwargs=True),
             self.attention.register_forward_pre_hook(self._on_attention, with_kwargs=True),
             self.attention.qkv.register_forward_hook(self._keep("qkv")),
-            self.tower.merger.register_forward_pre_hook(self._on_projector, with_kwargs=True),
+            self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True),
         ]
 
     def _on_tower(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -229,7 +230,7 @@ class PackedWatch(VisionWatch):
         self._seen["seams"], self._seen["rotary"] = kwargs["cu_seqlens"], kwargs["position_embeddings"]
 
     def _read(self, features: Tensor) -> VisionExtras:
-        q, k, _ = self._seen["qkv"].view(len(features), 3, self.heads, -1).unbind(dim=1)
+        q, k, _ = self._seen["qkv"].view(len(self._seen["qkv"]), 3, self.heads, -1).unbind(dim=1)
         q, k = (rotated(part, self._seen["rotary"]) for part in (q, k))
         seams, flops = self._seen["seams"].tolist(), 0
         attention: list[Tensor] = []
@@ -262,6 +263,85 @@ class PackedWatch(VisionWatch):
             patch_size=self.tower.patch_size,
         )
         return groups[order.argsort().to(groups.device)]
+
+
+class GlmWatch(PackedWatch):
+    """GLM's towers: as Qwen's, but a convolution merges the patches, [tokens, C, merge, merge], before the merger."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__(tower)
+        self.projector = tower.downsample
+
+    def _read(self, features: Tensor) -> VisionExtras:
+        return super()._read(features.permute(0, 2, 3, 1).reshape(-1, self.width))
+
+
+class PixtralWatch(VisionWatch):
+    """Pixtral: pictures of any size side by side in one row, ``q_proj`` and ``k_proj``, cells merged in the projector.
+
+    Args:
+        layers: the tower's layers.
+        layer: number of the one that makes the features.
+        projector: receives the features [S, C] and the sizes of the pictures in pixels.
+        merge: patches per side of the square cells that become one visual token.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], layer: int, projector: nn.Module, merge: int) -> None:
+        super().__init__()
+        self.merge, self.projector = merge, projector
+        chosen: Any = layers[layer]
+        last: Any = layers[len(layers) - 1]
+        self.attentions = chosen.attention, last.attention
+        self.heads, self.width = chosen.attention.num_heads, chosen.attention.k_proj.out_features
+
+    def install(self) -> list[Any]:
+        handles = [
+            self.attentions[0].register_forward_pre_hook(self._on_attention, with_kwargs=True),
+            self.projector.register_forward_pre_hook(self._on_sizes, with_kwargs=True),
+            self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True),
+        ]
+        for attention in set(self.attentions):
+            for what in ("q_proj", "k_proj"):
+                handles.append(getattr(attention, what).register_forward_hook(self._keep((attention, what))))
+        return handles
+
+    def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen["rotary"] = kwargs["position_embeddings"]
+
+    def _on_sizes(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
+        patch = module.patch_merger.patch_size
+        self._seen["grids"] = [(int(height) // patch, int(width) // patch) for height, width in sizes]
+
+    def _read(self, features: Tensor) -> VisionExtras:
+        grids, flops, read = self._seen["grids"], 0, []
+        ends = list(itertools.accumulate(rows * columns for rows, columns in grids))
+        for attention, heads in zip(self.attentions, (self.heads, 1), strict=True):
+            queries, keys = (self._rotated(attention, what) for what in ("q_proj", "k_proj"))
+            given = []
+            for end, (rows, columns) in zip(ends, grids, strict=True):
+                part = slice(end - rows * columns, end)
+                given.append(attention_to(in_heads(queries[part], heads), in_heads(keys[part], heads)))
+                flops += 2 * (rows * columns) ** 2 * self.width
+            read += [torch.cat(given)[:, None], keys]
+        among = torch.cat([torch.full((rows * columns, 1), float(rows * columns)) for rows, columns in grids])
+        parts = [*read, among.to(features.device), features[..., -self.width :]]
+        received, keys, pseudo, last_keys, shared, kept = (self._cells(part, grids) for part in parts)
+        tokens = (received[:, 0], pseudo[:, 0], shared[:, 0], keys, last_keys, kept)
+        return VisionExtras(*tokens, self.heads, "received", flops=flops)
+
+    def _rotated(self, attention: Any, what: str) -> Tensor:
+        values = self._seen[attention, what][0]
+        return rotated(values.view(len(values), self.heads, -1), self._seen["rotary"]).flatten(1)
+
+    def _cells(self, values: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """``values`` [S, C] of patches as means over merged cells, [N, C]."""
+        merge, width, found, start = self.merge, values.shape[-1], [], 0
+        for rows, columns in grids:
+            part = values[start : start + rows * columns].view(rows // merge, merge, columns // merge, merge, width)
+            found.append(part.mean(dim=(1, 3)).view(-1, width))
+            start += rows * columns
+        return torch.cat(found)
 
 
 def in_heads(values: Tensor, heads: int) -> Tensor:

@@ -40,7 +40,7 @@ class LayerAttention:
         mask: Tensor | None = None,
     ) -> None:
         self._adapter, self._scale = adapter, adapter.attention_scale(layer)
-        self._shape = adapter.shape()
+        self._shape = adapter.shape().at(layer)
         self._queries, self._keys = queries, keys
         self._valid, self._mask = valid, mask
         cos, sin = position_embeddings
@@ -89,11 +89,11 @@ class LayerAttention:
         Costs ``2 d n R`` FLOPs per sample.
         """
         cos, sin = (part.float() for part in self._rotary)
-        ones = torch.ones_like(cos)[:, None]
+        ones = cos.new_ones(len(cos), 1, cos.shape[1], self._shape.head_dim)
         at = rows_at(cos, query_index), rows_at(sin, query_index)
         k = self._adapter.rotate(ones, (cos, sin))[:, 0]
         q = self._adapter.rotate(ones[:, :, : query_index.shape[1]], at)[:, 0]
-        kernel = torch.matmul(q, k.transpose(1, 2)) / math.sqrt(cos.shape[-1])
+        kernel = torch.matmul(q, k.transpose(1, 2)) / math.sqrt(self._shape.head_dim)
         return kernel.to(query_index.device)
 
 

@@ -231,7 +231,10 @@ class Prefill:
         if "flash" in self.attention:
             # Flash kernels take gaps in the ids for the seams of packed sequences.
             return None
-        return ids.expand(len(self.tokens.index), -1).gather(1, self.tokens.index.to(ids.device))
+        batch, index = len(self.tokens.index), self.tokens.index.to(ids.device)
+        if ids.ndim == 3:  # several axes
+            return ids.expand(-1, batch, -1).gather(2, index.expand(len(ids), -1, -1))
+        return ids.expand(batch, -1).gather(1, index)
 
     def _mask(self, mask: Tensor | None, like: Tensor) -> Tensor | None:
         tokens = self.tokens

@@ -244,7 +244,7 @@ class SharedPrefill(PruningSession):
         for at in range(start, number):
             walk = self._run_layer(at, walk)
             tokens = walk.prefill.layers[-1].valid.sum(dim=1).cpu().numpy()
-            self.recomputed_flops += int(layer_flops(self.adapter.shape(), tokens).sum())
+            self.recomputed_flops += int(layer_flops(self.adapter.shape(), tokens, at).sum())
         if self._scored[members, number].any():
             walk.prefill.rank(number, walk.hidden, self._layer_calls[number])
         return walk

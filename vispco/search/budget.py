@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vispco.costs import layer_flops
+from vispco.costs import decoder_flops, plain_flops
 
 if TYPE_CHECKING:
     from vispco.evaluation.evaluator import Evaluator
@@ -34,13 +34,13 @@ class RelaxedCost:
         lengths = torch.tensor([[visual, text] for visual, text in sorted(weights)], dtype=torch.float64)
         self._visual, self._text = lengths[:, 0, None], lengths[:, 1, None]
         share = torch.tensor([weights[key] for key in sorted(weights)], dtype=torch.float64)
-        whole = self.shape.layers * layer_flops(self.shape, (self._visual + self._text)[:, 0])
+        whole = plain_flops(self.shape, (self._visual + self._text)[:, 0])
         self._weight = share / whole
 
     def __call__(self, ratios: Tensor) -> Tensor:
         """float64 [...] of ``ratios`` [..., L]."""
         tokens = self._text + self._visual * ratios.double()[..., None, :]
-        cost: Tensor = (layer_flops(self.shape, tokens).sum(dim=-1) * self._weight).sum(dim=-1)
+        cost: Tensor = (decoder_flops(self.shape, tokens) * self._weight).sum(dim=-1)
         return cost
 
 

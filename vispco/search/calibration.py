@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vispco.costs import layer_flops, prefill_flops, relaxed_backward_flops
+from vispco.costs import layer_flops, plain_flops, prefill_flops, read_at, relaxed_backward_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
 from vispco.evaluation.units import stop_tokens
@@ -105,12 +105,13 @@ class Calibration:
             tokens = part.n_visual + part.n_text
             shape = self.problem.shape
             for batch in part.batches:
-                plain = int(layer_flops(shape, tokens[batch.rows]).sum()) * shape.layers
+                plain = int(plain_flops(shape, tokens[batch.rows]).sum())
                 visual, text = part.n_visual[batch.rows], part.n_text[batch.rows]
                 relaxing = plain + int(relaxed_backward_flops(shape, tokens[batch.rows]).sum())
-                relaxing += int(method.scoring_flops(shape, visual, text).sum()) * (shape.layers - 1)
+                for layer in range(1, shape.layers):
+                    relaxing += int(method.scoring_flops(read_at(shape, layer, method), visual, text).sum())
                 relaxing += int(method.begin_flops(shape, visual, text).sum())
-                relaxing += recompute * plain // shape.layers * (shape.layers - 1)
+                relaxing += recompute * (plain - int(layer_flops(shape, tokens[batch.rows], 0).sum()))
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
                 self.charged += plain if task.max_new_tokens == 1 else 2 * plain
                 self.micros.append(MicroBatch(batch, teacher, visual, text, plain, relaxing))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vispco.costs import layer_flops, official_layer_macs
+from vispco.costs import official_layer_macs, plain_flops
 from vispco.errors import DataError
 from vispco.evaluation.prepared import Batch, prepare
 from vispco.pruning.official_relaxed import official_relaxed
@@ -326,7 +326,7 @@ class OfficialTraining:
         ratios, budgets = self._ratios(data)
         self.charged += (STUDENT_PASSES - 1) * (self.charged - before)
         tokens = data.valid.sum(dim=1).tolist()
-        plain = sum(int(layer_flops(self.shape, n)) for n in tokens) * self.shape.layers
+        plain = sum(int(plain_flops(self.shape, n)) for n in tokens)
         self.charged += (1 + STUDENT_PASSES) * plain
         wanted = data.answers.roll(-1, dims=1) if self.shift else data.answers
         places = wanted.any(dim=0).nonzero()[:, 0]

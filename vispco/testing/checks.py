@@ -360,6 +360,8 @@ def counted_flops(model: Any, batch: Batch) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     decoder, counter, inside = adapter_for(model).decoder(), FlopCounterMode(display=False), ExitStack()
+    config: Any = decoder.config
+    experts = config._experts_implementation
 
     def start(module: Any, args: Any) -> None:
         inside.enter_context(counter)
@@ -370,9 +372,11 @@ def counted_flops(model: Any, batch: Batch) -> int:
     # The counter is slow, so it watches the decoder only: in front of all other hooks, and behind them.
     handles = [decoder.register_forward_pre_hook(start, prepend=True), decoder.register_forward_hook(stop)]
     try:
+        config._experts_implementation = "eager"  # the counter does not see grouped products
         with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             model(**batch)
     finally:
+        config._experts_implementation = experts
         inside.close()
         for handle in handles:
             handle.remove()

@@ -5,8 +5,10 @@ Weights are large, so that attention is far from flat and a wrong mask or positi
 
 from vispco.testing.tiny.base import IMAGE, LAYERS, TEXT, VIDEO, TinyFamily
 from vispco.testing.tiny.gemma import TinyGemma3
+from vispco.testing.tiny.glm import TinyGlm4v, TinyGlm4vMoe, TinyGlm46V
 from vispco.testing.tiny.llava import TinyLlava, TinyLlavaNext, TinyLlavaOnevision
-from vispco.testing.tiny.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen25VL
+from vispco.testing.tiny.mistral import TinyMistral3
+from vispco.testing.tiny.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
 from vispco.testing.tiny.tiles import TinyIdefics3, TinyInternVL, TinySmolVLM
 
 FAMILIES: tuple[TinyFamily, ...] = (
@@ -16,10 +18,15 @@ FAMILIES: tuple[TinyFamily, ...] = (
     TinyQwen2VL(),
     TinyQwen25VL(),
     TinyQwen3VL(),
+    TinyQwen3VLMoe(),
     TinyGemma3(),
     TinyInternVL(),
     TinyIdefics3(),
     TinySmolVLM(),
+    TinyMistral3(),
+    TinyGlm4v(),
+    TinyGlm46V(),
+    TinyGlm4vMoe(),
 )
 TINY: dict[str, TinyFamily] = {family.name: family for family in FAMILIES}
 

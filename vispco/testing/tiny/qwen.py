@@ -108,6 +108,9 @@ class TinyQwen3VL(TinyQwen25VL):
     def build(self) -> Any:
         from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+        return self._build(Qwen3VLConfig, Qwen3VLForConditionalGeneration)
+
+    def _build(self, config: Any, model: Any, **more: Any) -> Any:
         torch.manual_seed(0)
         vision = {
             "depth": 2,
@@ -122,10 +125,23 @@ class TinyQwen3VL(TinyQwen25VL):
             "deepstack_visual_indexes": [0, 1],
             "initializer_range": 0.3,
         }
-        text = {**TEXT, "head_dim": 8, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
-        config = Qwen3VLConfig(vision_config=vision, text_config=text, **TOKENS)
-        return Qwen3VLForConditionalGeneration(config).eval()
+        text = {**TEXT, "head_dim": 8, "rope_parameters": {**MROPE, "mrope_interleaved": True}, **more}
+        return model(config(vision_config=vision, text_config=text, **TOKENS)).eval()
 
     def video(self) -> Tensor:
         frame = torch.cat([torch.tensor([8, 6]), torch.full((6,), VIDEO), torch.tensor([7])])
         return frame.repeat(3)
+
+
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+
+class TinyQwen3VLMoe(TinyQwen3VL):
+    """Six experts of which a token is sent to two, and one layer without experts."""
+
+    name = "qwen3_vl_moe"
+
+    def build(self) -> Any:
+        from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+        return self._build(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, **EXPERTS, mlp_only_layers=[1])
