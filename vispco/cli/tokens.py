@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vispco.errors import ConfigError, DataError
+from vispco.errors import ConfigError
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.published import named_schedule
 from vispco.survivors import survivors
 from vispco.tasks.base import Sample
+from vispco.tasks.pictures import Pictures
 
 if TYPE_CHECKING:
     from vispco.problem import Problem
@@ -50,14 +51,7 @@ def write_tokens(
 
 def _sample(problem: Problem, number: int, images: list[Path] | None, question: str) -> Sample:
     if images:
-        from PIL import Image
-
-        pictures = []
-        for path in images:
-            try:
-                pictures.append(Image.open(path).convert("RGB"))
-            except OSError as error:
-                raise DataError(f"cannot read picture {str(path)!r}: {error}") from None
+        pictures = Pictures(len(images), lambda: images, "--image")
         return Sample(id="own", group_id="own", images=tuple(pictures), question=question, answers=())
     samples = problem.tasks[0].samples("held_out")
     if not 0 <= number < len(samples):

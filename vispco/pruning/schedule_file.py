@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.errors import ScheduleError
+from vispco.files import read_text
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.schedules import Schedule, parse_schedule
 
@@ -35,10 +36,10 @@ def read_schedule_file(path: str | Path) -> ScheduleFile:
         ScheduleError: the file cannot be read, is no export, or was written by a newer version.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except OSError as error:
-        raise ScheduleError(f"cannot read schedule file {str(path)!r}: {error.strerror}") from None
-    except ValueError:
+        raise ScheduleError(f"cannot read schedule file {str(path)!r}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
         raise ScheduleError(
             f"{path} is not JSON; write it with: vispco export EXPERIMENT --budget 0.5 -o {path}"
         ) from None

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from vispco.config import Frozen
 from vispco.errors import ConfigError, DataError
+from vispco.files import expanded
 from vispco.registry import suggest
 from vispco.tasks.base import PLACE, SPLITS, Sample, Task
 from vispco.tasks.loading import Row, Source, Table, open_table
@@ -252,7 +252,7 @@ class Benchmark(Task):
 
     def _read(self, table: Table, split: str) -> tuple[Table, list[Sample], list[str]]:
         names = self.names(table)
-        root = Path(self.options.image_root).expanduser() if self.options.image_root else table.root
+        root = expanded(self.options.image_root) if self.options.image_root else table.root
         samples, units = [], []
         for number in range(len(table.rows)):
             row = table.row(number, names)

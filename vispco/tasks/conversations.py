@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.errors import DataError
+from vispco.files import check_regular
 
 MARK = "<image>"
 COLUMNS = "id, image and conversations"
@@ -46,6 +47,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def _values(path: Path) -> list[Any]:
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vispco.errors import ConfigError, DataError
+from vispco.files import is_file
 from vispco.registry import suggest
 from vispco.tasks import areas
 from vispco.tasks.base import TASKS, Sample, Task
 from vispco.tasks.conversations import Row, read_rows
+from vispco.tasks.pictures import DAMAGED, open_picture, orientation, rgb
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,9 +75,9 @@ class Picture(Sequence[Any]):
         if index not in (0, -1):
             raise IndexError(index)
         try:
-            with Image.open(self.path) as opened:
-                picture = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with open_picture(Path(self.path)) as opened:
+                picture = rgb(opened)
+        except (Image.DecompressionBombError, *DAMAGED) as error:
             raise _unreadable(self.path, error) from None
         return picture if picture.size == self.size else picture.resize(self.size, Image.Resampling.LANCZOS)
 
@@ -189,7 +191,7 @@ class LlavaInstruct(Task):
         found: dict[str, list[Row]] = {}
         for row in read_rows(Path(self.options.file)):
             found.setdefault(row.image, []).append(row)
-        missing = sorted(image for image in found if not (self.folder / image).is_file())
+        missing = sorted(image for image in found if not is_file(self.folder / image))
         if missing:
             raise DataError(
                 f"{self.options.file}: {len(missing)} of {len(found)} pictures are missing in {str(self.folder)!r}, "
@@ -204,9 +206,10 @@ class LlavaInstruct(Task):
 
         path = str(self.folder / image)
         try:
-            with Image.open(path) as opened:
-                return opened.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with open_picture(Path(path)) as opened:
+                width, height = opened.size
+                return (height, width) if orientation(opened) >= 5 else (width, height)
+        except (Image.DecompressionBombError, *DAMAGED) as error:
             raise _unreadable(path, error) from None
 
 
@@ -227,4 +230,5 @@ def _checked(options: Mapping[str, Any]) -> LlavaInstructOptions:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    return DataError(f"cannot read picture {path!r}: {error}; replace the file or remove its rows")
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"cannot read picture {path!r}: {reason}; replace the file or remove its rows")

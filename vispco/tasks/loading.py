@@ -15,6 +15,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from vispco.errors import DataError
+from vispco.files import check_regular, expanded
 from vispco.registry import suggest
 from vispco.tasks.pictures import Encoded, Pictures, encoded
 
@@ -177,7 +178,7 @@ def open_table(sources: Sequence[Source], pictures: Sequence[str]) -> Table:
 
 
 def _open(source: Source, pictures: Sequence[str]) -> Table:
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return _arrow_table(_saved(path, source), source, pictures)
@@ -191,6 +192,8 @@ def _open(source: Source, pictures: Sequence[str]) -> Table:
         return _listed(rows, places, pictures, path.as_posix(), path.parent)
     if not path.exists() and looks_local(source.path):
         raise DataError(f"no file or folder {source.path!r}; paths are relative to the working directory")
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     return _arrow_table(_loaded(path, source), source, pictures)
 
 

@@ -6,18 +6,20 @@ import base64
 import binascii
 import hashlib
 import io
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
 from vispco.errors import DataError
+from vispco.files import IrregularFileError, check_regular, expanded
 
 Encoded = bytes | Path
 
 
 class Pictures(Sequence[Any]):
-    """RGB pictures, each decoded anew when asked for: thousands of decoded ones would not fit into memory.
+    """Pictures as :func:`rgb` shows them, each decoded anew: thousands of decoded ones would not fit into memory.
 
     Args:
         read: gives the encoded pictures.
@@ -75,7 +77,7 @@ class Pictures(Sequence[Any]):
 
     def _decoded(self, source: Encoded) -> Any:
         with self._told(source), open_picture(source) as picture:
-            return picture.convert("RGB")
+            return rgb(picture)
 
     @contextmanager
     def _told(self, source: Encoded) -> Iterator[None]:
@@ -83,15 +85,74 @@ class Pictures(Sequence[Any]):
 
         try:
             yield
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (Image.DecompressionBombError, *DAMAGED) as error:
             raise DataError(f"{self.where}: {_unreadable(source, error)}") from None
+
+
+# What Pillow raises for files that are no picture, or damaged.
+DAMAGED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, EOFError, struct.error)
+
+
+class UnscaledError(ValueError):
+    """A picture whose values have no agreed black and white."""
 
 
 def open_picture(source: Encoded) -> Any:
     """The picture, its pixels not decoded yet."""
     from PIL import Image
 
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source))
+    check_regular(source)
+    return Image.open(source)
+
+
+def rgb(picture: Any) -> Any:
+    """A picture as people see it: upright, on white where it is transparent, 8 bits per colour; the first of several.
+
+    Upright as ``datasets`` and ``transformers.image_utils.load_image`` turn it, by its EXIF orientation; on white as
+    ``transformers.image_transforms.convert_to_rgb`` puts it for processors, where ``load_image`` would show whatever
+    colour lies below. Deviation from both: of 16-bit grey the upper 8 bits are taken, as OpenCV does; they clip at 255.
+
+    Raises:
+        UnscaledError: 32-bit values, which say neither what is black nor what is white.
+    """
+    from PIL import Image, ImageOps
+
+    picture.load()
+    if orientation(picture) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in SIXTEEN_BITS):
+        return _grey(picture)
+    if picture.mode in ("I", "F"):
+        raise UnscaledError(f"its values have 32 bits (mode {picture.mode})")
+    if "A" not in picture.getbands() and "a" not in picture.getbands() and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    shown = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+
+
+def orientation(picture: Any) -> int:
+    """1 to 8, as EXIF says it, 1 for upright; from 5 on width and height are swapped."""
+    from PIL import ExifTags
+
+    found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(found) if found in range(1, 9) else 1
+
+
+SIXTEEN_BITS = ("PNG", "PPM")  # formats that Pillow scales to 16 bits, in mode I
+
+
+def _grey(picture: Any) -> Any:
+    """16-bit grey as 8-bit RGB; the one transparent value of a PNG as white."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(picture).astype(np.int64)
+    shown = values >> 8
+    if isinstance(clear := picture.info.get("transparency"), int):
+        shown[values == clear] = 255
+    return Image.fromarray(shown.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def encoded(cell: Any, root: Path | None = None) -> Encoded:
@@ -106,7 +167,7 @@ def encoded(cell: Any, root: Path | None = None) -> Encoded:
             return base64.b64decode(text, validate=True)
         except binascii.Error:
             pass
-    path = Path(text).expanduser()
+    path = expanded(text)
     return root / path if root is not None else path
 
 
@@ -115,13 +176,28 @@ def _unreadable(source: Encoded, error: BaseException) -> str:
     from PIL import Image
 
     if isinstance(source, bytes):
-        return f"picture of {len(source)} bytes cannot be decoded; store it as JPEG or PNG, or remove the row"
-    if source.as_posix().startswith(("http:", "https:")):
-        return f"picture {source.as_posix()!r} is an address; download it and give the file's path"
+        shown = f"picture of {len(source)} bytes"
+        if isinstance(error, DAMAGED) and not isinstance(error, UnscaledError):
+            return f"{shown} cannot be decoded; store it as JPEG or PNG, or remove the row"
+    else:
+        name = source.as_posix()
+        shown = f"picture {(name if len(name) <= 100 else name[:97] + '...')!r}"
+    if isinstance(error, UnscaledError):
+        return f"{shown} says not what is white: {error}; save it with 8 or 16 bits per colour"
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return f"picture {source.as_posix()!r} has more than {limit:,} pixels; make it smaller, or remove the row"
+        return f"{shown} has more than {limit:,} pixels; make it smaller, or remove the row"
+    assert isinstance(source, Path)
+    if source.as_posix().startswith(("http:", "https:")):
+        return f"{shown} is an address; download it and give the file's path"
     if isinstance(error, FileNotFoundError):
-        return f"no picture {source.as_posix()!r}; correct the path, or set image_root to the folder it is relative to"
-    reason = "it is a folder" if source.is_dir() else "it is no picture, or damaged"
-    return f"cannot read picture {source.as_posix()!r}: {reason}; replace the file or remove the row"
+        return f"no {shown}; correct the path, or set image_root to the folder it is relative to"
+    if isinstance(error, IsADirectoryError):
+        reason = "it is a folder"
+    elif isinstance(error, IrregularFileError):
+        reason = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = "it is no picture, or damaged"
+    return f"cannot read {shown}: {reason}; replace the file or remove the row"
