@@ -195,3 +195,18 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert "it is a pipe or a device" in str(found[0])
+
+
+def test_a_photo_for_gradients_has_the_size_that_is_shown(tmp_path: Path) -> None:
+    import json
+
+    from vispco.tasks.base import make_task
+
+    row = {"id": "1", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]}
+    for kind in ("jpg", "png"):
+        (tmp_path / f"a.{kind}").write_bytes(OPAQUE[f"{'JPEG' if kind == 'jpg' else 'PNG'} turned 6"])
+        (tmp_path / "rows.json").write_text(json.dumps([{**row, "image": f"a.{kind}"}]))
+        task = make_task("llava-instruct", {"calibration": 1}, {"file": str(tmp_path / "rows.json")})
+        (picture,) = task.samples("calibration")[0].images
+        assert picture.size == (16, 24)
+        assert picture.getpixel((14, 1))[2] > 150 > picture.getpixel((1, 1))[2]

@@ -20,7 +20,7 @@ from vispco.registry import suggest
 from vispco.tasks import areas
 from vispco.tasks.base import TASKS, Sample, Task
 from vispco.tasks.conversations import Row, read_rows
-from vispco.tasks.pictures import DAMAGED, open_picture, orientation, rgb
+from vispco.tasks.pictures import DAMAGED, open_picture, rgb, upright_size
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -207,8 +207,7 @@ class LlavaInstruct(Task):
         path = str(self.folder / image)
         try:
             with open_picture(Path(path)) as opened:
-                width, height = opened.size
-                return (height, width) if orientation(opened) >= 5 else (width, height)
+                return upright_size(opened)
         except (Image.DecompressionBombError, *DAMAGED) as error:
             raise _unreadable(path, error) from None
 

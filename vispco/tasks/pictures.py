@@ -90,7 +90,7 @@ class Pictures(Sequence[Any]):
 
 
 # What Pillow raises for files that are no picture, or damaged.
-DAMAGED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, EOFError, struct.error)
+DAMAGED = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, RuntimeError, struct.error)
 
 
 class UnscaledError(ValueError):
@@ -138,6 +138,13 @@ def orientation(picture: Any) -> int:
 
     found = picture.getexif().get(ExifTags.Base.Orientation, 1)
     return int(found) if found in range(1, 9) else 1
+
+
+def upright_size(picture: Any) -> tuple[int, int]:
+    """(width, height) as :func:`rgb` shows it, from the file's head: a PNG's EXIF behind the pixels is not looked for."""
+    width, height = picture.size
+    known = picture.format != "PNG" or "exif" in picture.info
+    return (height, width) if known and orientation(picture) >= 5 else (width, height)
 
 
 SIXTEEN_BITS = ("PNG", "PPM")  # formats that Pillow scales to 16 bits, in mode I
