@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,10 @@ import pytest
 Cli = Callable[..., tuple[int, str, str]]
 
 DATA = ["eval", "--model", "demo", "--task", "vqa-json", "--option", "path=rows.jsonl"]
+TASK = """name: vqa-json
+    splits: {calibration: 4, search: 4, held_out: 4}
+    options:
+      path: rows.jsonl"""
 STUDY = """
 experiment: mine
 model: demo
@@ -117,6 +122,15 @@ def line_7(place: Place) -> None:
     lines = [json.dumps(row) for row in place.rows]
     lines[6] = lines[6][:-9]
     place.text("\n".join(lines))
+
+
+def laughs(opening: str, closing: str) -> str:
+    """A few lines that stand for a thousand million values."""
+    lines = ["a: &a {x: 1}" if "<<" in opening else "a: &a [x]"]
+    lines += [
+        f"{new}: &{new} {opening}{', '.join([f'*{old}'] * 9)}{closing}" for old, new in itertools.pairwise("abcdefghij")
+    ]
+    return "\n".join(lines)
 
 
 def optioned(answer: Any, options: Any = ("red", "blue")) -> Break:
@@ -323,6 +337,126 @@ CASES: dict[str, tuple[Break, Sequence[str], str]] = {
         VALIDATE,
         r"searches.random.penalty = .*inf.*: .*finite",
     ),
+    "billion laughs": (
+        lambda p: p.study("budgets: 2", f"budgets: 2\n{laughs('[', ']')}"),
+        VALIDATE,
+        r"aliases stand .*100,000",
+    ),
+    "billion merges": (
+        lambda p: p.study("budgets: 2", f"budgets: 2\n{laughs('{<<: [', ']}')}"),
+        VALIDATE,
+        r"aliases stand ",
+    ),
+    "an alias in itself": (
+        lambda p: p.study("budgets: 2", "budgets: &a [*a]"),
+        VALIDATE,
+        r"not valid YAML at line 9, column 10: an alias stands within what it repeats$",
+    ),
+    "3,000 levels": (
+        lambda p: p.study("budgets: 2", "budgets: " + "[" * 3000 + "]" * 3000),
+        VALIDATE,
+        r"than 64 levels",
+    ),
+    "levels by aliases": (
+        lambda p: p.study("budgets: 2", "\n".join(f"a{i}: &a{i} [[[{f'*a{i - 1}' if i else ''}]]]" for i in range(99))),
+        VALIDATE,
+        r"aliases stand for more than 64 levels",
+    ),
+    **{
+        f"{what} that is none": (
+            lambda p, text=text: p.study("budgets: 2", f"budgets: {text}"),  # type: ignore[misc]
+            VALIDATE,
+            rf"study.yaml is not valid YAML at line 9, column 10: .* is no {what} .*; put texts in quotes",
+        )
+        for what, text in {
+            "timestamp": "2001-99-99",
+            "int": "!!int half",
+            "bool": "!!bool maybe",
+            "float": "!!float half",
+        }.items()
+    },
+    "a date for a name": (
+        lambda p: p.study("experiment: mine", "experiment: 2026-01-31"),
+        VALIDATE,
+        r"study.yaml: experiment is a date; put texts that look like one in quotes",
+    ),
+    "a number of 5,000 digits": (
+        lambda p: p.study("search: 4", f"search: {'9' * 5000}"),
+        VALIDATE,
+        r"is no int .*4300",
+    ),
+    "a size of 30 digits": (
+        lambda p: p.study("search: 4", f"search: {'9' * 30}"),
+        VALIDATE,
+        r"study.yaml: tasks.0.splits.search is a number of 100 bits; the largest is \d+",
+    ),
+    "an option of 30 digits": (
+        lambda p: p.study("path: rows.jsonl", f"path: rows.jsonl\n      seed: {'9' * 30}"),
+        VALIDATE,
+        r"tasks.0.options.seed is a number of 100 bits",
+    ),
+    "a thousand million samples": (
+        lambda p: p.study("search: 4", "search: 1000000000"),
+        VALIDATE,
+        r"tasks.0.splits.search = 1000000000: .*less than or equal to 10000000",
+    ),
+    "a thousand million mosaics": (
+        lambda p: p.study(TASK, "name: mosaic-vqa\n    splits: {calibration: 4, search: 9000000, held_out: 4}"),
+        VALIDATE,
+        r"'mosaic-vqa': split 'search' has size 9000000; it makes at most 100,000$",
+    ),
+    "a thousand million budgets": (
+        lambda p: p.study("budgets: 2", "budgets: 1000000000"),
+        VALIDATE,
+        r"budgets = 1000000000: .*less than or equal to 1000",
+    ),
+    "two thousand budgets": (
+        lambda p: p.study("budgets: 2", f"budgets: {[0.9] * 2000}"),
+        VALIDATE,
+        r"budgets = \[0.9, .*: List should have at most 1000 items",
+    ),
+    "a thousand million trials": (
+        lambda p: p.study("trials: 2", "trials: 1000000000"),
+        VALIDATE,
+        r"searches.random.trials = 1000000000: .*the most is 1,000,000",
+    ),
+    "NUL in a name": (lambda p: p.study("mine", '"mi\\0ne"'), VALIDATE, r"study.yaml .*at line 2, column 13: a NUL "),
+    "surrogate in a name": (
+        lambda p: p.study("mine", '"mi\\ud800ne"'),
+        VALIDATE,
+        r"at line 2, column 13: a lone surrogate",
+    ),
+    "surrogate in a path": (
+        lambda p: p.study("rows.jsonl", '"\\ud800.jsonl"'),
+        VALIDATE,
+        r"a lone surrogate .*; remove",
+    ),
+    "NUL in a study": (lambda p: p.study("mine", "mi\0ne"), VALIDATE, r"study.yaml is not valid YAML: a NUL "),
+    "a device for a study": (
+        nothing,
+        ["validate", "/dev/full"],
+        r"cannot read study '/dev/full': it is a pipe or a device",
+    ),
+    "another device for a study": (
+        nothing,
+        ["validate", "/dev/zero"],
+        r"cannot read study '/dev/zero': it is a pipe or a",
+    ),
+    "a pipe for a study": (
+        lambda p: os.mkfifo(p.folder / "pipe.yaml"),
+        ["validate", "pipe.yaml"],
+        r"cannot read study 'pipe.yaml': it is a pipe or a device, no regular file",
+    ),
+    "a study of 5 MiB": (
+        lambda p: p.text("#" * (5 << 20), "study.yaml"),
+        VALIDATE,
+        r"study 'study.yaml': .*than 4 MiB",
+    ),
+    "a name of 5,000 characters": (
+        nothing,
+        ["validate", "x" * 5000],
+        r"cannot read study 'x+\.\.\.: File name too long$",
+    ),
     "empty study": (lambda p: p.text("", "study.yaml"), VALIDATE, r"study.yaml is empty or no mapping"),
     "a study of bytes": (lambda p: p.text(png(), "study.yaml"), VALIDATE, r"study.yaml is no text file"),
     "folder for a study": (lambda p: None, ["validate", "photos"], r"cannot read study 'photos': Is a directory"),
@@ -345,6 +479,67 @@ CASES: dict[str, tuple[Break, Sequence[str], str]] = {
     "layers and keeps": (nothing, [*EVAL, "multistep(layers=(2, 5), keeps=(0.5,))"], r"layers.*keeps"),
     "code in a schedule": (nothing, [*EVAL, "__import__('os').getcwd()"], r"cannot read schedule"),
     "a very deep schedule": (nothing, [*EVAL, "step(" + "(" * 3000 + ")" * 3000 + ")"], r"cannot read schedule"),
+    "ratio of words": (nothing, [*EVAL, "ratios('a')"], r"keep ratio 0 is 'a'; a keep ratio is the share kept"),
+    "ratio of a list": (nothing, [*EVAL, "ratios(1, [0.5])"], r"keep ratio 1 is \[0.5\]; a keep ratio"),
+    "ratio that is true": (nothing, [*EVAL, "ratios(1, True)"], r"keep ratio 1 is True; a keep ratio"),
+    "a parameter twice": (
+        nothing,
+        [*EVAL, "step(layer=2, layer=3, keep=0.5)"],
+        r"gives a parameter twice; give it once",
+    ),
+    "parameters unpacked": (nothing, [*EVAL, "step(**{'layer': 2}, keep=0.5)"], r"step has no parameter 'None'"),
+    "number of 400 digits": (
+        nothing,
+        [*EVAL, f"linear(start=1{'0' * 400}, width=1, keep=0)"],
+        r"linear start is 10+\.\.\.; it must be a number",
+    ),
+    "a number that runs into a word": (nothing, [*EVAL, "step(layer=2,keep=0.5if 1else 2)"], r"cannot read schedule"),
+    "a schedule of 200,000 characters": (
+        lambda p: p.exported(schedule=f"ratios({'1, ' * 66_667})"),
+        [*EVAL, "best.json"],
+        r"schedule 'ratios.*\.\.\. has 200,009 characters",
+    ),
+    "surrogate for a schedule": (nothing, [*EVAL, "\ud800"], r"cannot read schedule '\\ud800'"),
+    "a device for an export": (
+        lambda p: (p.folder / "best.json").symlink_to("/dev/zero"),
+        [*EVAL, "best.json"],
+        r"cannot read schedule file 'best.json': it is a pipe or a device",
+    ),
+    "a pipe for rows": (
+        lambda p: ((p.folder / "rows.jsonl").unlink(), os.mkfifo(p.folder / "rows.jsonl")),
+        DATA,
+        r"cannot load rows.jsonl: it is a pipe or a device",
+    ),
+    "home of nobody": (
+        nothing,
+        [*DATA[:-1], "path=~nosuchuser/rows.jsonl"],
+        r"no file or folder '~nosuchuser/rows.jsonl'",
+    ),
+    "pictures in the home of nobody": (
+        nothing,
+        [*DATA, "--option", "image_root=~nosuchuser"],
+        r"line 1 .*no picture '~nosuchuser/photos/0.png'",
+    ),
+    "an export of 3,000 levels": (
+        lambda p: p.text("[" * 100_000, "best.json"),
+        [*EVAL, "best.json"],
+        r"best.json is not JSON",
+    ),
+    # command lines
+    **{
+        f"usage: {' '.join(words) or 'none'}": (nothing, words, message)
+        for words, message in [
+            (["run"], r"^vispco: Missing argument 'study'; see vispco run --help$"),
+            (["nosuch"], r"^vispco: No such command 'nosuch'; see vispco --help$"),
+            (["run", "--nosuch", "x"], r"^vispco: No such option: --nosuch .*; see vispco run --help$"),
+            (["run", "a", "b"], r"unexpected extra argument.*\(b\); see vispco run --help$"),
+            (["compare", "--score"], r"'--score' requires an argument"),
+            (["report", "x", "--tokens", "99"], r"Invalid value for '--tokens': .*less than or equal to 50"),
+            (["eval", "--samples", "many"], r"Invalid value for '--samples': .*integer"),
+            (["run", "study.yaml", "--workers", "0"], r"Invalid value for '--workers': "),
+            (["run", "--debug"], r"No such option"),
+        ]
+    },
     "damaged export": (
         lambda p: p.text('{"format": "vispco-sch', "best.json"),
         [*EVAL, "best.json"],

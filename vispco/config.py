@@ -12,12 +12,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, shortened
+from vispco.files import read_text
 from vispco.registry import suggest
+from vispco.yaml_text import NO_CHARACTER, read_yaml
 
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+MOST_SAMPLES = 10_000_000  # of a split; larger than any benchmark
+MOST_BUDGETS = 1000
+LARGEST = 2**53  # of any whole number: what every library reads, and JSON keeps
 
 
 class ModelConfig(Frozen):
@@ -33,7 +40,7 @@ class TaskConfig(Frozen):
     """One benchmark and the number of samples of each split."""
 
     name: str
-    splits: dict[str, int]
+    splits: dict[str, Annotated[int, Field(le=MOST_SAMPLES)]]
     options: dict[str, Any] = {}
 
 
@@ -41,7 +48,7 @@ class CalibrationConfig(Frozen):
     """Samples that gradients are taken on, where these are not the tasks' own calibration splits."""
 
     name: str
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     split: str = "calibration"
     options: dict[str, Any] = {}
 
@@ -118,7 +125,10 @@ class Study(Frozen):
     calibration: CalibrationConfig | None = None
     method: MethodConfig = MethodConfig(name="fastv")
     family: str = "step"
-    budgets: Annotated[int, Field(ge=1)] | Annotated[list[float], Field(min_length=1)] = 12
+    budgets: (
+        Annotated[int, Field(ge=1, le=MOST_BUDGETS)]
+        | Annotated[list[float], Field(min_length=1, max_length=MOST_BUDGETS)]
+    ) = 12
     defaults: list[str] = ["fastv:k2-r50"]
     anytime: bool | Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = False
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -128,6 +138,7 @@ class Study(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
+        _plain(value, ())
         if isinstance(value, dict):
             value = dict(value)
             if isinstance(value.get("model"), str):
@@ -143,6 +154,8 @@ class Study(Frozen):
             raise ValueError(
                 "an experiment's name has 1 to 200 characters, without / and @, which separate entry and seed"
             )
+        if NO_CHARACTER.search(value):
+            raise ValueError("a NUL and a lone surrogate are no characters of a name")
         return value
 
     @field_validator("searches")
@@ -179,6 +192,25 @@ class Study(Frozen):
         return content_hash(self.model_dump(mode="json", exclude=left_out))
 
 
+def _plain(value: Any, path: tuple[str, ...]) -> None:
+    """Refuse what JSON cannot keep, also among the options that a task or a search will only look at later.
+
+    Raises:
+        ValueError: a number without bounds, a date, bytes, or a set; names the place.
+    """
+    where = ".".join(path) or "study"
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            _plain(inside, (*path, str(key)[:40]))
+    elif isinstance(value, (list, tuple)):
+        for number, inside in enumerate(value):
+            _plain(inside, (*path, str(number)))
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{where} is a number of {value.bit_length()} bits; the largest is {LARGEST}")
+    elif not isinstance(value, (str, int, float, bool, type(None), BaseModel)):
+        raise ValueError(f"{where} is a {type(value).__name__}; put texts that look like one in quotes")
+
+
 def content_hash(value: Any) -> str:
     """Short hash of plain data; key order does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
@@ -193,9 +225,9 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> tuple[St
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
-        raise ConfigError(f"cannot read study {str(path)!r}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot read study {shortened(str(path))}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is no text file; a study is YAML, see studies/quickstart.yaml") from None
     if overrides:
@@ -216,33 +248,10 @@ def parse_study(text: str, source: str = "study") -> Study:
 
 
 def _yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-        _distinct_keys(yaml.compose(text, Loader=yaml.SafeLoader), source)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{source} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    data = read_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source} is empty or no mapping; a study has experiment, model, tasks and searches")
     return data
-
-
-def _distinct_keys(node: Any, source: str) -> None:
-    """YAML takes the last of equal keys and says nothing."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise ConfigError(
-                    f"{source} has the key {key.value!r} twice, in lines {seen[key.value]} and {line}; keep one"
-                )
-            seen[str(key.value)] = line
-            _distinct_keys(value, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _distinct_keys(value, source)
 
 
 def _override(data: dict[str, Any], item: str) -> None:
@@ -250,9 +259,9 @@ def _override(data: dict[str, Any], item: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {item!r} is not key=value, for example --set tasks.0.splits.search=128")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {item!r}: {value!r} is not valid YAML; put texts with : or [ in quotes") from None
+        parsed = read_yaml(value, "the value")
+    except ConfigError as error:
+        raise ConfigError(f"--set {item!r}: {error}; put texts with : or [ in quotes") from None
     *parents, last = key.split(".")
     target: Any = data
     for part in parents:
@@ -301,7 +310,7 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"key {where!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{where or 'study'} = {problem['input']!r}: {message}"
+    return f"{where or 'study'} = {shortened(problem['input'])}: {message}" if where else message
 
 
 def _clearest(error: ValidationError) -> tuple[ErrorDetails, list[str]]:
@@ -311,7 +320,10 @@ def _clearest(error: ValidationError) -> tuple[ErrorDetails, list[str]]:
     first = problems[0]["loc"]
     if len(first) < 2 or first[0] == "searches" or not _TYPE.fullmatch(str(first[1])):
         return problems[0], [str(part) for part in first]
-    nearest = max((p for p in problems if p["loc"][0] == first[0]), key=lambda problem: len(problem["loc"]))
+    nearest = max(
+        (p for p in problems if p["loc"][0] == first[0]),
+        key=lambda problem: (len(problem["loc"]), not problem["type"].endswith("_type")),
+    )
     return nearest, [str(part) for part in nearest["loc"] if not _TYPE.fullmatch(str(part))]
 
 
@@ -332,4 +344,4 @@ def check_options(model: type[BaseModel], entry: str, kind: str, options: dict[s
                 f"unknown key {where!r} for kind {kind!r}; {suggest(key.split('.')[-1], known)}"
             ) from None
         message = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where} = {problem['input']!r}: {message}") from None
+        raise ConfigError(f"{where} = {shortened(problem['input'])}: {message}") from None

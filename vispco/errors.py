@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class VispcoError(Exception):
     """Base of all errors raised on purpose; the command line prints them as one line."""
@@ -41,3 +43,9 @@ class LockedError(VispcoError):
 
 class MeasurementError(VispcoError):
     """The model produced something that cannot be scored, such as NaN logits."""
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """``repr(value)``, cut where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

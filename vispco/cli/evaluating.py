@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from vispco.cli.output import print_json
 from vispco.errors import ConfigError
+from vispco.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from vispco.evaluation.plain import PlainEvaluation
@@ -139,8 +138,8 @@ def task_options(items: Sequence[str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """YAML; nothing is the empty text."""
     try:
-        return yaml.safe_load(text) if text else text
-    except yaml.YAMLError:
+        return read_yaml(text, "the value") if text else text
+    except ConfigError:
         return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -486,6 +487,9 @@ def doctor(storage: Storage = None, as_json: Json = False, as_csv: Csv = False) 
     print_rows(doctor_rows(storage), as_json=as_json, as_csv=as_csv)
 
 
+LONGEST_LINE = 1000  # characters of an error, whatever values it quotes
+
+
 def main() -> None:
     """Entry point: errors become one line; exit 2 for what the user can mend, 1 for failures."""
     import warnings
@@ -497,20 +501,43 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
-    except (KeyboardInterrupt, SystemExit) as ended:
-        if isinstance(ended, SystemExit) and ended.code != 130:  # which is how typer ends after Ctrl-C
-            raise
+        code = app(prog_name="vispco", standalone_mode=False)
+        if code == 130:  # which is how typer ends after Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except KeyboardInterrupt:
         print("vispco: stopped; what was finished is in the database, run the same command to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if os.environ.get("VISPCO_DEBUG"):
+        usage = _usage_problem(error)
+        if os.environ.get("VISPCO_DEBUG") and usage is None:
             text = traceback.format_exc().rstrip()
-        elif isinstance(error, VispcoError):
-            text = f"vispco: {' '.join(str(error).split())}"
+        elif usage == "":  # no arguments at all: the help is what is wanted
+            text = str(error)
         else:
-            what = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))
-            text = f"vispco: unexpected failure: {what[:500]}; run again with vispco --debug ... for the traceback"
+            if usage is not None:
+                said = usage
+            elif isinstance(error, VispcoError):
+                said = " ".join(str(error).split())
+            else:
+                what = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))
+                said = f"unexpected failure: {what[:500]}; run again with vispco --debug ... for the traceback"
+            text = f"vispco: {said if len(said) <= LONGEST_LINE else f'{said[:LONGEST_LINE]}...'}"
         print(redact_text(text), file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, VispcoError) else 1)
+        sys.exit(error.exit_code if isinstance(error, VispcoError) else 1 if usage is None else 2)
+
+
+def _usage_problem(error: Exception) -> str | None:
+    """What typer finds wrong with a command line, in one line; None for other errors, "" where help is the answer."""
+    said = getattr(error, "format_message", None)
+    if said is None:
+        return None
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "vispco"
+    return f"{' '.join(said().split()).rstrip('.')}; see {command} --help"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, DataError, shortened
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.published import named_schedule
 from vispco.survivors import survivors
@@ -51,6 +52,8 @@ def write_tokens(
 
 def _sample(problem: Problem, number: int, images: list[Path] | None, question: str) -> Sample:
     if images:
+        if missing := [path for path in images if not os.path.exists(path)]:
+            raise DataError(f"cannot read picture {shortened(str(missing[0]))}: no such file; correct --image")
         pictures = Pictures(len(images), lambda: images, "--image")
         return Sample(id="own", group_id="own", images=tuple(pictures), question=question, answers=())
     samples = problem.tasks[0].samples("held_out")

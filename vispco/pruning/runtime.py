@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vispco.errors import ConfigError, ModelError, ScheduleError
+from vispco.errors import ConfigError, ModelError, ScheduleError, shortened
 from vispco.models.base import ModelAdapter, adapter_for
 from vispco.models.vision import VisionExtras
 from vispco.pruning.decoding import Cached, DecodeStep
@@ -229,7 +229,7 @@ def checked_counts(counts: Counts, n_visual: Counts, layers: int, method: Method
     Raises:
         ScheduleError: wrong shape, counts that rise or are negative, or a method that cannot cut before layer 0.
     """
-    counts = np.asarray(counts)
+    counts = _whole(counts)
     if counts.shape != (len(n_visual), layers) or (np.diff(counts, axis=1) > 0).any() or (counts < 0).any():
         raise ScheduleError(
             f"the policy gave counts of shape {counts.shape} for {len(n_visual)} samples and {layers} layers; "
@@ -243,6 +243,25 @@ def checked_counts(counts: Counts, n_visual: Counts, layers: int, method: Method
             "there is none before layer 0; let all visual tokens enter layer 0"
         )
     return counts
+
+
+def _whole(given: Any) -> Counts:
+    """What a policy gave, as int64: differences of unsigned numbers would wrap, and NaN compares as nothing.
+
+    Raises:
+        ScheduleError: it is no array of whole numbers.
+    """
+    try:
+        counts = np.asarray(given)
+        with np.errstate(invalid="ignore"):  # NaN becomes some number, which is not equal to it
+            whole = counts.astype(np.int64)
+        if counts.dtype.kind not in "iufb" or not np.array_equal(counts, whole):
+            raise ValueError
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ScheduleError(
+            f"the policy gave {type(given).__name__} {shortened(given)}; counts of tokens are whole numbers"
+        ) from None
+    return whole
 
 
 def most_kept(counts: Counts) -> int:
@@ -336,6 +355,12 @@ def prune(
         raise ScheduleError("prune needs schedule=, for example vispco.Step(layer=2, keep=0.5)")
     adapter = adapter_for(model)
     policy: Policy
+    if not isinstance(schedule, (str, pathlib.Path)) and not callable(getattr(schedule, "counts", None)):
+        raise ScheduleError(
+            f"schedule is {shortened(schedule)}, which is no schedule; write for example vispco.Step(layer=2, keep=0.5)"
+        )
+    if method is not None and not isinstance(method, (str, Method)):
+        raise ConfigError(f"method is {shortened(method)}; give a method's name or a method object")
     if isinstance(schedule, (str, pathlib.Path)):
         policy, named = named_schedule(str(schedule), len(adapter.layers()))
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vispco.errors import ScheduleError
+from vispco.errors import ScheduleError, shortened
 from vispco.files import read_text
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.schedules import Schedule, parse_schedule
@@ -38,7 +38,7 @@ def read_schedule_file(path: str | Path) -> ScheduleFile:
     try:
         data = json.loads(read_text(path))
     except OSError as error:
-        raise ScheduleError(f"cannot read schedule file {str(path)!r}: {error.strerror or error}") from None
+        raise ScheduleError(f"cannot read schedule file {shortened(str(path))}: {error.strerror or error}") from None
     except (ValueError, RecursionError):
         raise ScheduleError(
             f"{path} is not JSON; write it with: vispco export EXPERIMENT --budget 0.5 -o {path}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.errors import ScheduleError
+from vispco.errors import ScheduleError, shortened
 from vispco.registry import suggest
 
 Counts = NDArray[np.int64]
@@ -39,6 +40,13 @@ def ratio_counts(keep_ratio: Sequence[float], n_visual: Sequence[int] | Counts) 
     table = {int(n): [keep_count(ratio, int(n)) for ratio in keep_ratio] for n in set(np.asarray(n_visual).tolist())}
     counts = np.array([table[int(n)] for n in n_visual], dtype=np.int64).reshape(len(n_visual), len(keep_ratio))
     return np.minimum.accumulate(counts, axis=1)
+
+
+def _listed(values: Any, what: str) -> tuple[Any, ...]:
+    try:
+        return tuple(values)
+    except TypeError:
+        raise ScheduleError(f"{what} is {shortened(values)}; it must be a list or a tuple") from None
 
 
 class Policy(Protocol):
@@ -79,9 +87,17 @@ class Schedule(ABC):
         return self.text()
 
 
-def _check_ratio(value: float, what: str) -> None:
-    if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
-        raise ScheduleError(f"{what} is {value!r}; a keep ratio is the share kept, from 0 to 1")
+def _check_ratio(value: Any, what: str) -> None:
+    if isinstance(value, (bool, str)) or not 0.0 <= _number(value) <= 1.0:
+        raise ScheduleError(f"{what} is {shortened(value)}; a keep ratio is the share kept, from 0 to 1")
+
+
+def _number(value: Any) -> float:
+    """``value`` as a float, NaN if it is no number or too large for one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 0:
-            raise ScheduleError(f"step layer is {self.layer!r}; it is the 0-based index of a decoder layer")
+            raise ScheduleError(f"step layer is {shortened(self.layer)}; it is the 0-based index of a decoder layer")
         _check_ratio(self.keep, "step keep")
 
     def keep_ratio(self, layers: int) -> tuple[float, ...]:
@@ -115,8 +131,8 @@ class MultiStep(Schedule):
     keeps: tuple[float, ...]
 
     def __init__(self, layers: Sequence[int], keeps: Sequence[float]) -> None:
-        object.__setattr__(self, "layers", tuple(layers))
-        object.__setattr__(self, "keeps", tuple(keeps))
+        object.__setattr__(self, "layers", _listed(layers, "multistep layers"))
+        object.__setattr__(self, "keeps", _listed(keeps, "multistep keeps"))
         if not self.layers or len(self.layers) != len(self.keeps):
             raise ScheduleError(
                 f"multistep has {len(self.layers)} layers and {len(self.keeps)} keeps; it needs one keep per layer, "
@@ -125,7 +141,7 @@ class MultiStep(Schedule):
         for layer, keep in zip(self.layers, self.keeps, strict=True):
             Step(layer, keep)
         if list(self.layers) != sorted(set(self.layers)):
-            raise ScheduleError(f"multistep layers are {self.layers}; each must come behind the one before")
+            raise ScheduleError(f"multistep layers are {shortened(self.layers)}; each must come behind the one before")
         Ratios(self.keeps)
 
     def keep_ratio(self, layers: int) -> tuple[float, ...]:
@@ -165,8 +181,9 @@ class Curve(Schedule):
         _check_ratio(self.keep, f"{type(self).__name__.lower()} keep")
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ScheduleError(f"{type(self).__name__.lower()} {field.name} is {value!r}; it must be a number")
+            if isinstance(value, (bool, str)) or not math.isfinite(_number(value)):
+                shown = shortened(value)
+                raise ScheduleError(f"{type(self).__name__.lower()} {field.name} is {shown}; it must be a number")
         for name, value in positive.items():
             if value <= 0:
                 raise ScheduleError(f"{type(self).__name__.lower()} {name} is {value!r}; it must be above 0")
@@ -228,9 +245,11 @@ class Ratios(Schedule):
     ratios: tuple[float, ...]
 
     def __init__(self, ratios: Sequence[float]) -> None:
-        object.__setattr__(self, "ratios", tuple(float(r) for r in ratios))
-        for layer, ratio in enumerate(self.ratios):
+        given = _listed(ratios, "ratios")
+        for layer, ratio in enumerate(given):
             _check_ratio(ratio, f"keep ratio {layer}")
+        object.__setattr__(self, "ratios", tuple(float(ratio) for ratio in given))
+        for layer, ratio in enumerate(self.ratios):
             if layer and ratio > self.ratios[layer - 1]:
                 raise ScheduleError(
                     f"keep ratio rises from {self.ratios[layer - 1]} to {ratio} (number {layer}); a dropped token "
@@ -258,6 +277,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "exponential": Exponential,
     "sigmoid": Sigmoid,
 }
+LONGEST = 100_000  # characters of a schedule's text
 EXAMPLES = "step(layer=2, keep=0.5), multistep(layers=(2, 5), keeps=(0.5, 0.25)), or ratios(1, 1, 0.5, ...)"
 
 
@@ -267,33 +287,41 @@ def parse_schedule(text: str) -> Schedule:
     Raises:
         ScheduleError: the text is not a known schedule.
     """
+    shown = shortened(text)
+    if len(text) > LONGEST:
+        raise ScheduleError(f"schedule {shown} has {len(text):,} characters; none needs more than {LONGEST:,}")
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SyntaxWarning)  # numbers that run into words are no schedule
+            call = ast.parse(text.strip(), mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             raise ValueError
         name = call.func.id
         values = [ast.literal_eval(argument) for argument in call.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
-        raise ScheduleError(f"cannot read schedule {shown!r}; write {EXAMPLES} with a ratio per layer") from None
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        raise ScheduleError(f"cannot read schedule {shown}; write {EXAMPLES} with a ratio per layer") from None
+    if len(named) < len(call.keywords):
+        raise ScheduleError(f"schedule {shown} gives a parameter twice; give it once")
     if name == "ratios":
         if named:
-            raise ScheduleError(f"ratios(...) takes one ratio per layer and no names, got {', '.join(named)}")
+            raise ScheduleError(
+                f"ratios(...) takes one ratio per layer and no names, got {shortened(', '.join(named))}"
+            )
         return Ratios(values)
     if name not in SCHEDULES:
-        raise ScheduleError(f"unknown schedule {name!r} in {text!r}; {suggest(name, [*SCHEDULES, 'ratios'])}")
+        raise ScheduleError(f"unknown schedule {shortened(name)} in {shown}; {suggest(name, [*SCHEDULES, 'ratios'])}")
     cls: Any = SCHEDULES[name]
     known = [field.name for field in fields(cls)]
     unknown = [key for key in named if key not in known]
     if unknown:
-        raise ScheduleError(f"{name} has no parameter {unknown[0]!r}; {suggest(unknown[0], known)}")
+        raise ScheduleError(f"{name} has no parameter {shortened(unknown[0])}; {suggest(unknown[0], known)}")
     arguments = {**dict(zip(known, values, strict=False)), **named}
     if set(arguments) != set(known) or len(values) + len(named) != len(known):
-        raise ScheduleError(f"cannot read schedule {text!r}; {name} needs {', '.join(known)}")
+        raise ScheduleError(f"cannot read schedule {shown}; {name} needs {', '.join(known)}")
     for key, value in arguments.items():
         if isinstance(value, (tuple, list)) != (cls is MultiStep):
             wanted = "a tuple, such as (2, 5)" if cls is MultiStep else "a number"
-            raise ScheduleError(f"{name} {key} is {value!r} in {text!r}; it must be {wanted}")
+            raise ScheduleError(f"{name} {key} is {shortened(value)} in {shown}; it must be {wanted}")
     found: Schedule = cls(**arguments)
     return found

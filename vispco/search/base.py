@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vispco.storage.store import Store
 
 SEARCHES = Registry("search", "searches")
+
+MOST_STEPS = 1_000_000
 
 Advance = Callable[[int, "int | None", str], None]
 
@@ -52,6 +54,14 @@ class Options(BaseModel):
     """Options of one kind of search, as written in its entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_reason(cls, value: Any) -> Any:
+        """Every whole number counts steps or samples, and a search that never ends helps nobody."""
+        if isinstance(value, int) and abs(value) > MOST_STEPS:
+            raise ValueError(f"a search does nothing so often; the most is {MOST_STEPS:,}")
+        return value
 
 
 @dataclass

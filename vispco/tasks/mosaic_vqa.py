@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vispco.errors import ConfigError
 from vispco.tasks.base import TASKS, Sample, Task
 from vispco.tasks.mosaic import TASK_MIX, sample_questions, sample_scene, split_pictures
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 QUESTIONS_PER_PICTURE = 2
+MOST = 100_000  # samples of a split; they are made in memory
 
 
 @TASKS.register("mosaic-vqa")
@@ -24,6 +26,12 @@ class MosaicVQA(Task):
 
     name: ClassVar[str] = "mosaic-vqa"
     max_new_tokens = 1
+
+    def __init__(self, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(sizes, options)
+        for split, size in self.sizes.items():
+            if size > MOST:
+                raise ConfigError(f"task {self.name!r}: split {split!r} has size {size}; it makes at most {MOST:,}")
 
     def dataset(self, split: str) -> Dataset:
         from datasets import Dataset, Features, Image, Value

@@ -141,7 +141,7 @@ def orientation(picture: Any) -> int:
 
 
 def upright_size(picture: Any) -> tuple[int, int]:
-    """(width, height) as :func:`rgb` shows it, from the file's head: a PNG's EXIF behind the pixels is not looked for."""
+    """(width, height) as :func:`rgb` shows it, from the file's head: EXIF after a PNG's pixels is not read."""
     width, height = picture.size
     known = picture.format != "PNG" or "exif" in picture.info
     return (height, width) if known and orientation(picture) >= 5 else (width, height)
