@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vispco.config import content_hash
-from vispco.costs import kv_cache_bytes, prefill_flops, unpruned_flops
+from vispco.costs import Setting, kv_cache_bytes, prefill_flops, unpruned_flops
 from vispco.errors import MeasurementError, VispcoError
 from vispco.evaluation.job import Job, Order, Pending, Place
 from vispco.evaluation.pixels import pixel_limits
@@ -334,8 +334,8 @@ class Evaluator:
                 "flops_ratio": float(ratio.mean()),
             }
             flops += int(pruned.sum())
-            width = torch.finfo(self.problem.adapter.dtype()).bits // 8
-            kv_bytes.append(kv_cache_bytes(shape, counts, part.n_text, width))
+            cached = self._cost_setting
+            kv_bytes.append(kv_cache_bytes(shape, counts, part.n_text, cached.bytes_per_value, cached.windows))
         return Evaluation(
             id=pending.id,
             split=job.split,
@@ -410,6 +410,10 @@ class Evaluator:
     def no_image(self, split: str) -> Evaluation:
         """The model without visual tokens: what the question alone is worth."""
         return self.evaluate([Ratios([0.0] * self.problem.shape.layers)], split)[0]
+
+    @cached_property
+    def _cost_setting(self) -> Setting:
+        return Setting.of(self.problem.adapter)
 
     @cached_property
     def _model_identity(self) -> dict[str, Any]:

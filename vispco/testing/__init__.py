@@ -7,7 +7,8 @@ class TestMine(MethodConformance):
 """
 
 from vispco.testing.adapters import AdapterConformance
+from vispco.testing.costs import CostConformance
 from vispco.testing.families import FamilyConformance
 from vispco.testing.methods import MethodConformance
 
-__all__ = ["AdapterConformance", "FamilyConformance", "MethodConformance"]
+__all__ = ["AdapterConformance", "CostConformance", "FamilyConformance", "MethodConformance"]

@@ -1,4 +1,4 @@
-"""Exact cost of a pruned prefill: FLOPs (a multiply-add counts 2) and KV-cache bytes.
+"""``flops``: of the decoder's layers and the method's scoring in one prefill (a multiply-add counts 2).
 
 Counts equal ``torch.utils.flop_counter.FlopCounterMode`` on the physically pruned forward under
 ``sdpa_kernel(SDPBackend.MATH)``, batch 1, no padding. Decoder layers and the method's scoring only;
@@ -8,11 +8,12 @@ embeddings, vision tower and LM head are not in them. Pure functions of integer 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vispco.costs.base import COSTS, CostModel, Setting
 from vispco.models.base import ModelShape
 from vispco.pruning.schedules import Counts
 
@@ -212,9 +213,26 @@ def flops_ratio(
     return float(np.mean(pruned / unpruned_flops(shape, n_visual, n_text)))
 
 
-def kv_cache_bytes(shape: ModelShape, counts: Counts, n_text: Counts, bytes_per_value: int) -> NDArray[np.int64]:
-    """Bytes of keys and values that each sample's prefill leaves in the cache, int64 [B]."""
-    tokens = np.asarray(counts, dtype=np.int64) + np.asarray(n_text, dtype=np.int64)[:, None]
-    held = [2 * shape.at(layer).kv_heads * shape.at(layer).head_dim for layer in range(shape.layers)]
-    total: NDArray[np.int64] = bytes_per_value * (tokens * np.array(held)).sum(axis=1)
-    return total
+@COSTS.register("flops")
+class Flops(CostModel):
+    """:func:`prefill_flops` as a cost."""
+
+    name: ClassVar[str] = "flops"
+    unit: ClassVar[str] = "FLOPs"
+    about: ClassVar[str] = "decoder layers of one prefill and the method's scoring, exact"
+
+    def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
+        return layer_flops(setting.shape, tokens, layer)
+
+    def boundary(self, setting: Setting, visual: Counts, text: Counts, keep: Counts) -> Any:
+        if setting.method is None:
+            return super().boundary(setting, visual, text, keep)
+        scoring = _scoring(setting.shape, visual, text, setting.method)
+        return scoring + setting.method.choosing_flops(setting.shape, visual, text, keep)
+
+    def pruning(self, setting: Setting, visual: Counts, text: Counts, counts: Counts) -> Any:
+        if setting.method is None:
+            return super().pruning(setting, visual, text, counts)
+        before = np.concatenate([visual[:, None], counts[:, :-1]], axis=1)
+        most = np.where((counts < before) & (counts > 0), counts, 0).max(axis=1)
+        return _begun(setting.shape, visual, text, most, setting.method)

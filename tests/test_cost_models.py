@@ -1,0 +1,241 @@
+"""Every registered cost passes its suite; what is called exact is held against the model; profiles and their faults."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import vispco
+from vispco.costs import COSTS, Prompts, Setting, make_cost, prefill_flops, read_profile, unpruned_flops
+from vispco.costs.profile import Curve, parse_profile
+from vispco.errors import ConfigError
+from vispco.models.base import LayerShape, adapter_for
+from vispco.pruning.methods import make_method
+from vispco.pruning.schedules import Ratios, Schedule, Step
+from vispco.testing import CostConformance
+from vispco.testing.costs import SHAPE, a_setting, planted_profile, some_counts, staircase
+from vispco.testing.tiny import TINY
+
+
+class TestFlops(CostConformance):
+    cost = "flops"
+
+
+class TestTotalFlops(CostConformance):
+    cost = "total_flops"
+
+
+class TestKvBytes(CostConformance):
+    cost = "kv_bytes"
+
+
+class TestPeakBytes(CostConformance):
+    cost = "peak_bytes"
+
+
+class TestPrefillMs(CostConformance):
+    cost = "prefill_ms"
+
+
+class TestLatencyMs(CostConformance):
+    cost = "latency_ms"
+
+
+class TestTokensPerSecond(CostConformance):
+    cost = "tokens_per_second"
+
+
+def test_every_cost_has_a_suite() -> None:
+    assert {cls.cost for cls in CostConformance.__subclasses__()} == set(COSTS)
+    with pytest.raises(ConfigError, match="unknown cost 'prefil_ms'; did you mean 'prefill_ms'"):
+        make_cost("prefil_ms")
+
+
+# --- exact where claimed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("schedule", [None, Step(2, 0.5), Ratios([1, 0.75, 0.3, 0.1])], ids=str)
+def test_kv_bytes_are_those_of_the_cache(family: str, schedule: Schedule | None) -> None:
+    """Grouped heads and sliding windows, with a prompt longer than the window."""
+    tiny = TINY[family]
+    model, batch = tiny.model(), tiny.batch([(9, 2, 12)])
+    setting = Setting.of(adapter_for(model))
+    visual = np.array([int(adapter_for(model).visual_mask(batch["input_ids"], None).sum())])
+    text = np.array([batch["input_ids"].shape[1]]) - visual
+    counts = (schedule or Step(0, 1.0)).counts(visual, setting.shape.layers)
+    with torch.no_grad():
+        if schedule is None:
+            out = model(**batch, use_cache=True)
+        else:
+            with vispco.prune(model, method="random", schedule=schedule):
+                out = model(**batch, use_cache=True)
+    kept = [(layer.keys.nbytes, layer.values.nbytes) for layer in out.past_key_values.layers]
+    if family == "gemma3":
+        assert text[0] + visual[0] > min(window for window in setting.windows if window)
+    assert make_cost("kv_bytes").of(setting, counts, visual, text).tolist() == [sum(map(sum, kept))]
+
+
+def test_total_flops_are_those_of_generation(tiny_llava: Any) -> None:
+    """Against torch's counter: the decoder's steps and the head, of an answer of one and of four tokens."""
+    tiny = TINY["llava"]
+    batch = tiny.batch([(3, 1, 5)])
+    adapter = adapter_for(tiny_llava)
+    features = adapter.encode_images(batch)
+    inputs = adapter.with_features(batch, features)
+    visual = np.array([len(features)])
+    text = np.array([batch["input_ids"].shape[1]]) - visual
+    schedule, method = Step(2, 0.5), make_method("fastv")
+    setting = replace(Setting.of(adapter), method=method)
+    counts = schedule.counts(visual, setting.shape.layers)
+    for tokens in (1, 4):
+        counter = FlopCounterMode(display=False)
+        with (
+            torch.no_grad(),
+            vispco.prune(tiny_llava, method=method, schedule=schedule),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            counter,
+        ):
+            tiny_llava.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        cost = make_cost("total_flops").of(replace(setting, answer_tokens=tokens), counts, visual, text)
+        assert cost.tolist() == [counter.get_total_flops()]
+
+
+def test_flops_are_prefill_flops() -> None:
+    counts, visual, text = some_counts(7)
+    for name in ("fastv", "sparsevlm", "divprune", "stride"):
+        method = make_method(name)
+        setting = replace(a_setting(), method=method)
+        exact = prefill_flops(SHAPE, counts, visual, text, method)
+        assert make_cost("flops").of(setting, counts, visual, text).tolist() == exact.tolist()
+        whole = unpruned_flops(SHAPE, visual, text)
+        prompts = Prompts.of([(visual[:20], text[:20]), (visual[20:], text[20:])])
+        assert make_cost("flops").unpruned(setting, visual, text).tolist() == whole.tolist()
+        assert prompts.mean(np.ones(len(prompts.visual))) == pytest.approx(1)
+
+
+def test_mean_over_prompts_is_over_tasks_and_samples() -> None:
+    """Two tasks of unequal size count the same; a share is taken prompt by prompt."""
+    tasks = [(np.array([10, 40]), np.array([5, 5])), (np.array([40, 40, 80]), np.array([5, 9, 9]))]
+    prompts = Prompts.of(tasks)
+    setting, cost, schedule = a_setting(), make_cost("flops"), Step(2, 0.5)
+    each = []
+    for visual, text in tasks:
+        counts = schedule.counts(visual, SHAPE.layers)
+        each.append(np.mean(cost.of(setting, counts, visual, text) / cost.unpruned(setting, visual, text)))
+    _, share = cost.mean(setting, schedule.counts(prompts.visual, SHAPE.layers), prompts)
+    assert share == pytest.approx(np.mean(each), rel=1e-12)
+    assert Prompts.from_list(json.loads(json.dumps(prompts.to_list()))).weight.tolist() == prompts.weight.tolist()
+
+
+def test_latency_by_hand() -> None:
+    setting = replace(a_setting(), answer_tokens=5)
+    visual, text = np.array([40]), np.array([10])
+    counts = np.array([[40, 40, 5, 5, 5, 5]])
+    times = planted_profile().batches[1]
+    full, sliding, line = times.layers["full"], times.layers["sliding"], times.rest
+    at = lambda curve, n: float(curve(np.array([n]))[0])  # noqa: E731
+    prefill = at(full, 50) + at(sliding, 50) + 3 * at(sliding, 15) + at(full, 15)
+    prefill += at(times.tower, 40) + at(line, 50) + at(line, 50) + 0.2 + 6 * 0.01
+    assert make_cost("prefill_ms").of(setting, counts, visual, text)[0] == pytest.approx(prefill)
+    steps = at(line, 52) + at(line, 19) + 3 * at(line, 17) + at(line, 17) + 0.3 + 0.05
+    latency = make_cost("latency_ms").of(setting, counts, visual, text)[0]
+    assert latency == pytest.approx(prefill + 4 * steps)
+    assert make_cost("tokens_per_second").of(setting, counts, visual, text)[0] == pytest.approx(5000 / latency)
+
+
+# --- profiles ------------------------------------------------------------------------------------
+
+
+def test_a_staircase_is_kept() -> None:
+    curve = staircase(edges=(16, 48))
+    assert curve(np.array([1, 16, 17, 48, 49, 200])).tolist() == [1, 1, 2, 2, 3, 3]
+    assert curve.edges() == [16, 48]
+    tokens = torch.tensor([15.5, 16.25, 17.5], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(curve(tokens).sum(), [tokens])
+    assert slope.tolist() == [0, 1, 0]
+    with pytest.raises(ConfigError, match="up to 200 tokens, and 201 are asked for"):
+        curve(np.array([5, 201]))
+
+
+def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
+    profile = planted_profile()
+    (tmp_path / "p.json").write_text(profile.to_json())
+    assert read_profile(tmp_path / "p.json") == profile
+
+
+def _broken(change: Any) -> dict[str, Any]:
+    data = json.loads(planted_profile().to_json())
+    change(data)
+    return data
+
+
+TIMES = "batches.1.layers.full"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["batches"]["1"]["layers"]["full"]["ms"].__setitem__(0, -1.0), f"{TIMES}.ms.0 = -1.0"),
+        (lambda d: d["batches"]["1"]["layers"]["full"]["ms"].__setitem__(0, float("nan")), f"{TIMES}.ms.0 = nan"),
+        (lambda d: d["batches"]["1"]["layers"]["full"]["ms"].__setitem__(0, 99.0), "claims to be monotone, but falls"),
+        (lambda d: d["batches"]["1"]["layers"]["full"]["ms"].pop(), "times for"),
+        (lambda d: d["batches"]["1"]["layers"]["full"]["tokens"].reverse(), "do not ascend"),
+        (lambda d: d["batches"]["1"]["layers"].pop("sliding"), "no times of layers of kind 'sliding'"),
+        (lambda d: d["kinds"].pop(), "5 kinds for 6 layers"),
+        (lambda d: d.pop("dtype"), "dtype: Field required"),
+        (lambda d: d.update(version=2), "reads up to 1; upgrade"),
+        (lambda d: d.update(format="x"), "is no hardware profile"),
+        (lambda d: d.update(batches={}), "batches"),
+    ],
+)
+def test_bad_profiles_are_one_line(change: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"^p\.json") as raised:
+        parse_profile(_broken(change), "p.json")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_profile_of_another_model_or_depth_is_refused(tmp_path: Path) -> None:
+    profile = planted_profile()
+    profile.check_model("mine", SHAPE)
+    with pytest.raises(ConfigError, match="with 6 decoder layers, and 'mine' has 8"):
+        profile.check_model("mine", replace(SHAPE, layers=8))
+    with pytest.raises(ConfigError, match=r"'made' \(hidden 32\), and 'mine' has hidden 64"):
+        profile.check_model("mine", replace(SHAPE, hidden=64))
+    with pytest.raises(ConfigError, match=r"no times of method 'divprune' \(it has fastv"):
+        profile.method(1, "divprune")
+    with pytest.raises(ConfigError, match="has batch 1, not 4"):
+        profile.at(4)
+    for text in ("", "{", "[]"):
+        (tmp_path / "p.json").write_text(text)
+        with pytest.raises(ConfigError, match="vispco profile MODEL"):
+            read_profile(tmp_path / "p.json")
+    with pytest.raises(ConfigError, match="cannot read profile"):
+        read_profile(tmp_path / "none.json")
+
+
+def test_a_falling_curve_may_say_so() -> None:
+    assert Curve(tokens=[1, 2], ms=[2.0, 1.0], monotone=False)(np.array([2])).tolist() == [1.0]
+
+
+def test_layers_may_differ() -> None:
+    """Every cost asks each layer for its own sizes, and a setting comes back from plain data."""
+    own = [LayerShape(8, 2, 4, 5000 + 100 * n) for n in range(5)] + [LayerShape(4, 4, 8, 9000)]
+    setting = replace(a_setting(), shape=replace(SHAPE, each=tuple(own)))
+    counts, visual, text = some_counts(8)
+    exact = prefill_flops(setting.shape, counts, visual, text, setting.method)
+    assert make_cost("flops").of(setting, counts, visual, text).tolist() == exact.tolist()
+    held = np.minimum(counts + text[:, None], [10**6 if w is None else w - 1 for w in setting.windows])
+    by_hand = (held * [2 * one.kv_heads * one.head_dim * 2 for one in own]).sum(axis=1)
+    assert make_cost("kv_bytes").of(setting, counts, visual, text).tolist() == by_hand.tolist()
+    again = Setting.from_dict(json.loads(json.dumps(setting.to_dict())))
+    assert again.to_dict() == setting.to_dict()
+    assert again.shape == setting.shape

@@ -1,0 +1,223 @@
+"""The contract of a cost: a pure function of counts, prompt lengths and what is known of the model and its device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispco.errors import ConfigError
+from vispco.models.base import LayerShape, ModelShape
+from vispco.pruning.schedules import Counts
+from vispco.registry import Registry
+
+if TYPE_CHECKING:
+    from vispco.costs.profile import Profile
+    from vispco.models.base import ModelAdapter
+    from vispco.pruning.methods.base import Method
+
+COSTS = Registry("cost", "costs")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a cost depends on besides the tokens.
+
+    ``windows``: sliding window of each decoder layer, None where a layer sees all; () where no layer has one.
+    ``bytes_per_value``: of keys, values and hidden states. ``vocabulary``: outputs of the language-model head.
+    ``vision_flops``: of the vision tower and projector, per visual token. ``method``: whose scoring is counted; None
+    counts none. ``answer_tokens``: tokens of an answer, the first of which the prefill gives. ``batch``: prompts
+    that run together. ``profile``: measured times, which the costs in time need.
+    """
+
+    shape: ModelShape
+    windows: tuple[int | None, ...] = ()
+    bytes_per_value: int = 2
+    vocabulary: int = 0
+    vision_flops: float = 0.0
+    method: Method | None = None
+    answer_tokens: int = 16
+    batch: int = 1
+    profile: Profile | None = None
+
+    def __post_init__(self) -> None:
+        if self.windows and len(self.windows) != self.shape.layers:
+            raise ValueError(f"{len(self.windows)} windows for {self.shape.layers} layers")
+        for name in ("answer_tokens", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is a number of 1 or more")
+
+    @classmethod
+    def of(cls, adapter: ModelAdapter, **more: Any) -> Setting:
+        """What a loaded model says of itself; ``vision_flops`` must be measured (:func:`vision_flops`)."""
+        import torch
+
+        shape = adapter.shape()
+        windows = tuple(adapter.sliding_window(layer) for layer in range(shape.layers))
+        config = adapter.model.config.get_text_config()
+        return cls(
+            shape=shape,
+            windows=windows if any(windows) else (),
+            bytes_per_value=torch.finfo(adapter.dtype()).bits // 8,
+            vocabulary=int(getattr(config, "vocab_size", 0) or 0),
+            **more,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What describes the model, as plain data; :meth:`from_dict` reads it."""
+        return {
+            "shape": asdict(self.shape),
+            "windows": list(self.windows),
+            "bytes_per_value": self.bytes_per_value,
+            "vocabulary": self.vocabulary,
+            "vision_flops": self.vision_flops,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **more: Any) -> Setting:
+        known = {key: data[key] for key in ("bytes_per_value", "vocabulary", "vision_flops") if key in data}
+        each = tuple(LayerShape(**own) for own in data["shape"].get("each", ()))
+        shape = ModelShape(**{**data["shape"], "each": each})
+        return cls(shape, tuple(data.get("windows", ())), **known, **more)
+
+    def with_method(self, method: Method | None) -> Setting:
+        return replace(self, method=method)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Distinct prompts of a split: ``visual`` and ``text`` tokens int [U], and ``weight`` float [U], sum 1.
+
+    Weights are such that a weighted mean is the unweighted mean over tasks of means over samples. ``exact``: False
+    where the lengths are averages, as of experiments that did not store theirs.
+    """
+
+    visual: Counts
+    text: Counts
+    weight: Floats
+    exact: bool = True
+
+    @classmethod
+    def of(cls, tasks: Sequence[tuple[Sequence[int] | Counts, Sequence[int] | Counts]]) -> Prompts:
+        """From (visual [S], text [S]) of each task."""
+        found: dict[tuple[int, int], float] = {}
+        for visual, text in tasks:
+            for pair in zip(np.asarray(visual).tolist(), np.asarray(text).tolist(), strict=True):
+                found[pair] = found.get(pair, 0.0) + 1 / (len(visual) * len(tasks))
+        pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
+        return cls(pairs[:, 0], pairs[:, 1], np.array([found[key] for key in sorted(found)]))
+
+    def to_list(self) -> list[list[float]]:
+        """[visual, text, weight] of each distinct prompt."""
+        rows = zip(self.visual.tolist(), self.text.tolist(), self.weight.tolist(), strict=True)
+        return [list(row) for row in rows]
+
+    @classmethod
+    def from_list(cls, rows: Sequence[Sequence[float]]) -> Prompts:
+        table = np.array(rows, dtype=np.float64).reshape(-1, 3)
+        return cls(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2])
+
+    def mean(self, values: Any) -> float:
+        """Mean of ``values`` [U]."""
+        return float(np.average(np.asarray(values, dtype=np.float64), weights=self.weight))
+
+
+class CostModel(ABC):
+    """One cost. Subclasses say what a decoder layer costs with so many tokens, and what comes on top.
+
+    ``unit``: in which :meth:`of` is given. ``about``: what it includes, in one line. ``needs_profile``: whether it is
+    measured in time. ``additive``: the sum over layers of :meth:`layer`, of :meth:`boundary` where tokens are dropped,
+    of :meth:`pruning` and of :meth:`constant`. ``larger_is_better``: a rate; it can be a limit, not what is minimised.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    about: ClassVar[str]
+    needs_profile: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
+    larger_is_better: ClassVar[bool] = False
+
+    @abstractmethod
+    def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
+        """Cost of decoder layer ``layer`` with ``tokens`` tokens of a prompt: an integer array, or a real tensor that
+        the relaxed model differentiates through."""
+
+    def boundary(self, setting: Setting, visual: Counts, text: Counts, keep: Counts) -> Any:
+        """Cost of choosing ``keep`` of the ``visual`` tokens that were in the layer before; 0 < keep < visual."""
+        return np.zeros(np.broadcast_shapes(visual.shape, text.shape))
+
+    def constant(self, setting: Setting, visual: Any, text: Any) -> Any:
+        """What no schedule changes; of numbers, arrays or tensors."""
+        return 0.0
+
+    def pruning(self, setting: Setting, visual: Counts, text: Counts, counts: Counts) -> Any:
+        """[B]: what pruning adds once per prompt, from ``counts`` [B, L]; 0 where nothing is dropped."""
+        return np.zeros(len(visual))
+
+    def of(self, setting: Setting, counts: Counts, visual: Counts, text: Counts) -> Floats:
+        """Cost of each prompt, float64 [B].
+
+        Args:
+            counts: visual tokens entering each layer, [B, L].
+            visual, text: visual and other tokens of the prompt, [B].
+
+        Raises:
+            ConfigError: it needs a profile and there is none, or one of a smaller range of tokens.
+        """
+        self.check(setting)
+        counts, visual, text = (np.asarray(value, dtype=np.int64) for value in (counts, visual, text))
+        tokens = counts + text[:, None]
+        total = self.constant(setting, visual, text) + np.asarray(self.pruning(setting, visual, text, counts))
+        total = total + sum(np.asarray(self.layer(setting, n, tokens[:, n])) for n in range(counts.shape[1]))
+        before = np.concatenate([visual[:, None], counts[:, :-1]], axis=1)
+        chosen = (counts < before) & (counts > 0)
+        if chosen.any():
+            total = total + np.where(chosen, self.boundary(setting, before, text[:, None], counts), 0).sum(axis=1)
+        return np.asarray(total, dtype=np.float64)
+
+    def unpruned(self, setting: Setting, visual: Counts, text: Counts) -> Floats:
+        """Cost of each plain prompt, float64 [B]."""
+        visual = np.asarray(visual, dtype=np.int64)
+        return self.of(setting, np.repeat(visual[:, None], setting.shape.layers, axis=1), visual, text)
+
+    def relaxed(self, setting: Setting, kept: Any, visual: Any, text: Any) -> Any:
+        """Differentiable cost without that of choosing, a tensor [...].
+
+        Equals :meth:`of` at whole counts, less what :meth:`boundary` and :meth:`pruning` add.
+
+        Args:
+            kept: real visual tokens entering each layer, [..., L].
+            visual, text: of the prompt, [...].
+        """
+        tokens = kept + text[..., None]
+        layers = sum(self.layer(setting, n, tokens[..., n]) for n in range(setting.shape.layers))
+        return self.constant(setting, visual, text) + layers
+
+    def check(self, setting: Setting) -> None:
+        """Raises ConfigError where something is missing that this cost needs."""
+        if self.needs_profile and setting.profile is None:
+            raise ConfigError(
+                f"cost {self.name!r} is in time, which nobody can count: measure a profile (vispco profile MODEL -o "
+                "profile.json) and give it with --profile profile.json, or profile: profile.json in the study"
+            )
+
+    def mean(self, setting: Setting, counts: Counts, prompts: Prompts) -> tuple[float, float]:
+        """(absolute, share of unpruned) over prompts; the share is taken per prompt, as ``flops_ratio`` is."""
+        values = self.of(setting, counts, prompts.visual, prompts.text)
+        whole = self.unpruned(setting, prompts.visual, prompts.text)
+        return prompts.mean(values), prompts.mean(values / whole)
+
+
+def make_cost(name: str) -> CostModel:
+    """A registered cost.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    cost: CostModel = COSTS[name]()
+    return cost

@@ -1,0 +1,51 @@
+"""``kv_bytes``: keys and values that a prefill leaves in the cache, and those of the answer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispco.costs.base import COSTS, CostModel, Setting
+from vispco.models.base import ModelShape
+from vispco.pruning.schedules import Counts
+
+
+def kv_cache_bytes(
+    shape: ModelShape,
+    counts: Counts,
+    n_text: Counts,
+    bytes_per_value: int,
+    windows: tuple[int | None, ...] = (),
+) -> NDArray[np.int64]:
+    """Bytes of keys and values that each sample's prefill leaves in the cache, int64 [B]; ``windows`` as in
+    :class:`Setting`."""
+    counts, n_text = np.asarray(counts, dtype=np.int64), np.asarray(n_text, dtype=np.int64)
+    setting = Setting(shape, windows, bytes_per_value)
+    return KvBytes().of(setting, counts, counts[:, 0], n_text).astype(np.int64)
+
+
+def token_bytes(setting: Setting, layer: int) -> int:
+    """Bytes that one token's key and value take in a layer; grouped heads are stored once."""
+    own = setting.shape.at(layer)
+    return 2 * own.kv_heads * own.head_dim * setting.bytes_per_value
+
+
+def held(setting: Setting, layer: int, tokens: Any) -> Any:
+    """Tokens that the cache of ``layer`` holds once ``tokens`` went through: at most a sliding window's width less 1,
+    as transformers' ``DynamicSlidingWindowLayer`` keeps them."""
+    window = setting.windows[layer] if setting.windows else None
+    return tokens if window is None else tokens.clip(max=window - 1)
+
+
+@COSTS.register("kv_bytes")
+class KvBytes(CostModel):
+    """Exact: equals the bytes of the cache that the pruned prefill returns (a test)."""
+
+    name: ClassVar[str] = "kv_bytes"
+    unit: ClassVar[str] = "bytes"
+    about: ClassVar[str] = "keys and values in the cache after the prefill; grouped heads and sliding windows counted"
+
+    def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
+        return token_bytes(setting, layer) * held(setting, layer, tokens)

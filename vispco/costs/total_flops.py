@@ -1,0 +1,31 @@
+"""``total_flops``: everything from the picture to the last token of an answer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vispco.costs.base import COSTS, Setting
+from vispco.costs.flops import Flops, layer_flops
+from vispco.costs.kv_bytes import held
+
+
+@COSTS.register("total_flops")
+class TotalFlops(Flops):
+    """Decode step j reads a cache of the prompt's tokens and j more: ``2(2Hhd + 2Hgd + 3HI) + 4hd(n + j)`` per layer.
+
+    The head is counted once per token of the answer, which is what generation computes.
+    """
+
+    name: ClassVar[str] = "total_flops"
+    about: ClassVar[str] = "vision tower, projector, prefill with scoring, decode steps of the answer, and head"
+
+    def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
+        own, steps = setting.shape.at(layer), setting.answer_tokens - 1
+        width = own.heads * own.head_dim
+        per_token = layer_flops(setting.shape, 1, layer) - 4 * width
+        read = steps * held(setting, layer, tokens) + steps * (steps + 1) // 2
+        return super().layer(setting, layer, tokens) + steps * per_token + 4 * width * read
+
+    def constant(self, setting: Setting, visual: Any, text: Any) -> Any:
+        head = 2 * setting.shape.hidden * setting.vocabulary * setting.answer_tokens
+        return setting.vision_flops * visual + head
