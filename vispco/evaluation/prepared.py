@@ -123,14 +123,14 @@ def render_prompt(processor: Any, sample: Sample) -> str:
             content += [{"type": "image"}] if number else []
             content += [{"type": "text", "text": part}] if part else []
         text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return _begun_once(processor, text)
+        return begun_once(processor, text)
     token = getattr(processor, "image_token", PLACE)
     if not any(parts[:-1]):
         return f"{token * count} {parts[-1]}".strip()
     return str(token.join(parts))
 
 
-def _begun_once(processor: Any, text: str) -> str:
+def begun_once(processor: Any, text: str) -> str:
     """``text`` without the token that begins it, where the tokenizer writes one too (as Gemma 3's does)."""
     tokenizer: Any = getattr(processor, "tokenizer", None)
     begin = getattr(tokenizer, "bos_token", None)

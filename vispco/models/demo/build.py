@@ -18,6 +18,12 @@ PATCH_PIXELS = 16
 LAYERS = 8
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 QUESTION_WORDS = "what color shape is the in one are there a how many others look like ? yes no 0 1 2 3 4"
+# Messages one after another with nothing around them, so that pictures and a question give the prompt of the training.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% set outer = loop %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>"
+    "{% else %}{{ '' if outer.first and loop.first else ' ' }}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 def vocabulary() -> dict[str, int]:
@@ -76,6 +82,7 @@ def build_processor() -> LlavaProcessor:
         patch_size=PATCH_PIXELS,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
     )
 
 
