@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import vispco
+from vispco.errors import ModelError
 from vispco.models.base import ADAPTERS, Grid, adapter_for, register_builtin
 from vispco.pruning.schedules import Ratios, Step
 from vispco.testing import AdapterConformance, checks
@@ -52,6 +54,11 @@ class TestQwen3VLMoe(AdapterConformance):
 
 class TestGemma3(AdapterConformance):
     tiny = TINY["gemma3"]
+
+
+class TestGemma4(AdapterConformance):
+    tiny = TINY["gemma4"]
+    methods = ("fastv", "sparsevlm")
 
 
 class TestInternVL(AdapterConformance):
@@ -109,6 +116,33 @@ def test_families_are_documented() -> None:
     for name in ADAPTERS:
         for said in (*ADAPTERS[name].model_types, *ADAPTERS[name].examples):
             assert f"`{said}`" in page, said
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "why"), [("gemma3n", "four streams side by side"), ("nemotron_h_omni", "Mamba blocks or experts")]
+)
+def test_families_that_cannot_be_cut_are_refused_in_one_line(family: str, why: str) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(model_type=family))
+    with pytest.raises(ModelError, match=f"model family '{family}' is not served: .*{why}.*; use ") as caught:
+        adapter_for(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gemma_4_with_shared_keys_is_refused_in_one_line() -> None:
+    """The class's own defaults for E2B: 15 of 35 layers have keys and values of their own."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig, Gemma4VisionConfig
+
+    text = Gemma4TextConfig(
+        **TEXT, head_dim=8, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2
+    )
+    vision = Gemma4VisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1)
+    with torch.device("meta"):
+        model = Gemma4ForConditionalGeneration(Gemma4Config(text_config=text, vision_config=vision, audio_config=None))
+    with pytest.raises(ModelError, match=r"the last 2 of the 4 layers of this Gemma 4 reuse keys .*; use gemma-4-26B"):
+        adapter_for(model)
 
 
 # --- sizes of published models ---------------------------------------------------------------------

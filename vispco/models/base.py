@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 ADAPTERS = Registry("model family", "models")
 GUIDE = "docs/extending.md"
+UNSERVED = {
+    "gemma3n": "its hidden states are four streams side by side and half of its layers reuse keys and values, so "
+    "tokens cannot be cut between layers; use Gemma 3 or Gemma 4",
+    "nemotron_h_omni": "most of its layers are Mamba blocks or experts without attention, and its decoder is another "
+    "causal model; use a model with attention in every layer",
+}
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class ModelAdapter(ABC):
 
     def shape(self) -> ModelShape:
         """Sizes of the decoder."""
-        config, watch = self.model.config.get_text_config(), self.watch_vision()
+        config, watch = self.layer_config(0), self.watch_vision()
         shape = ModelShape(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -175,6 +181,10 @@ class ModelAdapter(ABC):
         each = tuple(self.layer_shape(number, shape) for number in range(shape.layers))
         alike = LayerShape(shape.heads, shape.kv_heads, shape.head_dim, shape.weights)
         return shape if set(each) == {alike} else replace(shape, each=each)
+
+    def layer_config(self, number: int) -> Any:
+        """The configuration that says the sizes of layer ``number``. Default: that of the text decoder."""
+        return self.model.config.get_text_config()
 
     def layer_shape(self, number: int, shape: ModelShape) -> LayerShape:
         """Sizes of layer ``number``; ``shape``: the decoder's. Default: its attention, and the weights it holds."""
@@ -283,6 +293,13 @@ class ModelAdapter(ABC):
                 more = new.get(key, torch.zeros_like(ids))
                 longer[key] = torch.cat([inputs[key], more.to(inputs[key].dtype)], dim=1)
         return longer
+
+    def note_pictures(self, noted: dict[str, Any]) -> list[Any]:
+        """Hooks that put into ``noted`` what ``generate`` leaves out of the inputs and :meth:`grids` needs; handles.
+
+        Default: none.
+        """
+        return []
 
     # --- visual features that the decoder adds between its layers ----------------------------------
 
@@ -467,6 +484,7 @@ def register_builtin() -> None:
     """Import the adapters of this package; each registers itself."""
     from vispco.models import (  # noqa: F401
         gemma3,
+        gemma4,
         glm4v,
         idefics3,
         internvl,
@@ -489,6 +507,8 @@ def adapter_for(model: Any) -> ModelAdapter:
     register_builtin()
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     served: dict[str, type[ModelAdapter]] = {t: ADAPTERS[n] for n in ADAPTERS for t in ADAPTERS[n].model_types}
+    if model_type in UNSERVED:
+        raise ModelError(f"model family {model_type!r} is not served: {UNSERVED[model_type]}")
     if model_type not in served:
         raise ModelError(
             f"no adapter for model family {model_type!r}; known families: {', '.join(sorted(served))}. "

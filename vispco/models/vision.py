@@ -344,6 +344,62 @@ class PixtralWatch(VisionWatch):
         return torch.cat(found)
 
 
+class PlacedWatch(VisionWatch):
+    """Gemma 4: patches with their places (x, y), filled up to one number, ``q_norm`` and ``k_norm``, no 1 / sqrt(d).
+
+    Args:
+        tower: has ``encoder.layers``; is called with ``pixel_position_ids`` [P, n, 2], -1 where there is no patch.
+        projector: receives the features of the visual tokens, [N, C].
+        cell: patches per side of the square cells that become one visual token.
+    """
+
+    def __init__(self, tower: Any, projector: nn.Module, cell: int) -> None:
+        super().__init__()
+        self.projector, self.cell = projector, cell
+        self.attention = tower.encoder.layers[len(tower.encoder.layers) - 1].self_attn
+        self.heads = tower.config.num_attention_heads
+        self.width = tower.config.hidden_size
+
+    def install(self) -> list[Any]:
+        return [
+            self.attention.register_forward_pre_hook(self._on_attention, with_kwargs=True),
+            self.attention.q_norm.register_forward_hook(self._keep("queries")),
+            self.attention.k_norm.register_forward_hook(self._keep("keys")),
+            self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True),
+        ]
+
+    def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen["rotary"], self._seen["places"] = kwargs["position_embeddings"], kwargs["position_ids"]
+
+    def _read(self, features: Tensor) -> VisionExtras:
+        parts: list[list[Tensor]] = []
+        flops, width = 0, self._seen["keys"].shape[-1]
+        for picture, places in enumerate(self._seen["places"]):
+            at = (places >= 0).all(dim=-1)
+            cos, sin = (part[picture, at] for part in self._seen["rotary"])
+            q, k = (_turned(self._seen[what][picture, at], cos, sin) for what in ("queries", "keys"))
+            n, groups = len(q), q.shape[1] // k.shape[1]
+            k = k.repeat_interleave(groups, dim=1)
+            q = q * math.sqrt(width)
+            given = attention_to(q.transpose(0, 1), k.transpose(0, 1))
+            merged = attention_to(in_heads((q * math.sqrt(self.heads)).flatten(1), 1), in_heads(k.flatten(1), 1))
+            flops += 4 * n * n * self.heads * width
+            x, y = (places[at] // self.cell).unbind(dim=-1)
+            cells = y * (int(x.max()) + 1) + x
+            values = torch.cat([given[:, None], merged[:, None], k.flatten(1)], dim=1)
+            pooled = torch.zeros(int(cells.max()) + 1, values.shape[1], dtype=values.dtype, device=values.device)
+            pooled = pooled.index_add_(0, cells, values) / self.cell**2
+            parts.append([pooled[:, 0], pooled[:, 1], torch.full_like(pooled[:, 0], n), pooled[:, 2:]])
+        attention, pseudo, among, keys = (torch.cat(part) for part in zip(*parts, strict=True))
+        return VisionExtras(attention, pseudo, among, keys, keys, features, self.heads, "received", flops=flops)
+
+
+def _turned(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotation of [n, heads, d] by cosine and sine [n, d], one half of each head by x and one by y."""
+    halves = zip(*(part.chunk(2, dim=-1) for part in (values, cos, sin)), strict=True)
+    return torch.cat([rotated(part, (c, s)) for part, c, s in halves], dim=-1)
+
+
 def in_heads(values: Tensor, heads: int) -> Tensor:
     """[n, C] -> [heads, n, C / heads]."""
     return values.view(len(values), heads, -1).transpose(0, 1)

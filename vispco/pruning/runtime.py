@@ -55,6 +55,7 @@ class PruningSession:
         self.gather_always = gather_always
         self._last_layers: list[Tokens] = []
         self._inputs: dict[str, Any] = {}
+        self._noted: dict[str, Any] = {}
         self._prefill: Prefill | None = None
         self._decode: DecodeStep | None = None
         self._caches: weakref.WeakKeyDictionary[Any, Cached] = weakref.WeakKeyDictionary()
@@ -94,7 +95,7 @@ class PruningSession:
                     add(keys.register_forward_hook(_Capture(self, number, "keys")))
                     if "attention" in self.method.needs:
                         add(queries.register_forward_hook(_Capture(self, number, "queries")))
-            self._handles += self._tower.install()
+            self._handles += [*self._tower.install(), *self.adapter.note_pictures(self._noted)]
         except BaseException:
             self.remove()
             raise
@@ -105,10 +106,11 @@ class PruningSession:
         self._handles.clear()
         self._prefill = self._decode = None
         self._inputs = {}
+        self._noted.clear()
         self._tower.clear()
 
     def _on_entry(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inputs = {**({"input_ids": args[0]} if args else {}), **kwargs}
+        self._inputs = {**self._noted, **({"input_ids": args[0]} if args else {}), **kwargs}
         self._tower.on_entry(self._inputs)
 
     def _on_decoder(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

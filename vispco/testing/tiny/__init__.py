@@ -4,7 +4,7 @@ Weights are large, so that attention is far from flat and a wrong mask or positi
 """
 
 from vispco.testing.tiny.base import IMAGE, LAYERS, TEXT, VIDEO, TinyFamily
-from vispco.testing.tiny.gemma import TinyGemma3
+from vispco.testing.tiny.gemma import TinyGemma3, TinyGemma4
 from vispco.testing.tiny.glm import TinyGlm4v, TinyGlm4vMoe, TinyGlm46V
 from vispco.testing.tiny.llava import TinyLlava, TinyLlavaNext, TinyLlavaOnevision
 from vispco.testing.tiny.mistral import TinyMistral3
@@ -20,6 +20,7 @@ FAMILIES: tuple[TinyFamily, ...] = (
     TinyQwen3VL(),
     TinyQwen3VLMoe(),
     TinyGemma3(),
+    TinyGemma4(),
     TinyInternVL(),
     TinyIdefics3(),
     TinySmolVLM(),

@@ -1,0 +1,115 @@
+"""Gemma 4 (26B-A4B, 31B): pictures of any shape scaled to a number of tokens, heads of two sizes, experts.
+
+Full-attention layers have wider heads than sliding ones, fewer keys and values, and may use keys as values. Picture
+tokens see each other in both directions in sliding layers only. The small models (E2B, E4B) are refused: their last
+layers read keys and values of earlier ones and run on the last token only, and every layer has an input of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vispco.errors import ModelError
+from vispco.models.base import ADAPTERS, Grid, LayerShape, ModelShape
+from vispco.models.video import KINDS, VideoAdapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vispco.models.vision import VisionWatch
+
+PLACES = {"image": "image_position_ids", "video": "video_position_ids"}
+
+
+@ADAPTERS.register("gemma4")
+class Gemma4Adapter(VideoAdapter):
+    model_types: ClassVar[tuple[str, ...]] = ("gemma4",)
+    examples: ClassVar[tuple[str, ...]] = ("google/gemma-4-26B-A4B-it", "google/gemma-4-31B-it")
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        text = model.config.get_text_config()
+        if text.num_kv_shared_layers or text.hidden_size_per_layer_input:
+            raise ModelError(
+                f"the last {text.num_kv_shared_layers} of the {text.num_hidden_layers} layers of this Gemma 4 reuse "
+                "keys and values and run on the last token only, which pruning does not follow; use gemma-4-26B-A4B "
+                "or gemma-4-31B"
+            )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        import torch
+
+        logits, cap = super().head(hidden), self.model.config.get_text_config().final_logit_softcapping
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def layer_config(self, number: int) -> Any:
+        return self.model.config.get_text_config().per_layer_config[number]
+
+    def layer_shape(self, number: int, shape: ModelShape) -> LayerShape:
+        own = self.layer_config(number)
+        return LayerShape(shape.heads, own.num_key_value_heads, own.head_dim, self._layer_weights[number])
+
+    @cached_property
+    def _readable(self) -> bool:
+        return True
+
+    def note_pictures(self, noted: dict[str, Any]) -> list[Any]:
+        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            noted["places"] = kwargs["pixel_position_ids"]
+
+        return [self.model.model.vision_tower.register_forward_pre_hook(note, with_kwargs=True)]
+
+    def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
+        """The frames of a video are runs with text between them, of one picture of several frames."""
+        kinds = self.kinds(inputs, runs)
+        given = {kind: _sizes(inputs.get(PLACES[kind]), self._side) for kind in KINDS}
+        if not any(given.values()):
+            noted = _sizes(inputs.get("places"), self._side)
+            given = {kind: noted if kind in kinds else [] for kind in KINDS}
+        known = {kind: list(sizes) if len(sizes) == kinds.count(kind) else [] for kind, sizes in given.items()}
+        by_tokens = {rows * columns: (rows, columns) for sizes in given.values() for rows, columns in sizes}
+        found: list[Grid] = []
+        for run, kind in zip(runs, kinds, strict=True):
+            size = known[kind].pop(0) if known[kind] else by_tokens.get(run, (1, run))
+            found.append(Grid(1, *size))
+        return found
+
+    @property
+    def _side(self) -> int:
+        side: int = self.model.config.vision_config.pooling_kernel_size
+        return side
+
+    def seen(self, inputs: dict[str, Any]) -> None:
+        return None
+
+    def encode(self, kind: str, inputs: dict[str, Any]) -> Tensor:
+        import torch
+
+        if kind == "image":
+            outputs = self.model.get_image_features(inputs["pixel_values"], inputs[PLACES[kind]])
+        else:
+            outputs = self.model.model.get_video_features(
+                inputs["pixel_values_videos"], inputs[PLACES[kind]], inputs["num_frames_per_video"]
+            )
+        return torch.cat(list(outputs.pooler_output))
+
+    def encoder_output(self, kind: str, features: Tensor) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=[features])
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.vision import PlacedWatch
+
+        tower = self.model.model.vision_tower
+        return PlacedWatch(tower, self.model.model.embed_vision, self._side)
+
+
+def _sizes(places: Tensor | None, side: int) -> list[tuple[int, int]]:
+    """Rows and columns of cells of each picture from the (x, y) of its patches [P, n, 2], -1 where there is none."""
+    if places is None:
+        return []
+    most = places.amax(dim=1) + 1
+    return [(int(rows) // side, int(columns) // side) for columns, rows in most.tolist()]
