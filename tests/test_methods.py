@@ -25,6 +25,7 @@ from vispco.pruning.published import (
 )
 from vispco.pruning.schedules import Step
 from vispco.testing import MethodConformance
+from vispco.testing.methods import able
 from vispco.testing.tiny import TINY
 
 
@@ -67,7 +68,7 @@ class TestPool(MethodConformance):
 
 @pytest.fixture(params=list(TINY))
 def tiny(request: Any) -> Iterator[Any]:
-    model = TINY[request.param].model()
+    model = able(TINY[request.param], make_method("fastv")).model()
     model.set_attn_implementation("eager")
     yield TINY[request.param]
     model.set_attn_implementation("sdpa")

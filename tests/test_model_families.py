@@ -52,6 +52,16 @@ class TestQwen3VLMoe(AdapterConformance):
     methods = LIKE_ANOTHER
 
 
+class TestQwen35(AdapterConformance):
+    tiny = TINY["qwen3_5"]
+    methods = ("random",)
+
+
+class TestQwen35Moe(AdapterConformance):
+    tiny = TINY["qwen3_5_moe"]
+    methods = ("random",)
+
+
 class TestGemma3(AdapterConformance):
     tiny = TINY["gemma3"]
 

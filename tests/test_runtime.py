@@ -254,7 +254,7 @@ def test_refusals(tiny_llava: Any) -> None:
         with pytest.raises(ModelError, match="already inside"), vispco.prune(tiny_llava, schedule=Step(1, 0.5)):
             pass
     with (
-        pytest.raises(ModelError, match=r"'Linear'; known families: gemma3, idefics3, .*docs/extending.md"),
+        pytest.raises(ModelError, match=r"'Linear'; known families: gemma3, gemma4, .*docs/extending.md"),
         vispco.prune(torch.nn.Linear(1, 1), schedule=Step(1, 1)),
     ):
         pass

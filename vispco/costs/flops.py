@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.costs.base import COSTS, CostModel, Setting
-from vispco.models.base import ModelShape
+from vispco.models.base import LayerShape, ModelShape
 from vispco.pruning.schedules import Counts
 
 if TYPE_CHECKING:
     from vispco.pruning.methods.base import Method
+
+
+CHUNK = 64  # tokens that transformers' gated delta rule takes at once
 
 
 def layer_flops(shape: ModelShape, tokens: Any, layer: int | None = None) -> Any:
@@ -35,8 +38,16 @@ def layer_flops(shape: ModelShape, tokens: Any, layer: int | None = None) -> Any
         if layer is None:
             raise ValueError("the layers of this decoder differ: say which one, or use decoder_flops")
         own = shape.each[layer]
-        return 2 * tokens * own.weights + 4 * tokens * tokens * own.heads * own.head_dim
+        flops = 2 * tokens * own.weights + 4 * tokens * tokens * own.heads * own.head_dim
+        return flops + _linear_attention(own, tokens) if own.chunk else flops
     return 2 * tokens * shape.weights + 4 * tokens * tokens * shape.heads * shape.head_dim
+
+
+def _linear_attention(own: LayerShape, tokens: Any) -> Any:
+    """FLOPs of the convolution and of the chunked gated delta rule; real ``tokens`` count parts of a chunk."""
+    whole = isinstance(tokens, int) or np.issubdtype(getattr(tokens, "dtype", None), np.integer)
+    chunks = -(-tokens // CHUNK) if whole else tokens / CHUNK
+    return own.chunk * chunks + own.spread * (tokens + own.beyond * (tokens > 0))
 
 
 def decoder_flops(shape: ModelShape, tokens: Any) -> Any:

@@ -34,13 +34,17 @@ class LayerShape:
     """Sizes of one decoder layer of a model whose layers are not all alike, or not what the formula assumes.
 
     ``weights``: multiply-adds per token outside attention: projections, MLP, router, the experts that a token is sent
-    to.
+    to. Linear attention has no ``heads`` of the usual kind; it costs ``chunk`` FLOPs for every 64 tokens begun, and
+    its convolution ``spread`` FLOPs for every token and ``spread`` times ``beyond`` at the ends.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     weights: int
+    chunk: int = 0
+    spread: int = 0
+    beyond: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,9 +211,12 @@ class ModelAdapter(ABC):
     @cached_property
     def _readable(self) -> bool:
         """Whether the decoder's queries and keys come from projections of their own and turn as :meth:`rotate` does.
-        Families that take any text decoder may hold one where they do not (Phi-3, Cohere)."""
+        Families that take any text decoder may hold one where they do not (Phi-3, Cohere). Where some layers are
+        linear attention, the layer before a boundary mostly has none to read."""
         import torch
 
+        if any(self.recurrent(layer) for layer in range(len(self.layers()))):
+            return False
         attention: Any = self.layers()[0].self_attn
         if not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
             return False
@@ -258,6 +265,16 @@ class ModelAdapter(ABC):
         """What logits are multiplied with before the softmax: the layer's own ``scaling``, or one over sqrt(d)."""
         scaling = getattr(self.layers()[layer].self_attn, "scaling", None)
         return float(scaling) if scaling is not None else 1.0 / math.sqrt(self.shape().head_dim)
+
+    def recurrent(self, layer: int) -> bool:
+        """Whether ``layer`` is linear attention: a convolution and a recurrence over its tokens, without a mask."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
+        return kinds is not None and kinds[layer] == "linear_attention"
+
+    @cached_property
+    def first_attending(self) -> int:
+        """Number of the first layer that keeps keys and values; the decoder reads its cache's length there."""
+        return next(layer for layer in range(len(self.layers())) if not self.recurrent(layer))
 
     def sliding_window(self, layer: int) -> int | None:
         """How many places back a query of ``layer`` sees, itself included; None: all."""
@@ -494,6 +511,7 @@ def register_builtin() -> None:
         mistral3,
         qwen2_5_vl,
         qwen2_vl,
+        qwen3_5,
         qwen3_vl,
     )
 

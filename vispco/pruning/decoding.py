@@ -19,6 +19,7 @@ class Cached:
 
     prompt_length: int
     layers: list[Tokens]
+    first: int = 0  # number of the first layer that keeps keys and values
 
     @property
     def cut(self) -> bool:
@@ -26,7 +27,12 @@ class Cached:
 
     @property
     def first_is_cut(self) -> bool:
-        return self.layers[0].index.shape[1] != self.prompt_length
+        return self.short_length != self.prompt_length
+
+    @property
+    def short_length(self) -> int:
+        """Tokens of the prompt that the first layer with keys and values holds."""
+        return self.layers[self.first].index.shape[1]
 
 
 @dataclass
@@ -46,7 +52,7 @@ class DecodeStep:
     _masks: dict[tuple[int, int | None, int], Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        seen = self.cache.get_seq_length(0) - self.cached.layers[0].index.shape[1]
+        seen = self.cache.get_seq_length() - self.cached.short_length
         self.total = self.cached.prompt_length + seen + self.steps
         self.attention = self.adapter.attention()
 
@@ -58,7 +64,7 @@ class DecodeStep:
         if ids is None:
             ids = torch.arange(self.total - self.steps, self.total, device=self.like.device)[None]
         elif own_positions:
-            ids = ids + self.cached.prompt_length - self.cached.layers[0].index.shape[1]
+            ids = ids + self.cached.prompt_length - self.cached.short_length
         changed = {**kwargs, "position_ids": ids}
         mask = kwargs.get("attention_mask")
         if not isinstance(mask, dict) and "flash" not in self.attention:

@@ -110,7 +110,7 @@ class Prefill:
         if not self.cut:
             self._layer_kwargs = kwargs
             return None
-        kwargs = {**kwargs, **self._shorten(kwargs)}
+        kwargs = {**kwargs, **self._shorten(kwargs, number)}
         self._layer_kwargs = kwargs
         if args:
             return (hidden, *args[1:]), kwargs
@@ -179,7 +179,7 @@ class Prefill:
         return LayerAttention(self.adapter, layer, queries=captured.get("queries"), keys=keys, **seen)
 
     def _look_ahead(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> LayerAttention:
-        kwargs = {**kwargs, **self._shorten(kwargs)} if self.cut else kwargs
+        kwargs = {**kwargs, **self._shorten(kwargs, layer)} if self.cut else kwargs
         return LookAhead(self.adapter, layer, hidden=hidden, **self._seen_by(kwargs, hidden.device))
 
     def _seen_by(self, kwargs: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Prefill:
 
     # --- shortening ------------------------------------------------------------------------------
 
-    def _shorten(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _shorten(self, kwargs: dict[str, Any], layer: int) -> dict[str, Any]:
         """What a layer receives per token, cut to the tokens that are left. Layers of one kind share the result."""
         short: dict[str, Any] = {}
         if kwargs.get("position_embeddings") is not None:
@@ -215,7 +215,10 @@ class Prefill:
             short["position_ids"] = self._once(kwargs["position_ids"], self._position_ids)
         if "attention_mask" in kwargs:
             mask = kwargs["attention_mask"]
-            short["attention_mask"] = self._once(mask, lambda m: self._mask(m, short["position_embeddings"][0]))
+            if self.adapter.recurrent(layer):
+                short["attention_mask"] = self.tokens.valid.long() if bool(self.tokens.filler.any()) else None
+            else:
+                short["attention_mask"] = self._once(mask, lambda m: self._mask(m, short["position_embeddings"][0]))
         return short
 
     def _once(self, source: Any, make: Any) -> Any:

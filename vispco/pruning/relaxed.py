@@ -246,6 +246,11 @@ def relaxed(
             f"method {method.name!r} cannot drive the relaxed model; use one that ranks by model signals, e.g. fastv"
         )
     check_needs(method, adapter)
+    if any(map(adapter.recurrent, range(len(adapter.layers())))):
+        raise ModelError(
+            "layers of this decoder are linear attention, and no mask takes a token out of a recurrence by degrees; "
+            "use a search without gradients: grid, random, tpe"
+        )
     attention = adapter.attention()
     if attention not in ("sdpa", "eager"):
         raise ModelError(

@@ -201,9 +201,11 @@ class PruningSession:
         if self._prefill is not None:
             cache = kwargs.get("past_key_values")
             if number == 0 and cache is not None:
-                self._caches[cache] = Cached(self._prefill.prompt.valid.shape[1], self._prefill.layers)
+                self._caches[cache] = Cached(
+                    self._prefill.prompt.valid.shape[1], self._prefill.layers, self.adapter.first_attending
+                )
             return self._prefill.on_layer(number, args, kwargs)
-        if self._decode is not None:
+        if self._decode is not None and not self.adapter.recurrent(number):
             return args, {**kwargs, "attention_mask": self._decode.for_layer(number)}
         return None
 

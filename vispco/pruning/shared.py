@@ -42,7 +42,10 @@ class Walk:
     def bytes(self) -> int:
         held = [self.hidden]
         for layer in self.cache.layers if self.cache is not None else ():
-            held += [part for part in (layer.keys, layer.values) if part is not None]
+            if hasattr(layer, "recurrent_states"):
+                held += [part for part in (layer.conv_states[0], layer.recurrent_states[0]) if part is not None]
+            else:
+                held += [part for part in (layer.keys, layer.values) if part is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def fork(self, path: Path) -> Walk:
@@ -127,7 +130,7 @@ class SharedPrefill(PruningSession):
         assert leaf is not None
         assert leaf.cache is not None
         prompt = leaf.prefill.prompt.valid
-        self._caches[leaf.cache] = Cached(prompt.shape[1], leaf.prefill.layers)
+        self._caches[leaf.cache] = Cached(prompt.shape[1], leaf.prefill.layers, self.adapter.first_attending)
         mask = prompt.long() if mask is None else mask
         stops = torch.tensor(list(stop), device=logits.device, dtype=tokens[0].dtype)
         ended = torch.isin(tokens[0], stops)
@@ -251,11 +254,14 @@ class SharedPrefill(PruningSession):
 
 
 def fork_cache(cache: Any) -> Any:
-    """A copy that can grow by itself; what is in it is shared, since dynamic caches never write into it."""
+    """A copy that can grow by itself; keys and values are shared, since dynamic caches never write into them. The
+    states of linear attention are written into, so they are copied."""
     if cache is None:
         return None
     forked = copy.copy(cache)
-    forked.layers = [copy.copy(layer) for layer in cache.layers]
+    forked.layers = [
+        copy.deepcopy(layer) if hasattr(layer, "recurrent_states") else copy.copy(layer) for layer in cache.layers
+    ]
     return forked
 
 

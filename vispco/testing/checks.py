@@ -70,12 +70,33 @@ def hidden_from(model: Any, batch: Batch, kept: Kept) -> Iterator[None]:
         seen = valid & ~visual
         for row in range(len(seen)):
             seen[row, kept[number][row]] = True
-        handles.append(layer.register_forward_pre_hook(hook(seen), with_kwargs=True))
+        if adapter_for(model).recurrent(number):
+            handles += taken_out(layer.linear_attn, seen)  # type: ignore[arg-type]
+        else:
+            handles.append(layer.register_forward_pre_hook(hook(seen), with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def taken_out(mixer: torch.nn.Module, seen: Tensor) -> list[Any]:
+    """Hooks with which linear attention works on the tokens where ``seen`` [B, T] only, and gives 0 for the others."""
+
+    def before(module: Any, args: Any, kwargs: Any) -> Any:
+        hidden, length = kwargs["hidden_states"], int(seen.sum(dim=1).max())
+        rows = [torch.nn.functional.pad(row[at], (0, 0, length - int(at.sum()), 0)) for row, at in zip(hidden, seen)]  # noqa: B905
+        mask = torch.stack([torch.arange(length) >= length - int(at.sum()) for at in seen])
+        return args, {**kwargs, "hidden_states": torch.stack(rows), "attention_mask": mask}
+
+    def after(module: Any, args: Any, output: Tensor) -> Tensor:
+        full = output.new_zeros(*seen.shape, output.shape[-1])
+        for row, at in enumerate(seen):
+            full[row, at] = output[row, output.shape[1] - int(at.sum()) :]
+        return full
+
+    return [mixer.register_forward_pre_hook(before, with_kwargs=True), mixer.register_forward_hook(after)]
 
 
 def text_places(model: Any, batch: Batch) -> Tensor:
@@ -183,6 +204,8 @@ def check_cache_lengths(model: Any, batch: Batch, policy: Policy, cache: Any, ne
     entering = counts + text_places(model, batch).sum(dim=1, keepdim=True)
     was_cut = (counts < visual.sum(dim=1, keepdim=True)).any(dim=0)
     for number, layer in enumerate(cache.layers):
+        if adapter.recurrent(number):
+            continue  # one state, whatever the length
         length = (int(entering[:, number].max()) if bool(was_cut[number]) else full) + new
         window = adapter.sliding_window(number)
         expected = length if window is None else min(length, window - 1)

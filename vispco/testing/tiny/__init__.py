@@ -8,7 +8,7 @@ from vispco.testing.tiny.gemma import TinyGemma3, TinyGemma4
 from vispco.testing.tiny.glm import TinyGlm4v, TinyGlm4vMoe, TinyGlm46V
 from vispco.testing.tiny.llava import TinyLlava, TinyLlavaNext, TinyLlavaOnevision
 from vispco.testing.tiny.mistral import TinyMistral3
-from vispco.testing.tiny.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
+from vispco.testing.tiny.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL, TinyQwen35, TinyQwen35Moe
 from vispco.testing.tiny.tiles import TinyIdefics3, TinyInternVL, TinySmolVLM
 
 FAMILIES: tuple[TinyFamily, ...] = (
@@ -19,6 +19,8 @@ FAMILIES: tuple[TinyFamily, ...] = (
     TinyQwen25VL(),
     TinyQwen3VL(),
     TinyQwen3VLMoe(),
+    TinyQwen35(),
+    TinyQwen35Moe(),
     TinyGemma3(),
     TinyGemma4(),
     TinyInternVL(),

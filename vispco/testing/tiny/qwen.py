@@ -145,3 +145,59 @@ class TinyQwen3VLMoe(TinyQwen3VL):
         from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
         return self._build(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, **EXPERTS, mlp_only_layers=[1])
+
+
+class TinyQwen35(TinyQwen25VL):
+    """Three layers of linear attention and one of the usual kind."""
+
+    name = "qwen3_5"
+    video_times = {}
+
+    def build(self) -> Any:
+        from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+        return self._build(Qwen3_5Config, Qwen3_5ForConditionalGeneration)
+
+    def _build(self, config: Any, model: Any, **more: Any) -> Any:
+        torch.manual_seed(0)
+        vision = {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "initializer_range": 0.3,
+        }
+        text = {
+            **TEXT,
+            "head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+            "initializer_range": 0.2,  # the chunked rule is float32, whatever the model is
+            "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 0.5},
+            **more,
+        }
+        return model(config(vision_config=vision, text_config=text, **TOKENS)).eval()
+
+    def video(self) -> Tensor:
+        frame = torch.cat([torch.tensor([8, 6]), torch.full((6,), VIDEO), torch.tensor([7])])
+        return frame.repeat(3)
+
+
+class TinyQwen35Moe(TinyQwen35):
+    """The same with six experts of which a token is sent to two, and one that it always meets."""
+
+    name = "qwen3_5_moe"
+
+    def build(self) -> Any:
+        from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+        shared = {"shared_expert_intermediate_size": 40}
+        return self._build(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, **EXPERTS, **shared)
