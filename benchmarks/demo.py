@@ -36,7 +36,7 @@ def layer_changes(trials: list) -> tuple[int, list[int]]:
 
 
 def main() -> int:
-    store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url(), create=False)
+    store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url(), read_only=True)
     comparison = Comparison(store, "quickstart")
     found = comparison.to_dict()
     searches = {search["name"]: search for search in found["searches"]}

@@ -54,7 +54,7 @@ def serve(storage: str | None, host: str, port: int) -> None:
         StorageError: there is no such database.
         ConfigError: the address cannot be listened on.
     """
-    store = Store(storage, create=False)
+    store = Store(storage, read_only=True)
     server = listen(store, host, port)
     print(
         f"optuna-dashboard on {redact(store.url)}: http://{_in_url(host)}:{server.server_port}/ (Ctrl-C stops it)",

@@ -14,6 +14,7 @@ from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, ru
 from vispco.dashboards.text import clean, shortened
 
 from vispco.errors import ConfigError
+from vispco.outputs import BY_SUFFIX, output_file
 
 try:
     import matplotlib
@@ -65,10 +66,8 @@ def save(draw: Callable[[], Figure], output: Path) -> None:
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(output.suffix.lower(), {})
     with matplotlib.rc_context(STYLE):
         figure = draw()
-        try:
-            figure.savefig(output, metadata=metadata)
-        except OSError as error:
-            raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
+        with output_file(output, BY_SUFFIX[output.suffix.lower()]) as partial:
+            figure.savefig(partial, metadata=metadata)
 
 
 def front(

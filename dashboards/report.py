@@ -24,8 +24,8 @@ from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.entries import against
 from vispco.analysis.layers import layer_record
-from vispco.errors import ConfigError
 from vispco.export import export_steps
+from vispco.outputs import HTML, check_output, write_output
 from vispco.storage.opening import DEFAULT_URL, redact
 from vispco.storage.store import Store
 
@@ -44,20 +44,19 @@ def write_report(store: Store, experiment: str, output: Path, *, tokens: int = 0
 
     Raises:
         StorageError: no such experiment, or one without results.
-        ConfigError: the file cannot be written, or no schedule can be exported to be shown on samples.
+        ConfigError: the file cannot be written or holds something else, or no schedule can be exported to be shown
+            on samples.
         ModelError: ``tokens`` without the model at hand.
     """
     comparison = Comparison(store, experiment)
+    check_output(output, HTML)
     pictures = []
     if tokens:
         from vispco.dashboards.tokens import sample_pictures
 
         pictures = sample_pictures(comparison, tokens)
     page = render(report_record(comparison), pictures)
-    try:
-        output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
+    write_output(output, page, HTML)
 
 
 def report_record(comparison: Comparison) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def main() -> None:
     if arguments == ["--from-json"]:
         told = json.loads(kept.read_text(encoding="utf-8"))
     else:
-        store = Store(arguments[0] if arguments else default_url())
+        store = Store(arguments[0] if arguments else default_url(), read_only=True)
         told = {"searches": searched(store), "defaults": defaults(store)}
         told = json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 6))
         kept.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -70,7 +70,7 @@ def doctor_rows(storage: str | None) -> list[dict[str, Any]]:
     rows.append({"what": "offline mode", "value": "on (HF_HUB_OFFLINE)" if offline else "off"})
     url = storage or default_url()
     try:
-        store = Store(url, create=False)
+        store = Store(url, read_only=True)
         value = f"{redact(url)}, {len(store.experiment_names())} experiments"
         store.engine.dispose()
     except VispcoError as error:

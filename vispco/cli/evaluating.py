@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vispco.cli.output import print_json
 from vispco.errors import ConfigError
+from vispco.outputs import JSON_LINES, check_output, write_output
 from vispco.yaml_text import read_yaml
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def evaluate_model(
             raise ConfigError("--limit and --option limit=... say the same; give one of the two")
         said["limit"] = _value(limit)
     chosen = plain_task(task, said, samples)
-    if log is not None and not log.parent.is_dir():
-        raise ConfigError(f"cannot write {str(log)!r}: there is no folder {str(log.parent)!r}; create it first")
+    if log is not None:
+        check_output(log, JSON_LINES, option="--log-samples")
     with TerminalProgress().track(task) as advance:
         found = evaluate_plain(
             model,
@@ -162,10 +163,7 @@ def write_samples(found: PlainEvaluation, path: Path) -> None:
         for sample, answer, score in zip(found.samples, found.answers, found.scores, strict=True)
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}; choose another --log-samples") from None
+    write_output(path, text, JSON_LINES, option="--log-samples")
 
 
 def print_plain(found: PlainEvaluation) -> None:

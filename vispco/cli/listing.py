@@ -28,7 +28,7 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         ConfigError: unknown kind.
     """
     if what == "experiments":
-        with open_store(storage, create=False) as store:
+        with open_store(storage, read_only=True) as store:
             return [experiment_row(store, name) for name in store.experiment_names()]
     if what == "models":
         from vispco.models.base import ADAPTERS, register_builtin

@@ -115,7 +115,7 @@ def resume(
     from vispco.storage.store import open_store
 
     def load() -> Problem:
-        with open_store(storage, create=False) as store:
+        with open_store(storage, read_only=True) as store:
             text = store.require_experiment(experiment)["spec_text"]
         return Problem.from_text(text, f"study stored for {experiment!r}")
 
@@ -149,7 +149,7 @@ def status(
     from vispco.cli.listing import print_status, status_rows, worker_rows
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
+    with open_store(storage, read_only=True) as store:
         rows, working = status_rows(store, experiment), worker_rows(store, experiment)
     if workers:
         print_rows(working, as_json=as_json, as_csv=as_csv, empty="nobody works")
@@ -194,7 +194,7 @@ def compare(
         raise ConfigError(f"--score {score} says what --against compares; name an entry: --against grid")
     rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
     show: Callable[[dict[str, Any]], None]
-    with open_store(storage, create=False) as store:
+    with open_store(storage, read_only=True) as store:
         if against is not None:
             from vispco.analysis.entries import compare_against
             from vispco.cli.over_seeds import against_rows, print_against
@@ -246,7 +246,7 @@ def layers(
     from vispco.cli.layers import layer_rows, print_layers
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
+    with open_store(storage, read_only=True) as store:
         found = layer_record(Comparison(store, experiment))
     if as_json:
         print_json(found)
@@ -269,7 +269,7 @@ def report(
     from vispco.dashboards.report import write_report
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
+    with open_store(storage, read_only=True) as store:
         write_report(store, experiment, output, tokens=tokens)
     print(output.resolve())
 
@@ -292,7 +292,7 @@ def plot(
     from vispco.cli.plot import write_plot
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
+    with open_store(storage, read_only=True) as store:
         written = write_plot(store, experiment, output, what, split=split, search=search, width=width)
     print(written)
 
@@ -376,17 +376,16 @@ def export(
 
     from vispco.analysis.comparison import Comparison
     from vispco.export import export_schedule
+    from vispco.outputs import JSON, json_with, write_output
+    from vispco.pruning.schedule_file import FORMAT
     from vispco.storage.store import open_store
 
-    with open_store(storage, create=False) as store:
+    with open_store(storage, read_only=True) as store:
         found = export_schedule(Comparison(store, experiment), budget)
     if output is None:
         print_json(found)
         return
-    try:
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {str(output)!r}: {error.strerror}; choose another file with -o") from None
+    write_output(output, json.dumps(found, indent=1) + "\n", JSON, own=json_with("format", FORMAT))
     print(output.resolve())
 
 
@@ -465,7 +464,7 @@ def copy(
     from vispco.storage.copying import copy_experiments
     from vispco.storage.store import open_store
 
-    with open_store(source, create=False) as read, open_store(destination) as written:
+    with open_store(source, read_only=True) as read, open_store(destination) as written:
         rows = [asdict(done) for done in copy_experiments(read, written, experiment)]
     print_rows(rows, as_json=as_json, as_csv=as_csv, empty="no experiments to copy")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vispco.errors import ConfigError, DataError, shortened
+from vispco.outputs import PICTURE, check_output, output_file
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.published import named_schedule
 from vispco.survivors import survivors
@@ -36,14 +37,19 @@ def write_tokens(
     """
     from vispco.dashboards.tokens import draw_survivors
 
+    check_output(output, PICTURE)
     shown, named = named_schedule(schedule, problem.shape.layers)
     used = make_method(method) if method else named or problem.default_method
     asked = _sample(problem, sample, images, question)
     found = survivors(problem, asked, used, shown)
     caption = f"{used.name}, {shown.text()}: {asked.question} {found.answer}"
+    picture = draw_survivors(found, caption)
     try:
-        draw_survivors(found, caption).save(output)
-    except (OSError, ValueError) as error:
+        with output_file(output, PICTURE) as partial:
+            picture.save(partial)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"cannot write {str(output)!r}: {error}; choose another file with -o, ending in .png"
         ) from None

@@ -68,7 +68,7 @@ def import_trials(
         directions, trials = _read(store, study_name)
         origin = _shown(store)
     else:
-        with open_store(source, create=False) as other:
+        with open_store(source, read_only=True) as other:
             directions, trials = _read(other, study_name)
             origin = _shown(other)
     indices = _indices(study_name, directions, accuracy, cost)

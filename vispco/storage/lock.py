@@ -240,7 +240,8 @@ def holders(connection: Connection) -> dict[str, str]:
     """Experiments that are being run now, or that another machine left: name -> who, and for how long it was silent."""
     found = {}
     now = connection.execute(select(_server_clock(connection.engine))).scalar() or 0.0
-    for row in connection.execute(select(locks)):
+    # Version 1 of the table, which is read as it is, has no column for beats.
+    for row in connection.execute(select(*(column for column in locks.c if column.name != "beats"))):
         alive = is_alive(row)
         if alive is not False:
             silent = now - row.heartbeat

@@ -137,6 +137,25 @@ def _version_2(connection: Connection) -> None:
 MIGRATIONS: list[Callable[[Connection], None]] = [_version_1, _version_2]
 
 
+def tables_version(connection: Connection) -> int:
+    """Version of our tables; 0 if there are none.
+
+    Raises:
+        StorageError: they were written by a newer vispco.
+    """
+    found = _current(connection)
+    if found > len(MIGRATIONS):
+        raise _newer(found, len(MIGRATIONS))
+    return found
+
+
+def _newer(found: int, known: int) -> StorageError:
+    return StorageError(
+        f"the database has vispco tables of version {found}, this vispco knows up to {known}; "
+        "upgrade vispco (pip install -U vispco)"
+    )
+
+
 def _current(connection: Connection) -> int:
     if not inspect(connection).has_table(version.name):
         return 0
@@ -164,10 +183,7 @@ def migrate(engine: Engine, migrations: list[Callable[[Connection], None]] | Non
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
             current = _current(connection)
             if current > len(migrations):
-                raise StorageError(
-                    f"the database has vispco tables of version {current}, this vispco knows up to {len(migrations)}; "
-                    "upgrade vispco (pip install -U vispco)"
-                )
+                raise _newer(current, len(migrations))
             if current == len(migrations):
                 return
             migrations[current](connection)

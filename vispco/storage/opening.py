@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import time
 import warnings
 from typing import Any
 
 import optuna
-from sqlalchemy import Engine, event, make_url
+from optuna.storages._rdb import models
+from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
 from vispco.errors import StorageError
 from vispco.storage.faults import is_passing, reason
-from vispco.storage.migrations import migrate
+from vispco.storage.migrations import migrate, tables_version
 from vispco.storage.redaction import redact_text
 
 DEFAULT_URL = "sqlite:///vispco.db"
@@ -34,15 +36,17 @@ def redact(url: str) -> str:
         return "<unreadable URL>"
 
 
-def open_database(url: str, *, create: bool, patience: float) -> optuna.storages.RDBStorage:
+def open_database(url: str, *, create: bool, patience: float, read_only: bool = False) -> optuna.storages.RDBStorage:
     """Optuna's storage with our tables beside its own, tuned.
 
     Args:
-        create: False refuses a SQLite file that does not exist.
+        create: False refuses a database that does not exist or has no tables of ours.
         patience: seconds that a statement waits for other writers of a SQLite file.
+        read_only: nothing is written: no table is made or migrated, no journal mode is set. The database must exist
+            and have Optuna's tables; it may have none of ours, or those of an older version.
 
     Raises:
-        StorageError: the database cannot be opened, or was written by a newer version.
+        StorageError: the database cannot be opened, is another program's, or was written by a newer version.
     """
     try:
         parsed = make_url(url)
@@ -58,18 +62,27 @@ def open_database(url: str, *, create: bool, patience: float) -> optuna.storages
         )
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")  # SQLAlchemy 2.0 would take psycopg2
-    if not create and backend == "sqlite" and parsed.database and not os.path.exists(parsed.database):
+    if backend == "sqlite" and _in_memory(parsed):
+        raise StorageError(
+            f"{shown} is a database in memory: all results would be lost at the end; name a file, such as {DEFAULT_URL}"
+        )
+    if (read_only or not create) and backend == "sqlite" and not os.path.exists(parsed.database or ""):
         raise StorageError(f"no database at {shown}; run a study first (vispco run studies/quickstart.yaml)")
     # Optuna fills a template in the URL, so braces are doubled.
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     settings: dict[str, Any] = {"pool_pre_ping": True}
     if backend == "sqlite":
         settings["connect_args"] = {"timeout": patience}
+    reading = {**settings, "execution_options": {"vispco_read": True, "postgresql_readonly": True}}
+    if backend == "sqlite":
+        reading["connect_args"] = {"timeout": patience, "factory": _ReadOnlyConnection}
     try:
-        storage = _open_optuna(text, settings)
+        _check_contents(parsed, reading, shown, create=create, read_only=read_only)
+        storage = _open_optuna(text, reading if read_only else settings, create=not read_only)
         if backend == "sqlite":
-            tune_sqlite(storage.engine, patience)
-        migrate(storage.engine)
+            tune_sqlite(storage.engine, patience, read_only=read_only)
+        if not read_only:
+            migrate(storage.engine)
     except StorageError:
         raise
     except (SQLAlchemyError, ImportError, RuntimeError) as error:
@@ -77,13 +90,55 @@ def open_database(url: str, *, create: bool, patience: float) -> optuna.storages
     return storage
 
 
-def _open_optuna(url: str, settings: dict[str, Any]) -> optuna.storages.RDBStorage:
+class _ReadOnlyConnection(sqlite3.Connection):
+    """A connection whose every statement that would change the database fails."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.execute("PRAGMA query_only=ON")
+
+
+def _in_memory(url: URL) -> bool:
+    name = url.database or ""
+    return name in ("", ":memory:") or name.startswith("file::memory:") or url.query.get("mode") == "memory"
+
+
+def _check_contents(url: URL, settings: dict[str, Any], shown: str, *, create: bool, read_only: bool) -> None:
+    """Refuse, before anything is written, a database that is not what the caller needs."""
+    if url.get_backend_name() == "sqlite" and not os.path.exists(url.database or ""):
+        return
+    engine = create_engine(url, **settings)
+    try:
+        with engine.connect() as connection:
+            names = set(inspect(connection).get_table_names())
+            version = tables_version(connection)
+    finally:
+        engine.dispose()
+    optuna_names = set(models.BaseModel.metadata.tables) | {"alembic_version"}
+    others = sorted(name for name in names - optuna_names if not name.startswith("vispco_"))
+    is_optuna = {"studies", "trials", "version_info"} <= names
+    if (read_only and not is_optuna) or not (read_only or create or version):
+        has = (
+            f"it has the tables {', '.join(others[:3])}{', ...' * (len(others) > 3)}" if others else "it has no tables"
+        )
+        raise StorageError(
+            f"no experiments in {shown}: {'it has studies of other programs only' if is_optuna else has}; "
+            "give another --storage URL, or run a study first"
+        )
+    if others and not is_optuna and url.get_backend_name() == "sqlite":
+        raise StorageError(
+            f"{shown} is a database of another program: it has the table {others[0]!r} and no studies; "
+            "give another --storage URL"
+        )
+
+
+def _open_optuna(url: str, settings: dict[str, Any], create: bool = True) -> optuna.storages.RDBStorage:
     """Optuna creates its tables step by step without a lock; whoever comes second to a step tries again."""
     for remaining in reversed(range(OPEN_TRIES)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return optuna.storages.RDBStorage(url, engine_kwargs=dict(settings))
+                return optuna.storages.RDBStorage(url, engine_kwargs=dict(settings), skip_table_creation=not create)
         except (DatabaseError, AssertionError, optuna.exceptions.StorageInternalError) as error:
             if not remaining or not _came_second(error):
                 raise
@@ -99,7 +154,7 @@ def _came_second(error: BaseException) -> bool:
     return "already exists" in words or "unique" in words or (is_passing(error) and "locked" in words)
 
 
-def tune_sqlite(engine: Engine, patience: float) -> None:
+def tune_sqlite(engine: Engine, patience: float, *, read_only: bool = False) -> None:
     """WAL, a long busy timeout, and write transactions that take the lock at once (no upgrade deadlocks).
 
     A connection with the execution option ``vispco_read`` only reads: it sees one state of the database, and neither
@@ -109,7 +164,8 @@ def tune_sqlite(engine: Engine, patience: float) -> None:
     @event.listens_for(engine, "connect")
     def _connect(dbapi: Any, _: Any) -> None:
         dbapi.isolation_level = None
-        for pragma in (f"busy_timeout={int(1000 * patience)}", "journal_mode=WAL", "synchronous=NORMAL"):
+        writing = () if read_only else ("journal_mode=WAL", "synchronous=NORMAL")
+        for pragma in (f"busy_timeout={int(1000 * patience)}", *writing):
             dbapi.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

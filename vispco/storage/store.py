@@ -19,6 +19,7 @@ from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, Patience, failure
 from vispco.storage.lock import Held, LockTimes, driver_lock, holders
+from vispco.storage.migrations import MIGRATIONS, tables_version
 from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
 from vispco.storage.opening import default_url as default_url
 from vispco.storage.opening import open_database
@@ -39,21 +40,30 @@ class Store:
 
     Args:
         url: ``sqlite:///file.db`` or ``postgresql+psycopg://...``; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
-        create: False refuses a SQLite file that does not exist, for commands that only read.
+        create: False refuses a database that does not exist or has no tables of ours.
+        read_only: for commands that only read: the database is left as it is, whatever version its tables have.
         patience: seconds that reading and writing are tried again while the database is away or busy.
 
     Raises:
         StorageError: the database cannot be opened, or was written by a newer version.
     """
 
-    def __init__(self, url: str | None = None, *, create: bool = True, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         self.url = url or default_url()
         self.patience = patience
-        self.optuna = open_database(self.url, create=create, patience=patience)
+        self.optuna = open_database(self.url, create=create, patience=patience, read_only=read_only)
         self.engine = self.optuna.engine
         self._persist = Patience(redact(self.url), patience)
         self._held: dict[str, Held] = {}
         fence_sessions(self.optuna, lambda: list(self._held.values()))
+        self._tables = self._read(tables_version) if read_only else len(MIGRATIONS)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -87,11 +97,15 @@ class Store:
     # --- experiments -----------------------------------------------------------------------------
 
     def experiment_names(self) -> list[str]:
+        if not self._tables:
+            return []
         query = select(experiments.c.name).order_by(experiments.c.created)
         return self._read(lambda connection: list(connection.execute(query).scalars()))
 
     def experiment(self, name: str) -> dict[str, Any] | None:
         """Spec text and hash, identity, facts and provenance; None if there is no such experiment."""
+        if not self._tables:
+            return None
         row = self._read(
             lambda connection: connection.execute(select(experiments).where(experiments.c.name == name)).first()
         )
@@ -176,7 +190,7 @@ class Store:
 
     def holders(self) -> dict[str, str]:
         """Experiments that are being run now -> by whom."""
-        return self._read(holders)
+        return self._read(holders) if self._tables else {}
 
     # --- studies ---------------------------------------------------------------------------------
 
@@ -295,6 +309,8 @@ class Store:
 
     def workers(self, experiment: str) -> list[dict[str, Any]]:
         """Who works on what, in the order of their names."""
+        if self._tables < 2:
+            return []
         query = select(workers).where(workers.c.experiment == experiment).order_by(workers.c.worker)
         return self._read(lambda connection: [dict(row._mapping) for row in connection.execute(query)])
 
@@ -363,9 +379,11 @@ class Store:
 
 
 @contextmanager
-def open_store(url: str | None, *, create: bool = True, patience: float = PATIENCE_SECONDS) -> Iterator[Store]:
+def open_store(
+    url: str | None, *, create: bool = True, read_only: bool = False, patience: float = PATIENCE_SECONDS
+) -> Iterator[Store]:
     """A store that is closed at the end; database errors inside become one line."""
-    store = Store(url, create=create, patience=patience)
+    store = Store(url, create=create, read_only=read_only, patience=patience)
     try:
         yield store
     except DATABASE_ERRORS as error:
