@@ -24,6 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--inputs", type=int, default=100, help="how many inputs tests/test_fuzz.py mutates, over all kinds"
+    )
     parser.addoption("--kills", type=int, default=4, help="how often tests/test_faults.py kills, over its four cases")
 
 

@@ -20,10 +20,11 @@ def read_yaml(text: str, source: str) -> Any:
     Raises:
         ConfigError: not YAML, a key twice, too many values, too deep, an alias within itself, or a value that is none.
     """
-    loader = _Loader(text) if not NO_CHARACTER.search(text) else None
+    if NO_CHARACTER.search(text):
+        raise ConfigError(f"{source} is not valid YAML: {_character(text)}; remove it")
+    loader = None
     try:
-        if loader is None:
-            raise ConfigError(f"{source} is not valid YAML: {_character(text)}; remove it")
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None

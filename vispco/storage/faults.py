@@ -10,7 +10,7 @@ from typing import TypeVar
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, TimeoutError
 
-from vispco.errors import StorageError
+from vispco.errors import StorageError, VispcoError
 from vispco.storage.redaction import redact_text
 
 PATIENCE_SECONDS = 60.0
@@ -28,6 +28,8 @@ class Interrupted(Exception):
     """A database error, as its cause, that must not be tried again where it happened."""
 
 
+# What Python says of values that nobody here has written.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RecursionError)
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError, Interrupted)
 _WRAPPERS = (DBAPIError, StorageInternalError, Interrupted)  # they quote statements and values
 
@@ -83,6 +85,15 @@ def reason(error: BaseException) -> str:
     return redact_text(" ".join(words.split()))[:200] or type(error).__name__
 
 
+def damaged(shown: str, error: BaseException) -> StorageError:
+    """One line for stored values that cannot be read, or fit nothing else that is stored."""
+    words = redact_text(" ".join(str(error).split()))[:200]
+    return StorageError(
+        f"database {shown} holds something unexpected ({type(error).__name__}: {words}); if it was changed by hand, "
+        "restore it from a copy, or run into another database (--storage); if not, tell us what vispco --debug shows"
+    )
+
+
 def failure(shown: str, error: BaseException) -> StorageError:
     """One line for a database that failed in mid-run; ``shown`` is its URL without password."""
     if is_full(error):
@@ -111,6 +122,10 @@ class Patience:
         while True:
             try:
                 return action()
+            except VispcoError:
+                raise
+            except UNREADABLE as error:
+                raise damaged(self.shown, error) from error
             except DATABASE_ERRORS as error:
                 waited = time.monotonic() - started
                 if not is_passing(error):

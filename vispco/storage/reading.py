@@ -17,7 +17,10 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, Select, func, select
 
+from vispco.errors import VispcoError
+from vispco.storage.faults import UNREADABLE, damaged
 from vispco.storage.optuna_tables import params, studies, trial_user_attributes, trials, values
+from vispco.storage.redaction import redact_text
 
 INFINITE = {"INF_POS": float("inf"), "INF_NEG": float("-inf")}
 CHUNK = 500  # names or ids in one IN clause
@@ -58,7 +61,12 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
     """A connection on which all queries see one state of the database, and which never waits for a writer."""
     level = {} if engine.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     with engine.connect().execution_options(vispco_read=True, **level) as connection, connection.begin():
-        yield connection
+        try:
+            yield connection
+        except VispcoError:
+            raise
+        except UNREADABLE as error:
+            raise damaged(redact_text(str(engine.url)), error) from error
 
 
 def study_ids(connection: Connection, experiment: str) -> dict[str, int]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Column, Connection, Table, bindparam, delete, select
 
 from vispco.config import content_hash
-from vispco.errors import StorageError
+from vispco.errors import StorageError, VispcoError
 from vispco.evaluation.records import Evaluation
-from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, Patience, failure
+from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, UNREADABLE, Patience, damaged, failure
 from vispco.storage.lock import Held, LockTimes, driver_lock, holders
 from vispco.storage.migrations import MIGRATIONS, tables_version
 from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
@@ -30,6 +30,7 @@ from vispco.storage.trials import METRICS, TrialLog
 from vispco.storage.upsert import insert_missing, upsert
 
 CHUNK = 500  # values in one IN (...)
+CREATE_TRIES = 20  # to load or create a study, in turn with others who do the same
 
 Result = TypeVar("Result")
 BlockRow = tuple[str, str, int, NDArray[Any]]
@@ -106,15 +107,19 @@ class Store:
         """Spec text and hash, identity, facts and provenance; None if there is no such experiment."""
         if not self._tables:
             return None
-        row = self._read(
-            lambda connection: connection.execute(select(experiments).where(experiments.c.name == name)).first()
-        )
-        if row is None:
-            return None
-        found = dict(row._mapping)
-        for key in ("identity", "facts", "provenance"):
-            found[key] = json.loads(found[key])
-        return found
+
+        def read(connection: Connection) -> dict[str, Any] | None:
+            row = connection.execute(select(experiments).where(experiments.c.name == name)).first()
+            if row is None:
+                return None
+            found = dict(row._mapping)
+            for key in ("identity", "facts", "provenance"):
+                found[key] = json.loads(found[key])
+                if not isinstance(found[key], dict):
+                    raise TypeError(f"{key} of experiment {name!r} is no mapping")
+            return found
+
+        return self._read(read)
 
     def require_experiment(self, name: str) -> dict[str, Any]:
         found = self.experiment(name)
@@ -208,7 +213,7 @@ class Store:
     def _study(self, study_name: str) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()
         study: optuna.Study | None = None
-        while study is None:
+        for remaining in reversed(range(CREATE_TRIES)):
             try:
                 study = optuna.load_study(study_name=study_name, storage=self.optuna, sampler=sampler)
             except KeyError:
@@ -216,6 +221,14 @@ class Store:
                     study = optuna.create_study(
                         study_name=study_name, storage=self.optuna, directions=["maximize", "minimize"], sampler=sampler
                     )
+            if study is not None:
+                break
+            if not remaining:  # rows that belong to no study keep a new one from their number
+                raise StorageError(
+                    f"cannot create study {study_name!r} in {redact(self.url)}: rows of one that was deleted by hand "
+                    "are in its way; restore the database from a copy, or run into another (--storage)"
+                )
+        assert study is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if study.metric_names != list(METRICS):
@@ -229,8 +242,12 @@ class Store:
 
     def get_evaluations(self, ids: Iterable[str]) -> dict[str, Evaluation]:
         wanted = sorted(set(ids))
-        rows = self._read(lambda connection: _select_in(connection, evaluations, evaluations.c.id, wanted))
-        return {row.id: _evaluation(row) for row in rows}
+
+        def read(connection: Connection) -> dict[str, Evaluation]:
+            rows = _select_in(connection, evaluations, evaluations.c.id, wanted)
+            return {row.id: _evaluation(row) for row in rows}
+
+        return self._read(read)
 
     def put_evaluation(self, evaluation: Evaluation, sample_groups: Mapping[str, Sequence[str]]) -> None:
         self.put_evaluations([evaluation], sample_groups)
@@ -386,6 +403,12 @@ def open_store(
     store = Store(url, create=create, read_only=read_only, patience=patience)
     try:
         yield store
+    except VispcoError:
+        raise
+    except UNREADABLE as error:
+        if create and not read_only:  # whoever runs a model inside may have other reasons
+            raise
+        raise damaged(redact(store.url), error) from error
     except DATABASE_ERRORS as error:
         raise failure(redact(store.url), error) from error
     finally:

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection
 
+from vispco.errors import StorageError, shortened
 from vispco.evaluation.records import Evaluation, Stopped
 from vispco.storage.bulk import append, has_system_attribute, lock_study, newest
 from vispco.storage.redaction import redact_text
@@ -23,6 +24,15 @@ Write = Callable[[Callable[[Connection], object]], None]
 TOKEN = "vispco:token"
 METRICS = ("accuracy", "flops_ratio")
 ATTEMPTS = 3
+# What searches read of their own trials.
+ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
+    "schedule": str,
+    "evaluation": str,
+    "keep_ratio": list,
+    "error": str,
+    **dict.fromkeys(("attempts", "charged_flops", "spent_flops", "propose_flops", "full_flops", "proposal"), int),
+    "budget": (int, float),
+}
 ERROR_LENGTH = 500
 
 
@@ -47,9 +57,25 @@ class TrialLog:
         """
         last = self._read(lambda connection: newest(connection, self.study._study_id))
         if not self._finished or (last and last[0]) != self._newest():
-            self._known = self._read(lambda _: self.study.get_trials(deepcopy=False))
+            self._known = self._read(lambda _: [self._checked(t) for t in self.study.get_trials(deepcopy=False)])
             self._finished = all(trial.state.is_finished() for trial in self._known)
         return [trial for trial in self._known if not states or trial.state in states]
+
+    def _checked(self, trial: FrozenTrial) -> FrozenTrial:
+        """The trial, whose attributes say in one line what they lack: a database may have been changed by hand.
+
+        Raises:
+            StorageError: an attribute that searches read is of another kind.
+        """
+        where = f"trial {trial.number} of study {self.name!r}"
+        for name, kind in ATTRIBUTES.items():
+            value = trial.user_attrs.get(name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
+                raise _unusable(where, f"attribute {name!r} is {shortened(value)}")
+        if trial.state == TrialState.COMPLETE and (not trial.values or len(trial.values) != len(METRICS)):
+            raise _unusable(where, "is complete without its values")
+        trial.user_attrs = _Attributes(trial.user_attrs, where)
+        return trial
 
     def _newest(self) -> int | None:
         return self._known[-1]._trial_id if self._known else None
@@ -202,6 +228,23 @@ class TrialLog:
 
         self._read(once)
         return len(found)
+
+
+class _Attributes(dict[str, Any]):
+    """User attributes of a trial; one that is read and not there is said with the trial's name."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise _unusable(self.where, f"has no attribute {name!r}")
+
+
+def _unusable(where: str, what: str) -> StorageError:
+    return StorageError(
+        f"{where} {what}; if the database was changed by hand, restore it from a copy, or start over with --fresh"
+    )
 
 
 def _as_read(trial: FrozenTrial, number: int, key: int) -> FrozenTrial:

@@ -428,7 +428,7 @@ def read_csv(path: Path, source: Source) -> Rows:
             raise DataError(
                 f"row {number} of {path.as_posix()} has more cells than the header; quote cells with commas"
             )
-        if len(row.get("image") or "") < 16 and row.get("image") in shared:
+        if row.get("image") and len(row["image"]) < 16 and row["image"] in shared:
             row["image"] = shared[row["image"]]
     return rows, ()
 
