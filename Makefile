@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 
-.PHONY: demo test test-all docs faults lint format clean
+.PHONY: demo test test-all docs faults fuzz lint format clean
 
 demo: $(STAMP)
 	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
@@ -27,6 +27,10 @@ docs: $(STAMP)
 # The long form of tests/test_faults.py: a hundred kills, a quarter of an hour on two cores.
 faults: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist load -rA tests/test_faults.py --kills 100
+
+# The long form of tests/test_fuzz.py: 6,000 mutated inputs, half an hour on two cores.
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist load -rA tests/test_fuzz.py --inputs 6000
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
