@@ -129,7 +129,7 @@
     const [command, experiment, storage] = facts.command, given = Math.floor((within + FITS) * 1e4) / 1e4;
     const usable = facts.export.filter((row) => row.flops_ratio <= given + FITS).pop();
     document.getElementById("export-note").textContent = usable
-      ? `Most accurate on the search split, where schedules are chosen: ${usable.schedule}, of ${usable.search}.`
+      ? `Recommended: ${usable.schedule}, of ${usable.search}: the cheapest within one standard error of the most accurate on the search split.`
       : "No schedule fits this budget.";
     document.getElementById("export").textContent = usable
       ? `${command} --budget ${given} -o schedule.json ${storage}${experiment}` : "";

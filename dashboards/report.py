@@ -16,14 +16,16 @@ from plotly.offline import get_plotlyjs
 from vispco.dashboards import figures, heatmaps, tables
 from vispco.dashboards.overlay import overlay
 from vispco.dashboards.text import in_html, script_json, shortened
-from vispco.dashboards.words import answer_html
+from vispco.dashboards.words import answer_html, decision_html
 
 from vispco.analysis.answer import HALF, answer
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.decision import Question, decide
 from vispco.analysis.entries import against
 from vispco.analysis.layers import layer_record
+from vispco.errors import ConfigError, StorageError
 from vispco.export import export_steps
 from vispco.outputs import HTML, check_output, write_output
 from vispco.storage.opening import DEFAULT_URL, redact
@@ -63,6 +65,7 @@ def report_record(comparison: Comparison) -> dict[str, Any]:
     """All that the page shows; ``comparison`` is the object of ``vispco compare --json``."""
     return {
         "comparison": comparison.to_dict(),
+        "decision": decision(comparison),
         "answer": answer(comparison),
         "points": comparison.points(),
         "paths": gradient_paths(comparison),
@@ -73,6 +76,14 @@ def report_record(comparison: Comparison) -> dict[str, Any]:
         "study": comparison.stored["spec_text"],
         "provenance": provenance(comparison),
     }
+
+
+def decision(comparison: Comparison) -> dict[str, Any] | None:
+    """The decision for a loss of one point, in the experiment's cost; None where it has no unpruned model."""
+    try:
+        return decide(comparison, Question(cost=comparison.facts.get("cost", "flops")))
+    except (ConfigError, StorageError):
+        return None
 
 
 def over_seeds(comparison: Comparison) -> dict[str, Any]:
@@ -142,6 +153,7 @@ def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -
     parts = [
         f"<h1>{in_html(comparison['experiment'])}</h1>",
         _purpose(record["study"]),
+        decision_html(record["decision"]),
         answer_html(answered),
         "<h2>Every front in one picture</h2>",
         _choice(

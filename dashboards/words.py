@@ -1,4 +1,5 @@
-"""The answer in words with numbers: the record of :func:`vispco.analysis.answer.answer` as HTML."""
+"""The decision and the answer in words with numbers: the records of :mod:`vispco.analysis.decision` and
+:mod:`vispco.analysis.answer` as HTML."""
 
 from __future__ import annotations
 
@@ -21,6 +22,34 @@ def answer_html(found: dict[str, Any]) -> str:
         )
     rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(found, row)])
     return f'<p class="lead">{lead}</p>{_tiles(found, row)}<ul class="answer">{rest}</ul>'
+
+
+def decision_html(found: dict[str, Any] | None) -> str:
+    """The first sentence of the page: the cheapest schedule within the asked loss, and whether that is confirmed."""
+    if found is None:
+        return ""
+    chosen, asked = found["chosen"], f"{found['max_drop']:g} point{'' if found['max_drop'] == 1 else 's'}"
+    if chosen["search"] is None:
+        return (
+            f'<p class="lead">Within {asked} of the unpruned model, no measured schedule costs less than it does.</p>'
+        )
+    text = (
+        f"<code>{in_html(shortened(chosen['schedule'], 90))}</code> with {in_html(chosen['method'])} is the cheapest "
+        f"measured schedule within {asked} of the unpruned model on the search split: "
+        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {in_html(found['cost'])}."
+    )
+    test = found["held_out"]
+    if test is not None:
+        text += (
+            f" On the held-out split the difference is {points(test['difference'])} points, and with "
+            f"{100 * found['sure']:g} % confidence no less than {points(test['low'])}"
+        )
+        text += ": confirmed." if found["confirmed"] else "."
+    if found["why"]:
+        text += (
+            f" {'Not confirmed' if found['confirmed'] is False else 'It cannot be confirmed'}: {in_html(found['why'])}."
+        )
+    return f'<p class="lead" id="decision">{text}</p>'
 
 
 def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ GROUPS = {
     "Models": ("load_model", "adapter_for"),
     "Pruning": ("prune", "make_method", "load_schedule", "parse_schedule"),
     "Schedules": ("Schedule", "Step", "MultiStep", "Linear", "Exponential", "Sigmoid", "Ratios"),
-    "Experiments": ("Problem", "Evaluator", "Evaluation", "objective"),
+    "Experiments": ("Problem", "Evaluator", "Evaluation", "objective", "choose"),
 }
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes|Example):$", re.MULTILINE)
 

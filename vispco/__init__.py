@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vispco.choosing import choose
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.records import Evaluation
     from vispco.models.base import adapter_for
@@ -43,6 +44,7 @@ _HOMES = {
     "Sigmoid": "vispco.pruning.schedules",
     "Step": "vispco.pruning.schedules",
     "adapter_for": "vispco.models.base",
+    "choose": "vispco.choosing",
     "load_model": "vispco.models.loading",
     "load_schedule": "vispco.pruning.schedule_file",
     "make_method": "vispco.pruning.methods.base",
@@ -63,6 +65,7 @@ __all__ = [
     "Sigmoid",
     "Step",
     "adapter_for",
+    "choose",
     "load_model",
     "load_schedule",
     "make_method",

@@ -1,18 +1,23 @@
-"""What ``vispco export`` writes: the best measured schedule for a budget, with all that is known of it."""
+"""What ``vispco export`` writes: the recommended schedule for a budget or a decision, with all that is known of it."""
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.selection import choose, front
+from vispco.analysis.decision import holds
+from vispco.analysis.noninferiority import paired_error
+from vispco.analysis.selection import fits, front
 from vispco.errors import ConfigError
 from vispco.pruning.schedule_file import FORMAT, VERSION
-from vispco.search.predicted import is_predicted
+from vispco.storage.reading import TrialRecord
+
+Pair = tuple[TrialRecord, Searched]
 
 
 def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
-    """The best measured schedule for ``budget`` over all searches, chosen on the search split.
+    """The schedule that :func:`recommended` names for ``budget``.
 
     Imported trials count where they repeat a measurement of ours; of others the method is not known. Policies that
     read the prompt do not count: a file holds one schedule for all prompts.
@@ -20,22 +25,53 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     Raises:
         ConfigError: no trial fits the budget, or it is no share of the unpruned compute.
     """
-    held = _holdable(comparison)
-    costs = [trial.values[1] for trials, _ in held for trial in trials]
-    if not 0 < budget <= max([1.0, *costs]):  # choosing can cost more than it saves
+    points = Recommendation(comparison)
+    dearest = max([1.0, *(_cost(pair) for pair in points.pairs)])  # choosing can cost more than it saves
+    if not 0 < budget <= dearest:
         raise ConfigError(
             f"budget {budget:g} is no share of the unpruned model's compute; give a number above 0 and at most 1, "
             "such as 0.5 for half"
         )
-    fitting = _choices(budget, held)
-    if not fitting:
-        least = f"its cheapest has flops_ratio {min(costs):.4f}" if costs else "it has no schedule that a file can hold"
+    found = points.within(budget)
+    if found is None:
+        cheapest = min((_cost(pair) for pair in points.pairs), default=None)
+        least = (
+            "it has no schedule that a file can hold"
+            if cheapest is None
+            else f"its cheapest has flops_ratio {cheapest:.4f}"
+        )
         raise ConfigError(
             f"no schedule of {comparison.experiment!r} fits budget {budget}; {least}, give a larger --budget"
         )
-    trial, search = min(fitting, key=_preference)
+    return schedule_record(comparison, *found, budget=budget)
+
+
+def export_decision(comparison: Comparison, decision: dict[str, Any]) -> dict[str, Any]:
+    """The schedule of a decision (:func:`vispco.analysis.decision.decide`), with what was asked and found.
+
+    Raises:
+        ConfigError: nothing may be pruned.
+    """
+    chosen = decision["chosen"]
+    if chosen["search"] is None:
+        raise ConfigError(
+            f"within {decision['max_drop']:g} points no measured schedule of {comparison.experiment!r} is cheaper than "
+            "the unpruned model, so there is nothing to export; allow a larger --max-drop"
+        )
+    search = next(search for search in comparison.searches if search.name == chosen["search"])
+    trial = next(trial for trial in search.trials if trial.number == chosen["trial"])
+    kept = ("cost", "max_drop", "sure", "limits", "confirmed", "held_out", "tasks")
+    asked = {**{key: decision[key] for key in kept}, "cost_ratio": chosen["cost_ratio"]}
+    return {**schedule_record(comparison, trial, search, budget=None), "decision": asked}
+
+
+def schedule_record(
+    comparison: Comparison, trial: TrialRecord, search: Searched, *, budget: float | None
+) -> dict[str, Any]:
+    """The contents of a schedule file."""
     held_out = comparison.held_out(search, trial)
     origin = comparison.origin(search, trial) or search
+    assert trial.values is not None
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -59,34 +95,67 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
 
 def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
     """What :func:`export_schedule` chooses as the budget grows: from ``flops_ratio`` on, until the next row's."""
-    held = [(front(trials), search) for trials, search in _holdable(comparison)]
+    points = Recommendation(comparison)
     found: list[dict[str, Any]] = []
-    for budget in sorted({trial.values[1] for trials, _ in held for trial in trials}):
-        trial, search = min(_choices(budget, held), key=_preference)
+    for budget in sorted({_cost(pair) for pair in points.pairs}):
+        pair = points.within(budget)
+        assert pair is not None
+        trial, search = pair
         row = {"search": search.name, "trial": trial.number, "schedule": trial.user_attrs["schedule"]}
         if not found or row.items() - found[-1].items():
             found.append({"flops_ratio": budget, **row})
     return found
 
 
-Held = list[tuple[list[Any], Searched]]
+class Recommendation:
+    """Which schedule to take within a budget, over all searches, by the search split.
+
+    The one-standard-error rule (Breiman et al. 1984, 3.4.3): the cheapest schedule that is at most one standard error
+    of the paired difference less accurate than the most accurate one. The most accurate alone would often cost half as
+    much again for one sample more. ``pairs``: the fronts of all searches, schedules that a file can hold.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        held = [([t for t in s.trials if holds(comparison, s, t)], s) for s in comparison.searches]
+        self.pairs: list[Pair] = [(trial, search) for trials, search in held for trial in front(trials)]
+        measured = comparison.store.get_evaluations({_evaluation(pair) for pair in self.pairs} - {""})
+        unpruned = comparison.reference("unpruned", "search")
+        groups = comparison.store.groups_of(unpruned.id) if unpruned else {}
+        self._parts = comparison.parts_of(groups, measured.values())
+        self._measured = measured
+        self._errors: dict[tuple[str, str], float] = {}
+
+    def within(self, budget: float) -> Pair | None:
+        """The recommended schedule; None if nothing fits."""
+        fitting = [pair for pair in self.pairs if fits(pair[0], budget)]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda pair: (-_accuracy(pair), _cost(pair)))
+        close = [pair for pair in fitting if _accuracy(best) - _accuracy(pair) <= self._error(best, pair)]
+        return min(close, key=lambda pair: (_cost(pair), -_accuracy(pair)))
+
+    def _error(self, first: Pair, second: Pair) -> float:
+        """Standard error of the difference in accuracy; 0 where samples are not known one by one."""
+        key = _evaluation(first), _evaluation(second)
+        if key not in self._errors:
+            groups = self._parts.groups
+            known = [e for one in key if (e := self._measured.get(one)) and e.scores.keys() <= groups.keys()]
+            scores = [self._parts.of(evaluation) for evaluation in known]
+            error = paired_error(scores[0], scores[1], groups) if len(scores) == 2 else 0.0
+            self._errors[key] = error if isfinite(error) else 0.0
+        return self._errors[key]
 
 
-def _holdable(comparison: Comparison) -> Held:
-    """Trials of each search whose schedule a file can hold."""
-    return [([t for t in search.trials if _holds(comparison, search, t)], search) for search in comparison.searches]
+def _evaluation(pair: Pair) -> str:
+    return str(pair[0].user_attrs.get("evaluation", ""))
 
 
-def _choices(budget: float, held: Held) -> list[tuple[Any, Searched]]:
-    """Each search's choice, of those that have one."""
-    chosen = [(choose(trials, budget), search) for trials, search in held]
-    return [(trial, search) for trial, search in chosen if trial is not None]
+def _accuracy(pair: Pair) -> float:
+    assert pair[0].values is not None
+    return pair[0].values[0]
 
 
-def _preference(pair: tuple[Any, Searched]) -> tuple[float, float]:
-    return (-pair[0].values[0], pair[0].values[1])
-
-
-def _holds(comparison: Comparison, search: Searched, trial: Any) -> bool:
-    """Whether a schedule file can hold what a trial measured."""
-    return comparison.origin(search, trial) is not None and not is_predicted(str(trial.user_attrs.get("schedule")))
+def _cost(pair: Pair) -> float:
+    assert pair[0].values is not None
+    return pair[0].values[1]

@@ -38,6 +38,24 @@ RayAddress = Annotated[
     Optional[str],
     typer.Option("--ray", help="Measure on this Ray cluster: host:port or auto; with --workers, on at most so many."),
 ]
+MaxDrop = Annotated[float, typer.Option(help="Points of accuracy below the unpruned model that may be lost.")]
+CostName = Annotated[
+    Optional[str], typer.Option(help="What is to be least: flops, kv_bytes, prefill_ms, ... [default: the study's].")
+]
+Limit = Annotated[
+    Optional[list[str]],
+    typer.Option(help="On another cost: kv_bytes=0.5, a share of the unpruned, or prefill_ms=120ms; may be repeated."),
+]
+TaskDrop = Annotated[
+    Optional[list[str]],
+    typer.Option(help="Points that a task may lose: 2 for every task, or NAME=2; may be repeated."),
+]
+Sure = Annotated[float, typer.Option(help="Confidence of the confirmation.")]
+ProfileFile = Annotated[
+    Optional[Path], typer.Option(help="Hardware profile [default: the one stored with the experiment].")
+]
+AnswerTokens = Annotated[int, typer.Option(min=1, help="Of an answer, for total_flops and latency_ms.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Prompts that run together.")]
 StudyFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 
 
@@ -365,23 +383,77 @@ def evaluate(
 
 
 @app.command()
+def choose(
+    experiment: str,
+    max_drop: MaxDrop = 1.0,
+    cost: CostName = None,
+    limit: Limit = None,
+    max_task_drop: TaskDrop = None,
+    sure: Sure = 0.95,
+    profile: ProfileFile = None,
+    answer_tokens: AnswerTokens = 16,
+    batch: BatchSize = 1,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the choice on the held-out split if it was not; runs the model.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """The decision: the cheapest schedule within a loss of accuracy, and whether held-out samples confirm it."""
+    from vispco.analysis.comparison import Comparison
+    from vispco.cli.choosing import cost_of, decided, pricing, print_decision, question
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False, read_only=not measure) as store:
+        comparison = Comparison(store, experiment)
+        asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, cost_of(comparison))
+        found = decided(comparison, asked, pricing(comparison, profile, answer_tokens, batch), measure=measure)
+    if as_json:
+        print_json(found)
+    else:
+        print_decision(found)
+
+
+@app.command()
 def export(
     experiment: str,
-    budget: Annotated[float, typer.Option(help="Upper bound on flops_ratio.")],
+    budget: Annotated[Optional[float], typer.Option(help="Upper bound on flops_ratio.")] = None,
+    max_drop: Annotated[
+        Optional[float], typer.Option(help="Instead of a budget: what `vispco choose` chooses.", show_default=False)
+    ] = None,
+    cost: CostName = None,
+    limit: Limit = None,
+    max_task_drop: TaskDrop = None,
+    sure: Sure = 0.95,
+    profile: ProfileFile = None,
+    answer_tokens: AnswerTokens = 16,
+    batch: BatchSize = 1,
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="File [default: print it].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write the best schedule for a budget as a file for vispco.prune."""
+    """Write the schedule for a budget, or for a loss of accuracy, as a file for vispco.prune."""
     import json
 
     from vispco.analysis.comparison import Comparison
-    from vispco.export import export_schedule
+    from vispco.cli.choosing import cost_of, decided, pricing, question
+    from vispco.export import export_decision, export_schedule
     from vispco.outputs import JSON, json_with, write_output
     from vispco.pruning.schedule_file import FORMAT
     from vispco.storage.store import open_store
 
+    if (budget is None) == (max_drop is None):
+        raise ConfigError("give one of --budget, a share of the unpruned compute, and --max-drop, points of accuracy")
+    if budget is not None and (cost or limit or max_task_drop or profile):
+        raise ConfigError("--cost, --limit, --max-task-drop and --profile belong to --max-drop; leave out --budget")
     with open_store(storage, read_only=True) as store:
-        found = export_schedule(Comparison(store, experiment), budget)
+        comparison = Comparison(store, experiment)
+        if max_drop is None:
+            assert budget is not None
+            found = export_schedule(comparison, budget)
+        else:
+            asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, cost_of(comparison))
+            priced = pricing(comparison, profile, answer_tokens, batch)
+            found = export_decision(comparison, decided(comparison, asked, priced))
     if output is None:
         print_json(found)
         return

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -254,12 +254,35 @@ def make_batch(
     )
 
 
+def vision_flops(problem: Problem, split: str = "search") -> float:
+    """FLOPs of the vision tower and projector per visual token, counted on the split's first picture; 0 without any."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for task in problem.tasks:
+        samples = task.samples(split)
+        row = next((row for row, sample in enumerate(samples) if sample.images), None)
+        if row is None:
+            continue
+        prompt = {row: render_prompt(problem.processor, samples[row])}
+        values = _processed(problem, task, samples, prompt, [row])
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            features = problem.adapter.encode_images(values)
+        return float(counter.get_total_flops() / len(features))
+    return 0.0
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _processed(
-    problem: Problem, task: Task, samples: Sequence[Sample], prompts: Sequence[str], rows: Sequence[int]
+    problem: Problem,
+    task: Task,
+    samples: Sequence[Sample],
+    prompts: Sequence[str] | Mapping[int, str],
+    rows: Sequence[int],
 ) -> dict[str, Tensor]:
     """What the processor makes of samples ``rows``, pixels included."""
     images = [list(samples[row].images) for row in rows]

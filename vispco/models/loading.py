@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vispco.errors import ModelError
+
+if TYPE_CHECKING:
+    from vispco.costs.base import Setting
 
 DEMOS = {
     "demo": ("llava", "small LLaVA that is part of this package"),
@@ -73,6 +77,33 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     adapter_for(model)
     placed = kwargs.get("device_map") is not None or getattr(model, "is_quantized", False)
     return (model if placed else model.to(device)).eval(), processor
+
+
+def described(name: str, device: str = "cpu", dtype: str = "auto") -> Setting:
+    """What costs need to know of a model, from its configuration alone: no weights are read.
+
+    Raises:
+        ModelError: the configuration is not at hand, or its family has no adapter.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from vispco.costs.base import Setting
+    from vispco.models.base import adapter_for
+
+    source = str(demo_folder(name)) if name in DEMOS else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot read the configuration of model {name!r}: {reason}") from error
+    setting = Setting.of(adapter_for(model))
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    bits = torch.finfo(getattr(torch, dtype)).bits
+    return replace(setting, bytes_per_value=bits // 8)
 
 
 def _check_device(device: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,8 +12,10 @@ from optuna.trial import TrialState
 
 from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
+from vispco.costs import Prompts, Setting
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.prepared import vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
 from vispco.problem import Problem
@@ -192,6 +194,7 @@ class Run:
                 advance(3, 3, "references")
             checkpoints = self._checkpoints()
             facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
+            facts.update(costs=self._cost_facts())
             if checkpoints:
                 facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
@@ -268,6 +271,15 @@ class Run:
                 self.store.link(name, "default", default, evaluation)
         rules = {task.name: task.rule for task in self.problem.tasks if task.rule != MEAN}
         return {"layers": self.problem.shape.layers, **({"aggregations": rules} if rules else {})}
+
+    def _cost_facts(self) -> dict[str, Any]:
+        """What every cost of every trial follows from: sizes of the model and lengths of the prompts."""
+        setting = replace(Setting.of(self.problem.adapter), vision_flops=vision_flops(self.problem))
+        prompts = {
+            split: Prompts.of([(part.n_visual, part.n_text) for part in self.evaluator.prepared(split)]).to_list()
+            for split in ("search", "held_out")
+        }
+        return {**setting.to_dict(), "prompts": prompts}
 
     def _entry_facts(self) -> dict[str, Any]:
         """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""

@@ -1,0 +1,156 @@
+"""Every cost of every measured schedule, from its text or keep ratios and the lengths of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vispco.costs import Profile, Prompts, Setting, make_cost
+from vispco.costs.flops import plain_flops
+from vispco.costs.profile import parse_profile
+from vispco.errors import ConfigError, ScheduleError
+from vispco.models.base import ModelShape
+from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.schedules import Counts, parse_schedule, ratio_counts
+
+if TYPE_CHECKING:
+    from vispco.analysis.comparison import Comparison, Searched
+    from vispco.storage.reading import TrialRecord
+
+
+@dataclass(frozen=True)
+class Price:
+    """A cost in its unit, mean over prompts, and as a share of the unpruned model's, mean of each prompt's share."""
+
+    absolute: float
+    share: float
+
+
+class Pricing:
+    """Costs of the trials of one experiment.
+
+    Experiments that did not store the lengths of their prompts are priced by prompts of average length, which follow
+    from the FLOPs of the plain model with and without pictures; ``exact`` is then False.
+
+    Args:
+        profile: default: the one that is stored with the experiment, if there is one.
+
+    Raises:
+        ConfigError: the profile is of another model.
+    """
+
+    def __init__(
+        self, comparison: Comparison, profile: Profile | None = None, *, answer_tokens: int = 16, batch: int = 1
+    ) -> None:
+        self.comparison = comparison
+        stored = comparison.facts.get("profile")
+        self.profile = profile or (parse_profile(stored, "the stored profile") if stored else None)
+        self._answer_tokens, self._batch = answer_tokens, batch
+        self._prices: dict[tuple[str, str, str, str], Price | None] = {}
+        if profile is not None:
+            profile.check_model(self._model, self.setting.shape)
+
+    @property
+    def _model(self) -> str:
+        return str(self.comparison.stored["identity"].get("model", {}).get("name"))
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What costs depend on, without a method."""
+        more: dict[str, Any] = {
+            "answer_tokens": self._answer_tokens,
+            "batch": self._batch,
+            "profile": self.profile,
+        }
+        known = self.comparison.facts.get("costs")
+        if known:
+            return Setting.from_dict(known, **more)
+        from vispco.models.loading import described
+
+        model = self.comparison.stored["identity"].get("model", {})
+        return replace(described(self._model, model.get("device", "cpu"), model.get("dtype", "auto")), **more)
+
+    def prompts(self, split: str) -> Prompts:
+        """Lengths of a split's prompts.
+
+        Raises:
+            ConfigError: they are not known.
+        """
+        rows = self.comparison.facts.get("costs", {}).get("prompts", {}).get(split)
+        if rows:
+            return Prompts.from_list(rows)
+        return self._average(split)
+
+    def _average(self, split: str) -> Prompts:
+        lengths = []
+        for key in ("no_image", "unpruned"):
+            found = self.comparison.reference(key, split)
+            if found is None:
+                raise ConfigError(
+                    f"experiment {self.comparison.experiment!r} does not say how long its prompts are; "
+                    f"run it again (vispco resume {self.comparison.experiment}), which measures nothing twice"
+                )
+            samples = sum(len(scores) for scores in found.scores.values())
+            lengths.append(_tokens(self.setting.shape, found.flops / samples))
+        text, whole = lengths
+        return Prompts(np.array([whole - text]), np.array([text]), np.ones(1), exact=False)
+
+    @property
+    def exact(self) -> bool:
+        return "costs" in self.comparison.facts
+
+    def of(self, cost: str, search: Searched, trial: TrialRecord, split: str = "search") -> Price | None:
+        """A trial's cost; None for an imported trial of which no schedule is known.
+
+        ``flops`` as a share of the unpruned model's is what was measured, whatever is known of prompts.
+        """
+        origin = self.comparison.origin(search, trial)
+        text = str(trial.user_attrs.get("schedule"))
+        if cost == "flops" and split == "search":
+            assert trial.values is not None
+            return Price(trial.values[1] * self.unpruned("flops", split), trial.values[1])
+        if origin is None:
+            return None
+        key = (cost, split, str(origin.facts.get("method_key")), text)
+        if key not in self._prices:
+            method = make_method(origin.facts["method"], origin.facts.get("method_parameters") or {})
+            ratios = self.comparison.keep_ratio(search, trial) if "(" not in text else None
+            self._prices[key] = self._price(cost, text, ratios, method, split)
+        return self._prices[key]
+
+    def _price(self, cost: str, text: str, ratios: Sequence[float] | None, method: Method, split: str) -> Price | None:
+        prompts = self.prompts(split)
+        counts = self._counts(text, ratios, prompts.visual)
+        if counts is None:
+            return None
+        return Price(*make_cost(cost).mean(self.setting.with_method(method), counts, prompts))
+
+    def _counts(self, text: str, ratios: Sequence[float] | None, visual: Counts) -> Counts | None:
+        layers = self.setting.shape.layers
+        try:
+            return np.minimum(parse_schedule(text).counts(visual, layers), visual[:, None])
+        except ScheduleError:
+            return ratio_counts(ratios, visual) if ratios else None
+
+    def unpruned(self, cost: str, split: str = "search") -> float:
+        """Mean cost of the plain model."""
+        if cost == "flops":
+            found = self.comparison.reference("unpruned", split)
+            return found.flops / sum(len(scores) for scores in found.scores.values()) if found else float("nan")
+        prompts = self.prompts(split)
+        return prompts.mean(make_cost(cost).unpruned(self.setting, prompts.visual, prompts.text))
+
+
+def _tokens(shape: ModelShape, flops: float) -> int:
+    """How many tokens cost so many FLOPs in all layers."""
+    low, high = 0.0, 1.0
+    while plain_flops(shape, high) < flops:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if plain_flops(shape, middle) < flops else (low, middle)
+    return round(high)

@@ -1,0 +1,111 @@
+"""``vispco choose`` and the same options of ``vispco export``: from options to a question, and the answer as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.decision import EVERY, Question, decide
+from vispco.analysis.pricing import Pricing
+from vispco.cli.output import print_text
+from vispco.costs.base import make_cost
+from vispco.costs.bounds import parse_limit
+from vispco.costs.profile import read_profile
+from vispco.errors import ConfigError
+
+
+def question(
+    max_drop: float, cost: str | None, limits: Sequence[str], task_drops: Sequence[str], sure: float, default: str
+) -> Question:
+    """What the options ask; ``default`` is the experiment's cost."""
+    tasks: dict[str, float] = {}
+    for text in task_drops:
+        name, equals, points = text.partition("=")
+        try:
+            tasks[name if equals else EVERY] = float(points if equals else name)
+        except ValueError:
+            raise ConfigError(
+                f"--max-task-drop {text!r} is no number of points; write --max-task-drop 2 for every task, or "
+                "--max-task-drop NAME=2"
+            ) from None
+    return Question(max_drop, cost or default, tuple(parse_limit(text) for text in limits), tasks, sure)
+
+
+def pricing(comparison: Comparison, profile: Path | None, answer_tokens: int, batch: int) -> Pricing:
+    given = read_profile(profile) if profile is not None else None
+    return Pricing(comparison, given, answer_tokens=answer_tokens, batch=batch)
+
+
+def cost_of(comparison: Comparison) -> str:
+    """The cost that the experiment was run for."""
+    return str(comparison.facts.get("cost", "flops"))
+
+
+def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure: bool = False) -> dict[str, Any]:
+    """The decision; with ``measure`` its schedule is measured on the held-out split if it was not."""
+    found = decide(comparison, asked, priced)
+    if not measure or found["chosen"]["accuracy_held_out"] is not None or found["chosen"]["search"] is None:
+        return found
+    from vispco.search.confirm import confirm
+
+    chosen = found["chosen"]
+    confirm(comparison, chosen["search"], chosen["trial"])
+    fresh = Comparison(comparison.store, comparison.experiment)
+    same = {"answer_tokens": priced.setting.answer_tokens, "batch": priced.setting.batch}
+    return decide(fresh, asked, Pricing(fresh, priced.profile, **same))
+
+
+def print_decision(found: dict[str, Any], storage: str | None = None) -> None:
+    chosen, unpruned, unit = found["chosen"], found["unpruned"], make_cost(found["cost"]).unit
+    drop = f"{found['max_drop']:g} point{'s' if found['max_drop'] != 1 else ''}"
+    if chosen["search"] is None:
+        print_text(f"Prune nothing: no measured schedule within {drop} costs less than the unpruned model.")
+        return
+    print_text(
+        f"{chosen['schedule']} with {chosen['method']}: the cheapest of {found['candidates']} measured schedules "
+        f"within {drop} of the unpruned model (trial {chosen['trial']} of {chosen['search']})"
+    )
+    lines = [
+        f"{found['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's ({_amount(chosen['cost'], unit)} of "
+        f"{_amount(unpruned['cost'], unit)} per prompt)"
+    ]
+    for limit in found["limits"]:
+        own = make_cost(limit["cost"]).unit
+        told = [f"{v:.3g}" if limit["relative"] else _amount(v, own) for v in (_reached(limit), limit["bound"])]
+        lines.append(f"{limit['cost']}: {told[0]}, limit {told[1]}")
+    lines.append(f"search split, where it was chosen: {_pair(chosen['accuracy'], unpruned['accuracy'])}")
+    if chosen["accuracy_held_out"] is not None and unpruned["accuracy_held_out"] is not None:
+        lines.append(f"held-out split: {_pair(chosen['accuracy_held_out'], unpruned['accuracy_held_out'])}")
+    for name, test in {"": found["held_out"], **found["tasks"]}.items():
+        if test is not None:
+            lines.append(
+                f"{f'{name}: ' if name else ''}{100 * test['difference']:+.1f} points held-out, with "
+                f"{100 * found['sure']:g} % confidence no less than {100 * test['low']:+.1f}"
+            )
+    verdict = {True: "confirmed", False: "not confirmed", None: "cannot be confirmed"}[found["confirmed"]]
+    lines.append(verdict + (f": {found['why']}" if found["why"] else ""))
+    if not found["exact_lengths"] and found["cost"] != "flops":
+        lines.append("costs are of a prompt of average length: this experiment did not store its prompts' lengths")
+    for line in lines:
+        print_text(f"  {line}")
+
+
+def _pair(mine: float, unpruned: float) -> str:
+    return f"accuracy {mine:.3f}, unpruned {unpruned:.3f}"
+
+
+def _reached(limit: dict[str, Any]) -> float:
+    return float(limit["share" if limit["relative"] else "absolute"])
+
+
+def _amount(value: float, unit: str) -> str:
+    steps = {"FLOPs": (1000, "FLOPs kFLOPs MFLOPs GFLOPs TFLOPs"), "bytes": (1024, "B KiB MiB GiB")}
+    factor, names = steps.get(unit, (1000, unit))
+    *small, last = names.split()
+    for name in small:
+        if abs(value) < factor:
+            return f"{value:.4g} {name}"
+        value /= factor
+    return f"{value:.4g} {last}"

@@ -1,0 +1,94 @@
+"""Bounds on a cost as people write them: ``0.5`` of the unpruned model, or ``120 ms``, ``2 GiB``, ``3.5 TFLOPs``."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from vispco.costs.base import CostModel, make_cost
+from vispco.errors import ConfigError
+
+SLACK = 1e-9
+UNITS: dict[str, dict[str, float]] = {
+    "FLOPs": {"FLOPs": 1, "MFLOPs": 1e6, "GFLOPs": 1e9, "TFLOPs": 1e12, "PFLOPs": 1e15},
+    "bytes": {
+        "bytes": 1,
+        "B": 1,
+        "kB": 1e3,
+        "MB": 1e6,
+        "GB": 1e9,
+        "KiB": 2**10,
+        "MiB": 2**20,
+        "GiB": 2**30,
+    },
+    "ms": {"ms": 1, "s": 1e3, "us": 1e-3},
+    "tokens/s": {"tokens/s": 1},
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound on ``cost``: ``value`` in its unit, or, if ``relative``, a share of the unpruned model's."""
+
+    cost: str
+    value: float
+    relative: bool
+
+    def allows(self, absolute: float, share: float) -> bool:
+        """Whether a schedule is within it; of a rate, whether it reaches it."""
+        given = share if self.relative else absolute
+        slack = SLACK * max(1.0, abs(self.value))
+        return given >= self.value - slack if make_cost(self.cost).larger_is_better else given <= self.value + slack
+
+    def text(self) -> str:
+        return f"{self.value:g}" if self.relative else f"{self.value:g} {make_cost(self.cost).unit}"
+
+
+def parse_bound(cost: str, given: float | str) -> Bound:
+    """A number is a share of the unpruned model; a number with a unit is absolute.
+
+    >>> parse_bound("prefill_ms", "0.12 s").value
+    120.0
+
+    Raises:
+        ConfigError: unknown cost or unit, or no positive number.
+    """
+    model = make_cost(cost)
+    found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([A-Za-z/]*)\s*", str(given))
+    try:
+        value = float(found[1]) if found else math.nan
+    except ValueError:
+        value = math.nan
+    units = UNITS.get(model.unit, {model.unit: 1.0})
+    unit = found[2] if found else ""
+    if not math.isfinite(value) or value <= 0 or (unit and unit not in units):
+        raise ConfigError(
+            f"{given!r} is no bound on {cost}; write a share of the unpruned model, such as 0.5, or a number with a "
+            f"unit: {', '.join(units)}"
+        )
+    return Bound(cost, value * units[unit], False) if unit else Bound(cost, value, True)
+
+
+def parse_limit(text: str) -> Bound:
+    """``cost=bound``, as ``--limit`` takes it.
+
+    Raises:
+        ConfigError: as :func:`parse_bound`, or no ``=``.
+    """
+    cost, equals, given = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--limit {text!r} is not cost=bound, for example --limit kv_bytes=0.5")
+    return parse_bound(cost.strip(), given)
+
+
+def minimised(cost: str) -> CostModel:
+    """A cost that can be minimised.
+
+    Raises:
+        ConfigError: unknown, or a rate.
+    """
+    model = make_cost(cost)
+    if model.larger_is_better:
+        raise ConfigError(f"{cost} is a rate, more is better: give it as a limit, and minimise latency_ms instead")
+    return model
