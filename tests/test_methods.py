@@ -281,12 +281,17 @@ def test_density_peaks_find_the_groups() -> None:
     assert all(len(set(nearest[9 * g : 9 * g + 9].tolist())) == 1 for g in range(3))
 
 
+BEFORE_THE_DECODER = {
+    *("divprune", "visionzip", "vispruner", "cdpruner", "prumerge", "scope", "idpruner", "evs", "vidcom2"),
+}
+
+
 def test_every_published_default_can_be_used_at_any_depth() -> None:
     for name, known in PUBLISHED.items():
         assert known.make_method().name in METHODS
         for layers in (4, 8, 32, 40):
             ratios = known.for_layers(layers).keep_ratio(layers)
-            before = name.split(":")[0] in {"divprune", "visionzip", "vispruner", "cdpruner", "prumerge"}
+            before = name.split(":")[0] in BEFORE_THE_DECODER
             assert (ratios[0] < 1.0) == before, name
             assert min(ratios) < 1.0, name
     exact = PUBLISHED["fitprune:50"].for_layers(32).counts(np.array([576]), 32)[0].tolist()
@@ -310,6 +315,10 @@ def test_every_published_default_can_be_used_at_any_depth() -> None:
         "cdpruner:64": [64] * 32,
         "cdpruner:192": [192] * 32,
         "prumerge:14.4x": [40] * 32,
+        "scope:64": [64] * 32,
+        "idpruner:0.25": [144] * 32,
+        "evs:0.25": [144] * 32,
+        "vidcom2:0.25": [144] * 32,
     }
     assert np.mean(counts["pyramiddrop:8-16-24"]) == 270
     for name, (dominant, contextual) in {"visionzip:64": (54, 10), "visionzip:221": (191, 30)}.items():

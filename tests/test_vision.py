@@ -235,7 +235,7 @@ def test_what_a_model_lacks_is_said_before_anything_runs(monkeypatch: pytest.Mon
     model = TINY["llava"].model()
     adapter = adapter_for(model)
     lacking = {name for name in METHODS if missing(make_method(name), adapter)}
-    assert lacking == {"visionzip", "vispruner", "cdpruner", "prumerge"}
+    assert lacking == {"visionzip", "vispruner", "cdpruner", "prumerge", "scope", "idpruner", "pixelprune"}
     for name in lacking:
         with pytest.raises(ModelError) as caught, vispco.prune(model, method=name, schedule=Step(1, 0.5)):
             pass

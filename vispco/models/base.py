@@ -204,7 +204,8 @@ class ModelAdapter(ABC):
         watch = self.watch_vision()
         tower = {"vision"} if watch else set()
         rows = {"attention", "keys", "look_ahead"} if self._readable else set()
-        return frozenset(rows | tower | ({"text_tower"} if watch and watch.text_tower else set()))
+        more = {"text_tower"} if watch and watch.text_tower else set()
+        return frozenset(rows | tower | more | ({"pixels"} if watch and watch.pixels else set()))
 
     # --- attention -------------------------------------------------------------------------------
 

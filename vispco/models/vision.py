@@ -29,7 +29,8 @@ class VisionExtras:
     [N]: how many patches share this attention, which adds up to 1 over those of one picture. ``keys``,
     ``last_keys`` [N, C]: keys of these two layers, heads side by side. ``features`` [N, C]: what the projector
     receives (of several layers the last). ``relevance`` float32 [N]: cosine of token and question under a text tower
-    trained with this one, where the adapter has one. ``flops``: what reading cost beside the tower itself.
+    trained with this one, where the adapter has one. ``novelty`` float32 [N]: by how much a token's pixels differ from
+    what its neighbours foretell, where the tower is given patches. ``flops``: what reading cost beside the tower.
     """
 
     attention: Tensor
@@ -41,6 +42,7 @@ class VisionExtras:
     heads: int
     source: str
     relevance: Tensor | None = None
+    novelty: Tensor | None = None
     flops: int = 0
 
     def __len__(self) -> int:
@@ -81,11 +83,12 @@ class VisionExtras:
 
 class VisionWatch(ABC):
     """Reads :class:`VisionExtras` off a vision tower. ``width`` C of its keys and features; ``text_tower``: whether
-    the adapter adds ``relevance``."""
+    the adapter adds ``relevance``; ``pixels``: whether it adds ``novelty``."""
 
     width: int
     heads: int
     text_tower = False
+    pixels = False
 
     def __init__(self) -> None:
         self._calls: list[VisionExtras] = []
@@ -204,8 +207,10 @@ class PackedWatch(VisionWatch):
     another order of the groups; here they stand in the order in which the merger's output is put back.
 
     Args:
-        tower: has ``blocks``, each with ``attn.qkv``, and ``merger``; is called with ``grid_thw``.
+        tower: has ``blocks``, each with ``attn.qkv``, and ``merger``; is called with patches and ``grid_thw``.
     """
+
+    pixels = True
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -225,6 +230,8 @@ class PackedWatch(VisionWatch):
 
     def _on_tower(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen["grid"] = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        patches: Tensor = args[0] if args else kwargs["hidden_states"]
+        self._seen["novelty"] = self._novelty(patches)
 
     def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen["seams"], self._seen["rotary"] = kwargs["cu_seqlens"], kwargs["position_embeddings"]
@@ -246,7 +253,21 @@ class PackedWatch(VisionWatch):
         parts = [*(torch.cat(found)[:, None] for found in (attention, pseudo, among)), keys, features]
         given, merged, shared, keys, kept = (self._groups(part) for part in parts)
         of_tokens = (given[:, 0], merged[:, 0], shared[:, 0], keys, keys, kept)
-        return VisionExtras(*of_tokens, self.heads, "received", flops=flops)
+        novelty = self._seen["novelty"]
+        return VisionExtras(*of_tokens, self.heads, "received", novelty=novelty, flops=flops)
+
+    def _novelty(self, patches: Tensor) -> Tensor:
+        """Of each token, from ``patches`` [S, K] of pixels in the order of the tokens' cells."""
+        from vispco.pruning.methods.pixelprune import unforetold
+
+        found, start, merge = [], 0, self.tower.spatial_merge_size
+        with torch.no_grad():
+            for frames, rows, columns in self._seen["grid"].tolist():
+                for _ in range(frames):
+                    part = patches[start : start + rows * columns]
+                    found.append(unforetold(part.reshape(rows // merge, columns // merge, -1)).flatten())
+                    start += rows * columns
+        return torch.cat(found)
 
     def _groups(self, values: Tensor) -> Tensor:
         """``values`` [S, C] of patches as means over merged groups, [N, C], in the order of the pictures."""

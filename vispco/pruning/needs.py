@@ -12,6 +12,7 @@ NEEDS = {
     "look_ahead": "attention of the layer that tokens are about to enter",
     "vision": "attention and keys of the vision tower",
     "text_tower": "a text tower that was trained with the vision tower",
+    "pixels": "pixels of the visual tokens",
 }
 LAYER_BEFORE = frozenset({"attention", "keys"})
 

@@ -7,8 +7,9 @@ the tokens *leaving* each layer; entering, they are 206.5, 145.4, 114.1 and 82.3
 2410.17247, halved behind 8, 16 and 24 layers; DART arXiv 2502.11494, whose budget of 128 keeps 8 * 16 + 4; VTW arXiv
 2405.05803 withdraws all visual tokens at once, layer 16 on its command line for 7B, so that nothing is ranked and the
 method does not matter; before the decoder: DivPrune arXiv 2503.02175 (ratio), VisionZip arXiv 2412.04467 (dominant and
-contextual tokens: 54 + 10, 191 + 30), VisPruner arXiv 2412.01818, CDPruner arXiv 2506.10967 (counts), PruMerge arXiv
-2403.15388 (its mean compression).
+contextual tokens: 54 + 10, 191 + 30), VisPruner arXiv 2412.01818, CDPruner arXiv 2506.10967 (counts), SCOPE
+arXiv 2510.24214 (a ninth), IDPruner's table in Tencent/AngelSlim (a quarter), EVS arXiv 2510.14624 (fourfold), VidCom2
+arXiv 2505.14454 (a quarter), PruMerge arXiv 2403.15388 (its mean compression).
 
 Counts become shares of 576 tokens, and a recipe for 32 layers is stretched over the depth of other models:
 layer l of L gets what layer 32 l / L has.
@@ -137,6 +138,10 @@ PUBLISHED: dict[str, Published] = {
     },
     "vispruner:128": Published("vispruner", Step(layer=0, keep=128 / LLAVA_TOKENS)),
     **{f"cdpruner:{kept}": Published("cdpruner", Step(layer=0, keep=kept / LLAVA_TOKENS)) for kept in (64, 192)},
+    "scope:64": Published("scope", Step(layer=0, keep=64 / LLAVA_TOKENS)),
+    "idpruner:0.25": Published("idpruner", Step(layer=0, keep=0.25)),
+    "evs:0.25": Published("evs", Step(layer=0, keep=0.25)),
+    "vidcom2:0.25": Published("vidcom2", Step(layer=0, keep=0.25)),
     "prumerge:14.4x": Published("prumerge", Step(layer=0, keep=1 / 14.4)),
 }
 

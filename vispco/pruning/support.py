@@ -9,7 +9,7 @@ from vispco.pruning.methods import METHODS
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
 
-LACKS = {"text_tower": "no text tower", "vision": "tower is not read"}
+LACKS = {"text_tower": "no text tower", "vision": "tower is not read", "pixels": "pixels are not read"}
 # Beside the defaults: parameters with which a method needs something else.
 VARIANTS: dict[str, tuple[dict[str, str], ...]] = {"cdpruner": ({"relevance": "embeddings"},)}
 

@@ -213,8 +213,8 @@ def check_cache_lengths(model: Any, batch: Batch, policy: Policy, cache: Any, ne
 
 
 def check_relaxed(model: Any, batch: Batch, method: Method, schedule: Schedule) -> None:
-    """With a hard mask the relaxed model is the pruned one, for methods that can drive it."""
-    if not method.differentiable:
+    """With a hard mask the relaxed model is the pruned one, for methods and decoders that have one."""
+    if not method.differentiable or any(map(adapter_for(model).recurrent, range(LAYERS))):
         return
     with torch.no_grad():
         with prune(model, method=method, schedule=schedule):

@@ -1,0 +1,47 @@
+"""PixelPrune: keep the cells of a picture that their neighbours do not foretell, pixel by pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vispco.pruning.methods.base import METHODS
+from vispco.pruning.methods.order import StaticOrder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vispco.pruning.tokens import Prompt
+
+
+@METHODS.register("pixelprune")
+@dataclass(frozen=True)
+class PixelPrune(StaticOrder):
+    """Cells by the largest difference of a pixel to the prediction: the cell above where the cell above on the left
+    equals the one on the left but not the one above, else the one on the left; in the first row the one on the left, in
+    the first column the one above. Exact copies come last, the corner of each picture or frame first.
+
+    Source: arXiv 2604.00886 and OPPO-Mente-Lab/PixelPrune. Deviations: there cells that equal the prediction are left
+    out before the vision tower runs, so that their number is the picture's; here the schedule says how many go, and
+    the tower sees all of them, so that it saves the decoder only.
+    """
+
+    name: ClassVar[str] = "pixelprune"
+    needs: ClassVar[frozenset[str]] = frozenset({"vision", "pixels"})
+
+    def order(self, prompt: Prompt, row: int, tokens: Tensor, most: int) -> Tensor:
+        novelty = prompt.vision[row].novelty
+        assert novelty is not None
+        return novelty.argsort(descending=True, stable=True)
+
+
+def unforetold(cells: Tensor) -> Tensor:
+    """float32 [rows, columns]: how far ``cells`` [rows, columns, K] are from their prediction; inf at the corner."""
+    import torch
+
+    left, above, corner = (torch.full_like(cells, torch.nan) for _ in range(3))
+    left[:, 1:], above[1:], corner[1:, 1:] = cells[:, :-1], cells[:-1], cells[:-1, :-1]
+    up = (corner == left).all(dim=-1) & ~(corner == above).all(dim=-1)
+    up[:, 0] = True
+    predicted = torch.where(up[..., None], above, left)
+    return (cells - predicted).abs().amax(dim=-1).float().nan_to_num(nan=torch.inf, posinf=torch.inf)
