@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, ClassVar
@@ -14,21 +15,28 @@ from vispco.tasks.mmbench import inferred
 from vispco.tasks.prompts import LETTER, SHORT, option_lines
 from vispco.tasks.scorers.anls import anls
 from vispco.tasks.scorers.contains import contains_gold
+from vispco.tasks.scorers.own import chosen_letter, plain, same
 from vispco.tasks.scorers.vispco import letter_match, relaxed_match, yes_no_match
 from vispco.tasks.scorers.yes_no import word_answer
 from vispco.tasks.textvqa import soft
 
+ONE_ANSWER = ("mmbench", "yes-no", "vispco-letter", "vispco-yes-no")
 FEWEST = 4  # annotators without whom full agreement is not worth 1
 
 
 def exact(sample: Sample, answer: str) -> float:
-    """One of the answers, without case and outer blanks."""
-    return float(answer.strip().lower() in [gold.strip().lower() for gold in sample.answers])
+    """One of the answers, without case and outer blanks; numbers by their value."""
+    return float(any(same(answer, gold) for gold in sample.answers))
+
+
+def choice(sample: Sample, answer: str) -> float:
+    """Names a right option, by its letter or its text, and no other."""
+    return float(chosen_letter(answer, sample.lettered) in sample.answers)
 
 
 def standard(sample: Sample, answer: str) -> float:
     """``choice`` where there are options, else ``exact``."""
-    return inferred(sample, answer) if sample.options else exact(sample, answer)
+    return choice(sample, answer) if sample.options else exact(sample, answer)
 
 
 def contains(sample: Sample, answer: str) -> float:
@@ -42,7 +50,8 @@ def yes_no(sample: Sample, answer: str) -> float:
 SCORERS: dict[str, Scorer] = {
     "standard": standard,
     "exact": exact,
-    "choice": inferred,
+    "choice": choice,
+    "mmbench": inferred,
     "vqa": soft,
     "relaxed": relaxed,
     "contains": contains,
@@ -63,6 +72,7 @@ class VQAJson(Benchmark):
     """
 
     name: ClassVar[str] = "vqa-json"
+    version: ClassVar[int] = 2
     split = "train"
     columns = {"question": ("question", "query"), "answers": ("answers", "answer", "label")}
     optional = {"options": ("options", "choices"), "id": ("id", "question_id")}
@@ -79,10 +89,11 @@ class VQAJson(Benchmark):
         question = _turn(row, "human") if row.get("conversations") else row.text(self._given(row, "question"))
         named = self._given(row, "answers")
         talked = row.get("conversations") and row.get(named) is None
-        answers = (_turn(row, "gpt"),) if talked else row.texts(named, written=True)
+        answers = (_turn(row, "gpt"),) if talked else _answers(row, named)
         options = self._options(row)
         if options:
-            answers = tuple(_letter(row, answer, options) for answer in answers)
+            _distinct(row, options)
+            answers = tuple(dict.fromkeys(_letter(row, answer, options) for answer in answers))
         self._fits(row, answers, options)
         hint = row.optional("hint")
         asked = f"{hint}\n{question}" if hint else question
@@ -115,8 +126,13 @@ class VQAJson(Benchmark):
 
     def _fits(self, row: Row, answers: Sequence[str], options: Sequence[str]) -> None:
         """Whether the scorer can score this row."""
-        if self.scorer in ("choice", "vispco-letter") and not options:
+        if self.scorer in ("choice", "mmbench", "vispco-letter") and not options:
             raise row.error(f"scorer {self.scorer!r} needs options", "add them, or use scorer: exact")
+        if self.scorer in ONE_ANSWER and len(set(map(plain, answers))) > 1:
+            raise row.error(
+                f"scorer {self.scorer!r} compares with one answer, and there are {', '.join(answers)[:60]}",
+                "give one, or use scorer: standard",
+            )
         if self.scorer == "vqa" and len(answers) < FEWEST:
             raise row.error(
                 f"scorer 'vqa' compares with other people's answers, and there are {len(answers)}",
@@ -138,15 +154,53 @@ def _turn(row: Row, speaker: str) -> str:
     return text
 
 
-def _letter(row: Row, answer: str, options: Sequence[str]) -> str:
-    """An answer that is a letter or an option's text, as a letter."""
+def _answers(row: Row, name: str) -> tuple[str, ...]:
+    """A list, also one that is written in a cell as texts in quotes; any other text is an answer as it stands."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            listed = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return (value,)
+        if listed == []:
+            raise row.error(f"{name} is the text '[]', which may be an answer or none", "give one, or remove the row")
+        if not (isinstance(listed, list) and all(isinstance(text, str) for text in listed)):
+            return (value,)
+    return row.texts(name, written=True)
+
+
+def _distinct(row: Row, options: Sequence[str]) -> None:
+    """Refuse options that are letters of others: an answer A would mean two of them."""
     letters = ascii_uppercase[: len(options)]
-    if len(answer.strip()) == 1 and answer.strip() in letters:
-        return answer.strip()
-    same = [letter for letter, text in zip(letters, options, strict=True) if text == answer]
-    if len(same) != 1:
+    for letter, text in zip(letters, options, strict=False):
+        other = text.strip().upper()
+        if len(other) == 1 and other in letters and other != letter:
+            raise row.error(
+                f"option {letter} is {text!r}, which is the letter of another option",
+                "put the options in the order of their letters, or give their texts in words",
+            )
+
+
+def _letter(row: Row, answer: str, options: Sequence[str]) -> str:
+    """An answer that is a letter or an option's text, as a letter; refused where it may be both."""
+    letters = ascii_uppercase[: len(options)]
+    alike = [letter for letter, text in zip(letters, options, strict=False) if text == answer]
+    alike = alike or [letter for letter, text in zip(letters, options, strict=False) if same(text, answer)]
+    as_letter = answer.strip().upper()
+    readings = {*alike, *([as_letter] if len(as_letter) == 1 and as_letter in letters else [])}
+    if len(readings) > 1:
+        raise row.error(
+            f"the right option is {answer!r}, which may be {' or '.join(sorted(readings))} "
+            f"of the options {', '.join(options)[:80]}",
+            "make the texts of options differ, and write the letter",
+        )
+    if not readings:
         raise row.error(
             f"the right option is {answer!r}, but the options are {letters[0]} to {letters[-1]}",
             "write the letter or the text of one option",
         )
-    return same[0]
+    (letter,) = readings
+    twins = [other for other, text in zip(letters, options, strict=False) if same(text, options[letters.index(letter)])]
+    if len(twins) > 1:
+        raise row.error(f"options {' and '.join(twins)} are alike, and one is right", "make them differ")
+    return letter
