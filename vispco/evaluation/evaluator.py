@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vispco.config import content_hash
+from vispco.content import Content, model_content
 from vispco.costs import Setting, kv_cache_bytes, prefill_flops, unpruned_flops
 from vispco.errors import MeasurementError, VispcoError
 from vispco.evaluation.job import Job, Order, Pending, Place
@@ -416,6 +417,11 @@ class Evaluator:
         return Setting.of(self.problem.adapter)
 
     @cached_property
+    def model_content(self) -> Content:
+        """See :func:`vispco.content.model_content`."""
+        return model_content(self.problem)
+
+    @cached_property
     def _model_identity(self) -> dict[str, Any]:
         model = self.problem.model
         limits = pixel_limits(self.problem.processor)
@@ -424,6 +430,7 @@ class Evaluator:
             "dtype": str(self.problem.adapter.dtype()),
             "attention": self.problem.adapter.attention(),
             **({"pixels": list(limits)} if limits else {}),
+            "content": content_hash(self.model_content),
         }
 
     def context(self, split: str, method: Method) -> dict[str, Any]:

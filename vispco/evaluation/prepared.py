@@ -7,7 +7,7 @@ import itertools
 import random
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vispco.config import content_hash
+from vispco.content import picture_key, sample_rows
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.pixels import limited
 from vispco.pruning.tokens import Prompt
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 class Batch:
     """Samples ``rows`` of a split, left-padded; ``inputs`` are the processor's, without pixels.
 
+    ``pictures``: keys of each sample's pictures by their content (:func:`vispco.content.picture_key`).
     ``read_vision`` runs the vision tower again, for methods that read it; few do, and what they read is large.
     """
 
@@ -40,6 +42,7 @@ class Batch:
     inputs: dict[str, Tensor]
     features: Tensor
     keys: list[int]
+    pictures: list[list[str]] = field(default_factory=list)
     read_vision: Callable[[], VisionExtras] | None = None
 
     @cached_property
@@ -94,20 +97,31 @@ class PreparedSplit:
         return [sample.group_id for sample in self.samples]
 
     @cached_property
+    def pictures(self) -> list[list[str]]:
+        """Keys of each sample's pictures by their content, in the order of the samples."""
+        found: list[list[str]] = [[] for _ in self.samples]
+        for batch in self.batches:
+            for row, keys in zip(batch.rows.tolist(), batch.pictures, strict=True):
+                found[row] = keys
+        return found
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Checksums of the tokens that are read, in the order of the samples."""
+        found = [0] * len(self.samples)
+        for batch in self.batches:
+            masks = batch.inputs["attention_mask"]
+            for row, ids, valid in zip(batch.rows.tolist(), batch.inputs["input_ids"], masks, strict=True):
+                found[row] = zlib.crc32(np.ascontiguousarray(ids[valid.bool()].cpu().numpy()).tobytes())
+        return found
+
+    @cached_property
     def digest(self) -> str:
-        """Identity of the samples: ids, questions, answers, the tokens that are read, and the visual features."""
-        read = [
-            zlib.crc32(np.ascontiguousarray(ids[valid.bool()].cpu().numpy()).tobytes())
-            for batch in self.batches
-            for ids, valid in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True)
-        ]
-        features = [batch.features.float().sum().item() for batch in self.batches]
-        rows = [
-            [s.id, s.group_id, s.question, s.answers, *([s.prompt, s.options] if s.prompt else [])]
-            for s in self.samples
-        ]
-        lengths = [self.n_visual.tolist(), self.n_text.tolist()]
-        return content_hash([rows, *lengths, read, [f"{f:.6e}" for f in features]])
+        """Identity of the samples: all that they say, their pictures, the tokens that are read, and the features."""
+        features = [f"{batch.features.float().sum().item():.6e}" for batch in self.batches]
+        order = [batch.rows.tolist() for batch in self.batches]
+        read = [self.n_visual.tolist(), self.n_text.tolist(), self.tokens, self.pictures]
+        return content_hash([sample_rows(self.samples), order, read, features])
 
 
 def render_prompt(processor: Any, sample: Sample) -> str:
@@ -236,20 +250,23 @@ def make_batch(
         DataError: the processor cannot read a sample.
     """
     adapter = problem.adapter
-    values = _processed(problem, task, samples, prompts, rows)
+    images = [list(samples[row].images) for row in rows]
+    values = _processed(problem, task, samples, prompts, rows, images)
     with torch.inference_mode():
-        shown = any(samples[row].images for row in rows)
+        shown = any(images)
         features = adapter.encode_images(values) if shown else torch.zeros(0)
 
     def read_vision() -> VisionExtras:
         with torch.inference_mode():
-            return adapter.encode_with_extras(_processed(problem, task, samples, prompts, rows))[1]
+            again = [list(samples[row].images) for row in rows]
+            return adapter.encode_with_extras(_processed(problem, task, samples, prompts, rows, again))[1]
 
     return Batch(
         rows=np.array(rows),
         inputs=adapter.with_features(values, torch.zeros(0)),
         features=features.clone(),
         keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
+        pictures=[[picture_key(picture) for picture in shown] for shown in images],
         read_vision=read_vision,
     )
 
@@ -265,7 +282,7 @@ def vision_flops(problem: Problem, split: str = "search") -> float:
         if row is None:
             continue
         prompt = {row: render_prompt(problem.processor, samples[row])}
-        values = _processed(problem, task, samples, prompt, [row])
+        values = _processed(problem, task, samples, prompt, [row], [list(samples[row].images)])
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             features = problem.adapter.encode_images(values)
@@ -283,12 +300,12 @@ def _processed(
     samples: Sequence[Sample],
     prompts: Sequence[str] | Mapping[int, str],
     rows: Sequence[int],
+    images: Sequence[list[Any]],
 ) -> dict[str, Tensor]:
-    """What the processor makes of samples ``rows``, pixels included."""
-    images = [list(samples[row].images) for row in rows]
+    """What the processor makes of samples ``rows`` with ``images``, pixels included."""
     try:
         inputs = problem.processor(
-            images=images if any(images) else None,
+            images=list(images) if any(images) else None,
             text=[prompts[row] for row in rows],
             return_tensors="pt",
             padding=True,
@@ -299,8 +316,8 @@ def _processed(
         raise ConfigError(f"task {task.name!r}: {error}") from None
     except (ValueError, TypeError, OSError) as error:
         if len(rows) > 1:  # whichever it is will say so by itself
-            for row in rows:
-                _processed(problem, task, samples, prompts, [row])
+            for row, shown in zip(rows, images, strict=True):
+                _processed(problem, task, samples, prompts, [row], [shown])
         where = getattr(samples[rows[0]].images, "where", f"task {task.name!r}: sample {samples[rows[0]].id!r}")
         raise DataError(
             f"{where}: the model's processor refuses it: {_one_line(error)}; change the picture or text, or remove it"

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.config import content_hash
+from vispco.content import model_content, split_content
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.board import Board, Worker, describe
 from vispco.evaluation.cluster import Cluster
 from vispco.evaluation.units import Unit, UnitResult, UnitRunner
-from vispco.models.loading import weights_hash
 
 if TYPE_CHECKING:
     from vispco.evaluation.prepared import PreparedSplit
@@ -339,13 +339,14 @@ def _given_up(task: Task) -> UnitResult:
 def identity(runner: UnitRunner) -> dict[str, str]:
     """What must be the same wherever results shall be the same."""
     packages = {name: version(name) for name in ("vispco", "torch", "transformers")}
-    return {**packages, "weights of the model": weights_hash(runner.problem.model)}
+    found = model_content(runner.problem)
+    parts = {f"{part} of the model": content_hash(values) for part, values in found.items() if part != "model"}
+    return {**packages, "weights of the model": found["model"]["weights"], **parts}
 
 
 def samples_identity(part: PreparedSplit) -> str:
-    """Ids, questions, answers and lengths of a split's samples; pictures only as far as they make tokens."""
-    rows = [[s.id, s.group_id, s.question, s.answers] for s in part.samples]
-    return content_hash([rows, part.n_visual.tolist(), part.n_text.tolist()])
+    """All that a split's samples say, their pictures, and the tokens that are read."""
+    return content_hash([split_content(part), part.n_visual.tolist(), part.n_text.tolist()])
 
 
 def _compare(member: Member, what: str, theirs: str, ours: str) -> None:

@@ -94,6 +94,7 @@ class Search(ABC):
     of those trials, so that a resumed search proposes what an undisturbed one would have.
 
     ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
+    ``reads_calibration``: what it proposes depends on the split ``calibration``.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     """
 
@@ -101,6 +102,7 @@ class Search(ABC):
     deterministic: ClassVar[bool] = False
     Options: ClassVar[type[Options]] = Options
     fixed_family: ClassVar[str | None] = None
+    reads_calibration: ClassVar[bool] = False
 
     @classmethod  # noqa: B027  (most kinds refuse nothing)
     def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:

@@ -30,6 +30,7 @@ class FittingSearch(Search):
     """
 
     fixed_family: ClassVar[str | None] = "layerwise"
+    reads_calibration: ClassVar[bool] = True
     steps: ClassVar[int]
 
     def __init__(self, context: SearchContext, options: Options) -> None:

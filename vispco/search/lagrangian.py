@@ -96,6 +96,7 @@ class GradientSearch(Search):
     """Trials from the largest budget to the smallest, then between them; none exceeds its own budget."""
 
     Options: ClassVar[type[Options]] = GradientOptions
+    reads_calibration: ClassVar[bool] = True
     tolerance: ClassVar[float | None] = None
 
     @classmethod

@@ -108,6 +108,7 @@ class OfficialSearch(Search):
 
     kind: ClassVar[str] = "vispco_official"
     Options: ClassVar[type[Options]] = OfficialOptions
+    reads_calibration: ClassVar[bool] = True
 
     @classmethod
     def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:

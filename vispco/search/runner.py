@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
+from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
 from vispco.costs import Prompts, Setting
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
@@ -182,11 +183,12 @@ class Run:
                 floor = self.evaluator.flops_ratio(self.problem.family().cheapest(), "search")
                 budgets = self.problem.budgets(floor)
                 self._check_entries_fit()
+                content = self._content()
                 self.store.save_experiment(
                     self.study.experiment,
                     spec_text=self.problem.portable_text,
                     spec_hash=self.study.spec_hash(),
-                    identity=self.study.identity(),
+                    identity={**self.study.identity(), "content": content},
                     provenance=provenance(self.study.model.device),
                 )
                 advance(1, 3, "references")
@@ -246,6 +248,40 @@ class Run:
                     f"entry {item.entry!r} of experiment {self.study.experiment!r} was run with other settings; "
                     f"only seeds and trials may change: rename the entry, {way_out}"
                 )
+
+    def _content(self) -> Content:
+        """What the experiment is measured on, together with what was noted of it before.
+
+        Raises:
+            ConfigError: weights, settings or data are not those that its trials were measured with.
+        """
+        problem, name = self.problem, self.study.experiment
+        found = dict(self.evaluator.model_content)
+        for split in ("search", "held_out"):
+            for part in self.evaluator.prepared(split):
+                found[split_name(part.task.name, split)] = split_content(part)
+        if any(SEARCHES[item.config.kind].reads_calibration for item in plan(self.study)):
+            for task in problem.calibration_tasks:
+                if "calibration" in task.sizes:
+                    found[split_name(task.name, "calibration")] = calibration_content(problem, task)
+        stored = self.store.experiment(name)
+        if stored is None:
+            return found
+        before = stored["identity"].get("content")
+        if before is None:
+            if any(self.store.trial_log(item).complete() for item in self.store.study_names(name)):
+                self.progress.say(
+                    f"{name}: its trials are older than the record of what they were measured on, so that it cannot be "
+                    "verified that weights and data are still the same; from now on a change is refused"
+                )
+            return found
+        if differ := changes(before, found):
+            raise ConfigError(
+                f"experiment {name!r} in this database was measured with other content under the same names: "
+                f"{listed(differ)}; its trials cannot be mixed: put it back, give the study another "
+                "experiment name, or start over with --fresh"
+            )
+        return merged(before, found)
 
     def _check_entries_fit(self) -> None:
         for item in plan(self.study):

@@ -85,6 +85,7 @@ class VTWSearch(Search):
 
     kind: ClassVar[str] = "vtw"
     Options: ClassVar[type[Options]] = VTWOptions
+    reads_calibration: ClassVar[bool] = True
     fixed_family: ClassVar[str | None] = "step"
 
     def run(self) -> None:

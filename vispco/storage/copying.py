@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, select
 
+from vispco.content import changes, merged
 from vispco.errors import StorageError
 from vispco.storage.bulk import StoredTrial, read_stored, write_stored
 from vispco.storage.optuna_tables import directions, studies, study_system_attributes, study_user_attributes
@@ -144,9 +145,11 @@ def _check(there: Connection, found: _Source, name: str, shown: str) -> None:
     way_out = "copy into another database, or copy the other way if that one has gone on"
     if row is not None:
         theirs, mine = json.loads(row.identity), json.loads(found.row["identity"])
-        differ = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+        named = {**theirs, **mine}.keys() - {"content"}
+        differ = sorted(key for key in named if theirs.get(key) != mine.get(key))
+        differ = differ or changes(theirs.get("content") or {}, mine.get("content") or {})
         if differ:
-            raise StorageError(f"{shown} holds another experiment {name!r}: its {differ[0]!r} differs; {way_out}")
+            raise StorageError(f"{shown} holds another experiment {name!r}: its {differ[0]} differs; {way_out}")
         known = json.loads(found.row["facts"]).get("studies", {})
         more = [study for study in json.loads(row.facts).get("studies", {}) if study not in known]
         if more:
@@ -185,11 +188,16 @@ def _copy_evaluations(source: Connection, destination: Store, ids: Sequence[str]
 
 def _write(connection: Connection, found: _Source, name: str) -> tuple[int, int]:
     """Returns how many studies and trials were new."""
-    row = connection.execute(select(experiments.c.name).where(experiments.c.name == name)).first()
+    named = experiments.c.name == name
+    row = connection.execute(select(experiments.c.name).where(named)).first()
     if row is None:
         connection.execute(experiments.insert().values(found.row))
     else:
         values = {key: found.row[key] for key in EXTENDABLE}
+        there_is = json.loads(connection.execute(select(experiments.c.identity).where(named)).scalar_one())
+        mine = json.loads(found.row["identity"])
+        if content := merged(there_is.get("content") or {}, mine.get("content") or {}):
+            values["identity"] = json.dumps({**mine, "content": content})
         connection.execute(experiments.update().where(experiments.c.name == name).values(values))
     upsert(connection, links, found.links, ["experiment", "role", "key", "split"])
     ids = study_ids(connection, name)
