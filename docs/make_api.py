@@ -18,7 +18,7 @@ batch, T tokens, V visual tokens, L layers, H hidden size. What you can register
 """
 GROUPS = {
     "Models": ("load_model", "adapter_for"),
-    "Pruning": ("prune", "make_method", "load_schedule", "parse_schedule"),
+    "Pruning": ("prune", "install", "make_method", "load_schedule", "parse_schedule"),
     "Schedules": ("Schedule", "Step", "MultiStep", "Linear", "Exponential", "Sigmoid", "Ratios"),
     "Experiments": ("Problem", "Evaluator", "Evaluation", "objective", "choose"),
 }

@@ -163,12 +163,18 @@ def test_prune_reads_an_exported_file_with_its_method(tiny_llava: Any, tmp_path:
     assert session.method == vispco.make_method("sparsevlm", {"release": "1.5"})
     assert session.counts is not None
     assert session.counts.tolist() == [[16, 8, 8, 4]]
-    with vispco.prune(tiny_llava, schedule=str(file), method="fastv") as session:
-        assert session.method.name == "fastv"
-    with vispco.prune(tiny_llava, schedule=str(file), heads=2, release="2.0") as session:
-        assert session.method.parameters() == {"release": "2.0", "heads": 2, "recycle": False}
-    with vispco.prune(tiny_llava, schedule="sparsevlm:192") as session:
-        assert session.method.name == "sparsevlm"
+
+    def method(**given: Any) -> Any:
+        session = vispco.install(tiny_llava, **given)
+        session.remove()
+        return session.method
+
+    for schedule in (str(file), file, vispco.load_schedule(file)):
+        assert method(schedule=schedule).name == "sparsevlm"
+        assert method(schedule=schedule, method="fastv").name == "fastv"
+        mine = method(schedule=schedule, heads=2, release="2.0")
+        assert mine.parameters() == {"release": "2.0", "heads": 2, "recycle": False}
+    assert method(schedule="sparsevlm:192").name == "sparsevlm"
     file.write_text(json.dumps({**exported, "version": 1, "method": "fastv", "method_parameters": {}}))
     assert vispco.load_schedule(file).text() == exported["schedule"]
 

@@ -30,7 +30,7 @@ from test_local_models import llava
 from vispco.errors import UserError
 from vispco.evaluation.prepared import render_prompt
 from vispco.plugins.lmms_eval import MODEL, manifest
-from vispco.pruning.runtime import PruningSession
+from vispco.pruning.session import PruningSession
 from vispco.tasks.base import ALIASES, Sample, make_task
 from vispco.testing.tiny import TINY
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vispco.optuna_objective import objective
     from vispco.problem import Problem
     from vispco.pruning.methods.base import make_method
-    from vispco.pruning.runtime import prune
+    from vispco.pruning.runtime import install, prune
     from vispco.pruning.schedule_file import load_schedule
     from vispco.pruning.schedules import (
         Exponential,
@@ -45,6 +45,7 @@ _HOMES = {
     "Step": "vispco.pruning.schedules",
     "adapter_for": "vispco.models.base",
     "choose": "vispco.choosing",
+    "install": "vispco.pruning.runtime",
     "load_model": "vispco.models.loading",
     "load_schedule": "vispco.pruning.schedule_file",
     "make_method": "vispco.pruning.methods.base",
@@ -66,6 +67,7 @@ __all__ = [
     "Step",
     "adapter_for",
     "choose",
+    "install",
     "load_model",
     "load_schedule",
     "make_method",

@@ -89,6 +89,7 @@ def schedule_record(
         "accuracy": trial.values[0],
         "accuracy_held_out": held_out.accuracy if held_out else None,
         "model": comparison.stored["identity"]["model"]["name"],
+        "model_type": comparison.facts.get("model_type"),
         "versions": comparison.stored["provenance"]["versions"],
     }
 

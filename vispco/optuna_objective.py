@@ -16,7 +16,8 @@ def objective(problem: Problem, evaluator: Evaluator | None = None) -> Callable[
     """An objective for a study with directions ``("maximize", "minimize")``: accuracy and flops_ratio.
 
     Draws from the problem's schedule family, measures on the search split, and sets the user attributes that
-    our own trials carry.
+    our own trials carry. With ``n_jobs`` above 1 trials are proposed at once and measured one after another: there is
+    one model.
     """
     from vispco.search.space import suggest_parameters
 

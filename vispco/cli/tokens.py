@@ -38,7 +38,7 @@ def write_tokens(
     from vispco.dashboards.tokens import draw_survivors
 
     check_output(output, PICTURE)
-    shown, named = named_schedule(schedule, problem.shape.layers)
+    shown, named = named_schedule(schedule, problem.shape.layers, problem.model.config)
     used = make_method(method) if method else named or problem.default_method
     asked = _sample(problem, sample, images, question)
     found = survivors(problem, asked, used, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,9 +25,9 @@ from vispco.evaluation.records import Evaluation as Evaluation
 from vispco.evaluation.records import Failed, Outcome, Stopped
 from vispco.evaluation.units import Executor, InProcess, UnitRunner, changed_logits
 from vispco.models.loading import weights_hash
+from vispco.pruning.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import check_needs
-from vispco.pruning.runtime import checked_counts
 from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all
 
 if TYPE_CHECKING:
@@ -86,13 +87,14 @@ class Evaluator:
         self.executor: Executor = executor or InProcess(self.runner)
         self.executor.attach(self.runner)
         self._memory: dict[str, Evaluation] = {}
+        self._turn = threading.Lock()
 
     # --- measuring -------------------------------------------------------------------------------
 
     def evaluate(
         self, policies: Sequence[Policy], split: str = "search", method: Method | None = None
     ) -> list[Evaluation]:
-        """Measure each policy on ``split``, in order.
+        """Measure each policy on ``split``, in order. Threads that ask at once are served one after another.
 
         Args:
             policies: schedules, or any policy.
@@ -103,10 +105,11 @@ class Evaluator:
             MeasurementError: the model gave something that cannot be scored, such as logits that are not finite.
         """
         found = []
-        for outcome in self.outcomes(policies, split, method):
-            if not isinstance(outcome, Evaluation):
-                raise MeasurementError(f"{outcome.schedule} with {outcome.method}: {getattr(outcome, 'error', '')}")
-            found.append(outcome)
+        with self._turn:
+            for outcome in self.outcomes(policies, split, method):
+                if not isinstance(outcome, Evaluation):
+                    raise MeasurementError(f"{outcome.schedule} with {outcome.method}: {getattr(outcome, 'error', '')}")
+                found.append(outcome)
         return found
 
     def outcomes(

@@ -135,7 +135,7 @@ def evaluate_plain(
     whole = Problem(study, tasks=[task], **given)
     if not given:
         given = {"model": whole.model, "processor": whole.processor}
-    policy, named = named_schedule(schedule, whole.shape.layers) if schedule else (keep_all(), None)
+    policy, named = named_schedule(schedule, whole.shape.layers, whole.model.config) if schedule else (keep_all(), None)
     chosen = make_method(method) if method else named or whole.default_method
     scores, answers, found, lengths = np.zeros(len(samples)), [""] * len(samples), [], []
     for start in range(0, len(samples), TOGETHER):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vispco.errors import ModelError
+from vispco.models.hooks import Hooks
+from vispco.models.wrappers import unwrapped
 from vispco.registry import Registry
 
 if TYPE_CHECKING:
@@ -272,11 +274,6 @@ class ModelAdapter(ABC):
         kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
         return kinds is not None and kinds[layer] == "linear_attention"
 
-    @cached_property
-    def first_attending(self) -> int:
-        """Number of the first layer that keeps keys and values; the decoder reads its cache's length there."""
-        return next(layer for layer in range(len(self.layers())) if not self.recurrent(layer))
-
     def sliding_window(self, layer: int) -> int | None:
         """How many places back a query of ``layer`` sees, itself included; None: all."""
         config = self.model.config.get_text_config()
@@ -312,12 +309,10 @@ class ModelAdapter(ABC):
                 longer[key] = torch.cat([inputs[key], more.to(inputs[key].dtype)], dim=1)
         return longer
 
-    def note_pictures(self, noted: dict[str, Any]) -> list[Any]:
-        """Hooks that put into ``noted`` what ``generate`` leaves out of the inputs and :meth:`grids` needs; handles.
-
-        Default: none.
-        """
-        return []
+    def note_pictures(self, noted: Callable[[], dict[str, Any]], hooks: Hooks) -> None:
+        """Put hooks on the model that put into ``noted()`` what ``generate`` leaves out of the inputs and :meth:`grids`
+        needs. Default: none."""
+        return
 
     # --- visual features that the decoder adds between its layers ----------------------------------
 
@@ -374,12 +369,12 @@ class ModelAdapter(ABC):
             raise ModelError(
                 f"the adapter of model family {self.model.config.model_type!r} does not watch its vision tower"
             )
-        handles = watch.install()
+        hooks = Hooks()
+        watch.install(hooks)
         try:
             features = self.encode_images(inputs)
         finally:
-            for handle in handles:
-                handle.remove()
+            hooks.remove()
         calls = watch.take(len(features))
         if calls is None:
             raise ModelError(
@@ -520,10 +515,13 @@ def register_builtin() -> None:
 def adapter_for(model: Any) -> ModelAdapter:
     """The adapter of a loaded transformers model.
 
+    The model may be inside a wrapper of PEFT or torch (:func:`vispco.models.wrappers.unwrapped`).
+
     Raises:
-        ModelError: no adapter serves the model's family.
+        ModelError: no adapter serves the model's family, it is a part of a model, or its wrapper cannot be opened.
     """
     register_builtin()
+    model = unwrapped(model)
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     served: dict[str, type[ModelAdapter]] = {t: ADAPTERS[n] for n in ADAPTERS for t in ADAPTERS[n].model_types}
     if model_type in UNSERVED:
@@ -533,4 +531,12 @@ def adapter_for(model: Any) -> ModelAdapter:
             f"no adapter for model family {model_type!r}; known families: {', '.join(sorted(served))}. "
             f"To add one, subclass vispco.models.base.ModelAdapter in one file: see {GUIDE}"
         )
-    return served[model_type](model)
+    adapter = served[model_type](model)
+    try:
+        adapter.entry(), adapter.decoder(), adapter.layers()
+    except AttributeError:
+        raise ModelError(
+            f"{type(model).__name__} is a part of a {model_type!r} model, without its decoder layers or its head; give "
+            "the whole model, the one that has generate"
+        ) from None
+    return adapter

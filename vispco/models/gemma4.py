@@ -7,7 +7,7 @@ layers read keys and values of earlier ones and run on the last token only, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from vispco.models.video import KINDS, VideoAdapter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vispco.models.hooks import Hooks
     from vispco.models.vision import VisionWatch
 
 PLACES = {"image": "image_position_ids", "video": "video_position_ids"}
@@ -55,11 +56,11 @@ class Gemma4Adapter(VideoAdapter):
     def _readable(self) -> bool:
         return True
 
-    def note_pictures(self, noted: dict[str, Any]) -> list[Any]:
+    def note_pictures(self, noted: Callable[[], dict[str, Any]], hooks: Hooks) -> None:
         def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            noted["places"] = kwargs["pixel_position_ids"]
+            noted()["places"] = kwargs["pixel_position_ids"]
 
-        return [self.model.model.vision_tower.register_forward_pre_hook(note, with_kwargs=True)]
+        hooks.before(self.model.model.vision_tower, note)
 
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         """The frames of a video are runs with text between them, of one picture of several frames."""

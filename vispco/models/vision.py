@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vispco.models.hooks import Hooks
 
 BLOCK = 1 << 22  # values of attention that are alive at once
 
@@ -81,6 +84,14 @@ class VisionExtras:
         return replace(first, **joined, flops=sum(part.flops for part in parts))
 
 
+class _Thread(threading.local):
+    """What the tower did in one thread."""
+
+    def __init__(self) -> None:
+        self.calls: list[VisionExtras] = []
+        self.seen: dict[Any, Any] = {}
+
+
 class VisionWatch(ABC):
     """Reads :class:`VisionExtras` off a vision tower. ``width`` C of its keys and features; ``text_tower``: whether
     the adapter adds ``relevance``; ``pixels``: whether it adds ``novelty``."""
@@ -91,12 +102,19 @@ class VisionWatch(ABC):
     pixels = False
 
     def __init__(self) -> None:
-        self._calls: list[VisionExtras] = []
-        self._seen: dict[Any, Any] = {}
+        self._thread = _Thread()
+
+    @property
+    def _calls(self) -> list[VisionExtras]:
+        return self._thread.calls
+
+    @property
+    def _seen(self) -> dict[Any, Any]:
+        return self._thread.seen
 
     @abstractmethod
-    def install(self) -> list[Any]:
-        """Hooks on the tower; returns their handles."""
+    def install(self, hooks: Hooks) -> None:
+        """Put its hooks on the tower."""
 
     @abstractmethod
     def _read(self, features: Tensor) -> VisionExtras:
@@ -162,13 +180,12 @@ class EncoderWatch(VisionWatch):
         attention: Any = layers[layer].self_attn
         self.width = attention.k_proj.out_features
 
-    def install(self) -> list[Any]:
-        handles = [self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True)]
+    def install(self, hooks: Hooks) -> None:
+        hooks.before(self.projector, self._on_projector)
         for number in {self.layer, len(self.layers) - 1}:
             attention: Any = self.layers[number].self_attn
             for what in ("q_proj", "k_proj"):
-                handles.append(getattr(attention, what).register_forward_hook(self._keep((number, what))))
-        return handles
+                hooks.after(getattr(attention, what), self._keep((number, what)))
 
     def _read(self, features: Tensor) -> VisionExtras:
         pictures, last, flops = len(features), len(self.layers) - 1, 0
@@ -220,13 +237,11 @@ class PackedWatch(VisionWatch):
         self.heads, self.width = self.attention.num_heads, self.attention.qkv.in_features
         self.projector = tower.merger
 
-    def install(self) -> list[Any]:
-        return [
-            self.tower.register_forward_pre_hook(self._on_tower, with_kwargs=True),
-            self.attention.register_forward_pre_hook(self._on_attention, with_kwargs=True),
-            self.attention.qkv.register_forward_hook(self._keep("qkv")),
-            self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True),
-        ]
+    def install(self, hooks: Hooks) -> None:
+        hooks.before(self.tower, self._on_tower)
+        hooks.before(self.attention, self._on_attention)
+        hooks.after(self.attention.qkv, self._keep("qkv"))
+        hooks.before(self.projector, self._on_projector)
 
     def _on_tower(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen["grid"] = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
@@ -315,16 +330,13 @@ class PixtralWatch(VisionWatch):
         self.attentions = chosen.attention, last.attention
         self.heads, self.width = chosen.attention.num_heads, chosen.attention.k_proj.out_features
 
-    def install(self) -> list[Any]:
-        handles = [
-            self.attentions[0].register_forward_pre_hook(self._on_attention, with_kwargs=True),
-            self.projector.register_forward_pre_hook(self._on_sizes, with_kwargs=True),
-            self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True),
-        ]
+    def install(self, hooks: Hooks) -> None:
+        hooks.before(self.attentions[0], self._on_attention)
+        hooks.before(self.projector, self._on_sizes)
+        hooks.before(self.projector, self._on_projector)
         for attention in set(self.attentions):
             for what in ("q_proj", "k_proj"):
-                handles.append(getattr(attention, what).register_forward_hook(self._keep((attention, what))))
-        return handles
+                hooks.after(getattr(attention, what), self._keep((attention, what)))
 
     def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen["rotary"] = kwargs["position_embeddings"]
@@ -381,13 +393,11 @@ class PlacedWatch(VisionWatch):
         self.heads = tower.config.num_attention_heads
         self.width = tower.config.hidden_size
 
-    def install(self) -> list[Any]:
-        return [
-            self.attention.register_forward_pre_hook(self._on_attention, with_kwargs=True),
-            self.attention.q_norm.register_forward_hook(self._keep("queries")),
-            self.attention.k_norm.register_forward_hook(self._keep("keys")),
-            self.projector.register_forward_pre_hook(self._on_projector, with_kwargs=True),
-        ]
+    def install(self, hooks: Hooks) -> None:
+        hooks.before(self.attention, self._on_attention)
+        hooks.after(self.attention.q_norm, self._keep("queries"))
+        hooks.after(self.attention.k_norm, self._keep("keys"))
+        hooks.before(self.projector, self._on_projector)
 
     def _on_attention(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen["rotary"], self._seen["places"] = kwargs["position_embeddings"], kwargs["position_ids"]

@@ -17,7 +17,7 @@ from vispco.evaluation.pixels import limited
 from vispco.evaluation.prepared import render_prompt
 from vispco.models.base import adapter_for
 from vispco.models.loading import load_model
-from vispco.pruning.runtime import prune
+from vispco.pruning.runtime import install, prune
 from vispco.tasks.base import PLACE, Sample
 
 LONGEST = 1024  # tokens of an answer, where a task does not say
@@ -67,8 +67,8 @@ class VispcoModel(lmms):  # type: ignore[misc]
         self.method = method
         self.batch_size = int(batch_size)
         self.limits = limited(self.processor, min_pixels, max_pixels)
-        with self.pruned([]):  # what is wrong with the schedule is said before any data are loaded
-            pass
+        if self.schedule is not None:  # what is wrong with it is said before any data are loaded
+            install(self.model, method=self.method, schedule=self.schedule).remove()
 
     @property
     def device(self) -> torch.device:

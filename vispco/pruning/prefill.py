@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vispco.errors import MeasurementError
 from vispco.models.base import Deepstack, ModelAdapter
@@ -48,7 +48,7 @@ class Prefill:
     """State of one prefill. Layers' keyword arguments arrive at full length and leave at the tokens' length.
 
     ``layers``: the tokens that entered each layer so far. ``gather_always`` gathers at every boundary, also where
-    nothing is dropped (tests, benchmarks).
+    nothing is dropped (tests, benchmarks). ``drafts``: tokens behind the prompt, which methods do not see.
     """
 
     adapter: ModelAdapter
@@ -57,20 +57,36 @@ class Prefill:
     path: Path
     attention: str
     gather_always: bool = False
+    drafts: int = 0
     deepstack: Deepstack | None = None
     layers: list[Tokens] = field(default_factory=list)
     cut: bool = False
 
     def __post_init__(self) -> None:
-        self.tokens = Tokens.of(self.prompt.visual, self.prompt.valid)
+        visual, valid = self.prompt.visual, self.prompt.valid
+        if self.drafts:
+            visual = nn.functional.pad(visual, (0, self.drafts), value=False)
+            valid = nn.functional.pad(valid, (0, self.drafts), value=True)
+        self.tokens = Tokens.of(visual, valid)
         if any(self.path.ranked) and "vision" in self.method.needs:
             _ = self.prompt.vision  # the tower's part is there only until the decoder starts
-        self._begun = self.method.begin(self.prompt) if any(self.path.ranked) else None
+        with torch.no_grad():
+            self._begun = self.method.begin(self.prompt) if any(self.path.ranked) else None
         self._captured: dict[str, Tensor] = {}
         self._looking = False  # a method that looks ahead calls projections itself
         self._scored: tuple[ScoreContext, Tensor] | None = None
         self._shortened: dict[int, tuple[Any, Any]] = {}
         self._layer_kwargs: dict[str, Any] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens of the call: the prompt, and drafts behind it."""
+        return self.prompt.valid.shape[1] + self.drafts
+
+    @property
+    def cuts(self) -> bool:
+        """Whether any layer is to hold another set of tokens than the prompt."""
+        return self.gather_always or any(self.path.dropped)
 
     def fork(self, path: Path) -> Prefill:
         """The same state on another path, which must agree with this one on the layers that are done."""
@@ -127,7 +143,7 @@ class Prefill:
     def full_length(self, hidden: Tensor) -> Tensor:
         """The decoder's output [B, n, H] back at the prompt's length [B, T, H]; rows of dropped tokens are zero."""
         index, valid = self.tokens.index.to(hidden.device), self.tokens.valid.to(hidden.device)
-        full = hidden.new_zeros(hidden.shape[0], self.prompt.valid.shape[1], hidden.shape[-1])
+        full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[-1])
         return full.scatter_add_(1, index[..., None].expand_as(hidden), hidden * valid[..., None])
 
     # --- choosing --------------------------------------------------------------------------------
@@ -158,7 +174,7 @@ class Prefill:
             self._looking = False
 
     def _context(self, boundary: int) -> ScoreContext:
-        tokens = self.tokens
+        tokens = self._of_prompt()
         return ScoreContext(
             boundary=boundary,
             visual=tokens.visual,
@@ -172,6 +188,14 @@ class Prefill:
             begun=self._begun,
             final_norm=self.adapter.norm,
         )
+
+    def _of_prompt(self) -> Tokens:
+        """The tokens that are left as methods see them: drafts are none."""
+        if not self.drafts:
+            return self.tokens
+        last = self.prompt.valid.shape[1] - 1
+        valid = self.tokens.valid & (self.tokens.index <= last)
+        return replace(self.tokens, valid=valid, index=self.tokens.index.clamp(max=last))
 
     def _attention_of(self, layer: int, captured: dict[str, Tensor]) -> LayerAttention:
         keys = captured["keys"]
@@ -188,12 +212,14 @@ class Prefill:
         cos, sin = (part.to(device) for part in kwargs["position_embeddings"])
         return {
             "position_embeddings": (cos, sin),
-            "valid": self.tokens.valid.to(device),
+            "valid": self._of_prompt().valid.to(device),
             "mask": mask if mask is None else mask.to(device),
         }
 
     def _score(self, context: ScoreContext) -> Tensor:
-        scores = self.method.score(context).to(context.visual.device)
+        # Without gradients, also because a layer that is checkpointed would have to do this again.
+        with torch.no_grad():
+            scores = self.method.score(context).to(context.visual.device)
         if not bool(torch.isfinite(scores.masked_fill(~context.visual, 0.0)).all()):
             raise MeasurementError(
                 f"method {self.method.name!r} gave scores that are not finite before layer {context.boundary}; "

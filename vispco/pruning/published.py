@@ -146,20 +146,23 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def named_schedule(text: str, layers: int) -> tuple[Schedule, Method | None]:
+def named_schedule(text: str, layers: int, config: Any = None) -> tuple[Schedule, Method | None]:
     """A schedule, and the method that belongs to it, from what a user types.
+
+    A file's is held against the model: its depth, and its ``config`` where there is one.
 
     ``text`` is a published name (``sparsevlm:192``), the path of a file written by ``vispco export``
     (``best.json``), or a schedule's text, which belongs to no method.
 
     Raises:
-        ScheduleError: none of these.
+        ScheduleError: none of these, or a file that was made for another model.
     """
     if text in PUBLISHED:
         return PUBLISHED[text].for_layers(layers), PUBLISHED[text].make_method()
     if text.endswith(".json"):
         found = read_schedule_file(text)
-        return found.schedule, found.make_method()
+        found.check_model(layers, config)
+        return found, found.make_method()
     if ":" in text and "(" not in text:
         raise ScheduleError(f"no published configuration {text!r}; {suggest(text, list(PUBLISHED))}")
     return parse_schedule(text), None

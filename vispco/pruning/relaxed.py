@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
+from vispco.models.hooks import Hooks, named_arguments, owner_of_hooks
 from vispco.models.vision import VisionExtras
 from vispco.pruning.attention import LayerAttention, LookAhead
 from vispco.pruning.masks import as_bool_mask, causal_mask
@@ -60,28 +61,28 @@ class RelaxedForward:
         self._inputs: dict[str, Any] = {}
         self._last_kwargs: dict[str, Any] = {}
         self._begun: Any = None
-        self._handles: list[Any] = []
+        self._hooks = Hooks(owner=self)
         self._vision, self._tower = vision, TowerReader(adapter, method)
 
     def install(self) -> None:
-        add = self._handles.append
-        add(self.adapter.entry().register_forward_pre_hook(self._on_entry, with_kwargs=True))
-        add(self.adapter.decoder().register_forward_pre_hook(self._on_decoder, with_kwargs=True))
+        if owner_of_hooks(self.adapter.layers()[0]) is not None:
+            raise ModelError("this model is already inside a prune block; leave it before relaxing the model")
+        hooks = self._hooks
+        hooks.before(self.adapter.entry(), self._on_entry)
+        hooks.before(self.adapter.decoder(), self._on_decoder)
         for number, layer in enumerate(self.adapter.layers()):
-            add(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
+            hooks.before(layer, self._layer_hook(number))
             if self.method.needs & LAYER_BEFORE and number + 1 < self.ratios.shape[1]:
                 for what, module in zip(("queries", "keys"), self.adapter.projections(number), strict=True):
-                    add(module.register_forward_hook(self._capture_hook(what)))
-        self._handles += self._tower.install()
+                    hooks.after(module, self._capture_hook(what))
+        self._tower.install(hooks)
         if self.recompute:
             for layer in self.adapter.layers()[1:]:
                 self._forwards[layer] = vars(layer).get("forward")
                 layer.forward = self._recomputed(layer.forward)
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         for layer, own in self._forwards.items():
             if own is None:
                 del layer.forward
@@ -98,9 +99,9 @@ class RelaxedForward:
         return capture
 
     def _on_entry(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        self._inputs = {**({"input_ids": args[0]} if args else {}), **kwargs}
+        self._inputs = named_arguments(module, args, kwargs)
         self._captured.clear()
-        self._tower.on_entry(kwargs)
+        self._tower.on_entry(self._inputs)
 
     def _on_decoder(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         inputs = self._inputs

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vispco.errors import ScheduleError, shortened
 from vispco.files import read_text
+from vispco.models.loading import DEMOS, demo_folder
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.schedules import Schedule, parse_schedule
 
@@ -17,16 +19,61 @@ VERSION = 2  # 1 had no method_parameters
 
 
 @dataclass(frozen=True)
-class ScheduleFile:
-    """A schedule, the method that it was measured with, and everything else the file says (``facts``)."""
+class ScheduleFile(Schedule):
+    """A schedule, the method that it was measured with, and everything else the file says (``facts``).
+
+    It is a schedule itself, and ``vispco.prune`` uses the method that it names.
+    """
 
     schedule: Schedule
     method: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict, compare=False)
+    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def keep_ratio(self, layers: int) -> tuple[float, ...]:
+        return self.schedule.keep_ratio(layers)
+
+    def text(self) -> str:
+        return self.schedule.text()
 
     def make_method(self) -> Method:
         return make_method(self.method, self.parameters)
+
+    def check_model(self, layers: int, config: Any = None) -> None:
+        """Whether the file was made for this model: a decoder of ``layers`` layers, ``config`` as in transformers.
+
+        Raises:
+            ScheduleError: the schedule was found on a decoder of another depth, or in another model family.
+
+        Warns:
+            UserWarning: it was found on another model, as far as the names say.
+        """
+        again = "run its study on this model and export again, or give the schedule's text if that is what you want"
+        found = self.facts.get("model")
+        depth = len(self.facts.get("keep_ratio") or ()) or layers
+        if depth != layers:
+            raise ScheduleError(
+                f"{self.text()} was found on {found!r}, which has {depth} decoder layers, and this model has {layers}; "
+                f"{again}"
+            )
+        family, model_type = self.facts.get("model_type"), getattr(config, "model_type", None)
+        if family and model_type and family != model_type:
+            raise ScheduleError(
+                f"{self.text()} was found on {found!r} of family {family!r}, and this model is {model_type!r}; {again}"
+            )
+        name = getattr(config, "_name_or_path", "")
+        if found and name and not _same_model(str(found), str(name)):
+            warnings.warn(
+                f"{self.text()} was found on {found!r} and runs on {name!r}; what it keeps of accuracy was measured "
+                "there only",
+                stacklevel=3,
+            )
+
+
+def _same_model(found: str, name: str) -> bool:
+    """Whether two names, hub ids or paths, mean one model."""
+    folder = demo_folder(found) if found in DEMOS else Path(found)
+    return found == name or Path(name).resolve() == folder.resolve()
 
 
 def read_schedule_file(path: str | Path) -> ScheduleFile:
@@ -56,10 +103,10 @@ def read_schedule_file(path: str | Path) -> ScheduleFile:
     return ScheduleFile(parse_schedule(str(data.get("schedule"))), data["method"], parameters, data)
 
 
-def load_schedule(path: str | Path) -> Schedule:
-    """The schedule of a file written by ``vispco export``.
+def load_schedule(path: str | Path) -> ScheduleFile:
+    """The schedule of a file written by ``vispco export``; ``vispco.prune`` uses the method that the file names.
 
     Raises:
         ScheduleError: as :func:`read_schedule_file`.
     """
-    return read_schedule_file(path).schedule
+    return read_schedule_file(path)

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vispco.costs import layer_flops
 from vispco.models.base import ModelAdapter
-from vispco.pruning.decoding import Cached
+from vispco.pruning.counts import most_kept
 from vispco.pruning.methods.base import Method
 from vispco.pruning.prefill import Call, Path, Prefill
-from vispco.pruning.runtime import PruningSession, most_kept
+from vispco.pruning.session import PruningSession
 from vispco.pruning.tokens import Prompt
 
 Members = list[int]
@@ -68,7 +68,7 @@ class Branching:
 class SharedPrefill(PruningSession):
     """Last-token logits of one batch under ``counts`` int [P, B, L], one policy after another.
 
-    Counts are what :func:`vispco.pruning.runtime.checked_counts` gives.
+    Counts are what :func:`vispco.pruning.counts.checked_counts` gives.
 
     ``memory_limit``: bytes of hidden states that may be put aside; what does not fit is computed again when its
     turn comes (``recomputed_flops`` says how much that was). None: no limit.
@@ -130,7 +130,6 @@ class SharedPrefill(PruningSession):
         assert leaf is not None
         assert leaf.cache is not None
         prompt = leaf.prefill.prompt.valid
-        self._caches[leaf.cache] = Cached(prompt.shape[1], leaf.prefill.layers, self.adapter.first_attending)
         mask = prompt.long() if mask is None else mask
         stops = torch.tensor(list(stop), device=logits.device, dtype=tokens[0].dtype)
         ended = torch.isin(tokens[0], stops)
@@ -150,7 +149,7 @@ class SharedPrefill(PruningSession):
 
     # --- the first path, in the model's own forward ------------------------------------------------
 
-    def _start(self, prompt: Prompt, counts: Tensor, attention: str) -> Prefill:
+    def _start(self, prompt: Prompt, counts: Tensor, attention: str, drafts: int = 0) -> Prefill:
         n_visual = prompt.visual.sum(dim=1).cpu().numpy()
         before = np.concatenate([np.broadcast_to(n_visual[:, None], self._paths[..., :1].shape), self._paths], axis=2)
         self._dropped: NDArray[np.bool_] = np.any(np.diff(before, axis=2) < 0, axis=1)
@@ -160,17 +159,17 @@ class SharedPrefill(PruningSession):
         prompt = replace(prompt, most=most_kept(before))
         return Prefill(self.adapter, self.method, prompt, self._path(self._members), attention)
 
-    def on_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        if not self._recording or self._prefill is None:
-            return super().on_layer(number, args, kwargs)
+    def on_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        if not self._recording or self._thread.prefill is None:
+            return super().on_layer(number, module, args, kwargs)
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        walk = Walk(self._prefill, hidden, kwargs.get("past_key_values"))
+        walk = Walk(self._thread.prefill, hidden, kwargs.get("past_key_values"))
         if number == 0:
             self._root = walk.fork(self._path(self._members))
         self._layer_calls.append({**kwargs, **{key: None for key in OWN if key in kwargs}})
         self._leaf = walk = self._branch(number, walk)
-        self._prefill = walk.prefill
-        return self._prefill.on_layer(number, args, kwargs)
+        self._thread.prefill = walk.prefill
+        return super().on_layer(number, module, args, kwargs)
 
     # --- the other paths ---------------------------------------------------------------------------
 
@@ -219,12 +218,12 @@ class SharedPrefill(PruningSession):
         return walk
 
     def _run_layer(self, number: int, walk: Walk) -> Walk:
-        self._prefill = walk.prefill
+        self._thread.prefill = walk.prefill
         own = {"hidden_states": walk.hidden, "past_key_values": walk.cache}
         call = {**self._layer_calls[number], **{key: own[key] for key in OWN if key in self._layer_calls[number]}}
         arguments = () if "hidden_states" in call else (walk.hidden,)
         output = self.adapter.layers()[number](*arguments, **call)
-        self._prefill = None
+        self._thread.prefill = None
         return Walk(walk.prefill, output if isinstance(output, Tensor) else output[0], walk.cache)
 
     # --- memory ------------------------------------------------------------------------------------

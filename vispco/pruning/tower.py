@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
+from vispco.models.hooks import Hooks
 from vispco.models.vision import VisionExtras
 from vispco.pruning.methods.base import Method
 
@@ -19,8 +20,9 @@ class TowerReader:
         self._adapter, self._method = adapter, method.name
         self._watch = adapter.watch_vision() if "vision" in method.needs else None
 
-    def install(self) -> list[Any]:
-        return self._watch.install() if self._watch is not None else []
+    def install(self, hooks: Hooks) -> None:
+        if self._watch is not None:
+            self._watch.install(hooks)
 
     def clear(self) -> None:
         if self._watch is not None:

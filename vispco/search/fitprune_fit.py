@@ -18,8 +18,8 @@ from vispco.models.base import ModelShape
 from vispco.pruning.methods.base import Method, ScoreContext
 from vispco.pruning.methods.fitprune import FitPrune, received
 from vispco.pruning.prefill import Path, Prefill
-from vispco.pruning.runtime import PruningSession
 from vispco.pruning.schedules import Ratios, Schedule, keep_all
+from vispco.pruning.session import PruningSession
 from vispco.search.base import SEARCHES, Options
 from vispco.search.fitting import TIE, Fit, FittingSearch
 from vispco.search.observed import Observed, observe
@@ -198,7 +198,7 @@ class Walk(Method):
 class _Everywhere(PruningSession):
     """Has the method choose at every boundary, whatever the policy's counts."""
 
-    def _start(self, prompt: Prompt, counts: Tensor, attention: str) -> Prefill:
+    def _start(self, prompt: Prompt, counts: Tensor, attention: str, drafts: int = 0) -> Prefill:
         chooses = [False] + [True] * (counts.shape[1] - 1)
         return Prefill(self.adapter, self.method, prompt, Path(counts, chooses, chooses, chooses), attention)
 

@@ -196,7 +196,7 @@ class Run:
                 advance(3, 3, "references")
             checkpoints = self._checkpoints()
             facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
-            facts.update(costs=self._cost_facts())
+            facts.update(costs=self._cost_facts(), model_type=self.problem.model.config.model_type)
             if checkpoints:
                 facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
@@ -427,7 +427,9 @@ class Run:
 
 def evaluate_once(problem: Problem, schedule: str | None, split: str, method: str | None = None) -> Evaluation:
     """Measure one schedule without a store; ``schedule`` as in :func:`named_schedule`, or None for the plain model."""
-    policy, named = named_schedule(schedule, problem.shape.layers) if schedule else (keep_all(), None)
+    policy, named = (
+        named_schedule(schedule, problem.shape.layers, problem.model.config) if schedule else (keep_all(), None)
+    )
     chosen = make_method(method) if method else named or problem.default_method
     return Evaluator(problem).evaluate([policy], split, chosen)[0]
 

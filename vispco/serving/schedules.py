@@ -11,9 +11,10 @@ from typing import Any
 from vispco.errors import ConfigError
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import named_schedule
-from vispco.pruning.runtime import PruningSession, prune
+from vispco.pruning.runtime import prune
 from vispco.pruning.schedule_file import read_schedule_file
 from vispco.pruning.schedules import Schedule
+from vispco.pruning.session import PruningSession
 
 UNPRUNED = "unpruned"
 NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)

@@ -1,0 +1,357 @@
+"""The hooks of a prune block, and what they know of the calls of each thread.
+
+At a boundary the hidden states that enter a decoder layer are gathered to the tokens that stay, and so is what
+each layer receives per token: position embeddings, position ids and mask. Later layers then run on fewer
+tokens and their caches hold fewer entries; original positions are kept. What is known of the prompt goes with its
+cache (:mod:`vispco.pruning.cached`); in decoding each layer's mask follows the entries of that layer's cache. The
+decoder's output is scattered back to the prompt's length, so that logits keep their indices; rows of dropped tokens
+are zero.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from vispco.errors import ModelError
+from vispco.models.base import ModelAdapter
+from vispco.models.hooks import Hooks, named_arguments, owner_of_hooks
+from vispco.models.vision import VisionExtras
+from vispco.models.wrappers import refuse_compiled
+from vispco.pruning.cached import Kept, PrunedLayer, pruned_layer, text_tail, to_be_pruned
+from vispco.pruning.counts import checked_counts, most_kept
+from vispco.pruning.drafts import DraftWatch
+from vispco.pruning.methods.base import Method
+from vispco.pruning.needs import LAYER_BEFORE, check_needs
+from vispco.pruning.prefill import Call, Path, Prefill
+from vispco.pruning.schedules import Policy
+from vispco.pruning.tokens import Prompt, Tokens
+from vispco.pruning.tower import TowerReader
+
+
+class _Thread(threading.local):
+    """What one thread gave the session, the call it is in, and its last prefill."""
+
+    def __init__(self) -> None:
+        self.sample_keys: Sequence[int] | None = None
+        self.vision: VisionExtras | None = None
+        self.inputs: dict[str, Any] | None = None
+        self.noted: dict[str, Any] = {}  # of the last pictures that were encoded
+        self.prefill: Prefill | None = None
+        self.cache: Any = None  # that the prefill fills
+        self.tail: Tensor | None = None
+        self.kept: dict[int, tuple[Tokens, Kept]] = {}
+        self.masks: dict[Any, Tensor | None] = {}
+        self.began = 0.0
+        self.counts: Tensor | None = None
+        self.layers: list[Tokens] = []
+
+
+class PruningSession:
+    """Hooks of one ``with vispco.prune(...)`` block, and what the last prefill of the asking thread did.
+
+    ``counts`` int [B, L]: visual tokens that entered each layer; None: this thread has made no prefill.
+    ``kept(layer)`` gives the prompt positions. ``prefills``, ``visual_tokens``, ``dropped_tokens`` (of them, by the
+    last layer) and ``milliseconds`` (of prefills in the decoder, as the host sees it) count over all threads.
+
+    A caller may give ``sample_keys`` [B], which tell samples apart for seeded methods (default: the prompt's tokens, so
+    that one question about two pictures is one sample), and ``vision``, of the batch's visual tokens, for methods that
+    read the vision tower where the model is given features in place of pixels. Both hold for the calls of the thread
+    that set them. Beams of a sample share its key.
+    """
+
+    def __init__(self, adapter: ModelAdapter, method: Method, policy: Policy, *, gather_always: bool = False) -> None:
+        self.adapter = adapter
+        self.method = method
+        self.policy = policy
+        self.gather_always = gather_always
+        self.prefills = self.visual_tokens = self.dropped_tokens = 0
+        self.milliseconds = 0.0
+        self._counting = threading.Lock()
+        self._thread = _Thread()
+        self._hooks = Hooks(owner=self)
+        self._drafts = DraftWatch(adapter.model)
+        check_needs(method, adapter)
+        self._tower = TowerReader(adapter, method)
+
+    # --- what callers may ask --------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Tensor | None:
+        return self._thread.counts
+
+    @property
+    def sample_keys(self) -> Sequence[int] | None:
+        return self._thread.sample_keys
+
+    @sample_keys.setter
+    def sample_keys(self, keys: Sequence[int] | None) -> None:
+        self._thread.sample_keys = keys
+
+    @property
+    def vision(self) -> VisionExtras | None:
+        return self._thread.vision
+
+    @vision.setter
+    def vision(self, extras: VisionExtras | None) -> None:
+        self._thread.vision = extras
+
+    def kept(self, layer: int) -> list[list[int]]:
+        """Prompt positions of the visual tokens that entered ``layer`` in the last prefill, per sample."""
+        tokens = self._last_layers()[layer]
+        return [index[visual].tolist() for index, visual in zip(tokens.index, tokens.visual, strict=True)]
+
+    def tokens_entering(self, layer: int) -> list[int]:
+        """Tokens of every kind that entered ``layer`` in the last prefill, per sample."""
+        return [int(n) for n in self._last_layers()[layer].valid.sum(dim=1)]
+
+    def _last_layers(self) -> list[Tokens]:
+        if not self._thread.layers:
+            raise ModelError("no prompt was prefilled in this thread; ask in the thread that called the model")
+        return self._thread.layers
+
+    # --- hooks -----------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        layers = self.adapter.layers()
+        if owner_of_hooks(layers[0]) is not None:
+            raise ModelError("this model is already inside a prune block; leave it before entering another one")
+        hooks = self._hooks
+        try:
+            hooks.before(self.adapter.entry(), self._on_entry)
+            hooks.after(self.adapter.entry(), self._on_exit, always=True)
+            hooks.before(self.adapter.decoder(), self._on_decoder)
+            hooks.after(self.adapter.decoder(), self._on_output, always=True)
+            for number, layer in enumerate(layers):
+                hooks.before(layer, partial(self.on_layer, number))
+                if number < self.adapter.deepstack_layers():
+                    hooks.after(layer, partial(self.on_output, number))
+                if self.method.needs & LAYER_BEFORE and number + 1 < len(layers):
+                    queries, keys = self.adapter.projections(number)
+                    hooks.after(keys, partial(self.on_projection, number, "keys"))
+                    if "attention" in self.method.needs:
+                        hooks.after(queries, partial(self.on_projection, number, "queries"))
+            refuse_compiled(self.adapter.model, hooks.modules)
+            self._tower.install(hooks)
+            self.adapter.note_pictures(lambda: self._thread.noted, hooks)
+            self._drafts.install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take the hooks off the model; it is as it was."""
+        self._hooks.remove()
+        self._drafts.remove()
+        self._end_call()
+        self._tower.clear()
+
+    def _on_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._thread.inputs = {**self._thread.noted, **named_arguments(module, args, kwargs)}
+        self._tower.on_entry(self._thread.inputs)
+
+    def _on_exit(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._thread.inputs = None
+
+    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        self._end_call()
+        if getattr(module, "_is_replica", False):
+            raise ModelError(
+                "nn.DataParallel runs copies of the model, which a prune block does not reach; run one process for "
+                "each GPU, or prune the model on one of them"
+            )
+        embeds: Tensor | None = kwargs.get("inputs_embeds")
+        cache, inputs = kwargs.get("past_key_values"), self._inputs(kwargs)
+        if embeds is None:  # a decoder that is called by itself with text
+            return None
+        if cache is not None and cache.get_seq_length() > 0:
+            if _brings_pictures(inputs) and bool(self._visual_mask(inputs).any()):
+                raise ModelError(
+                    "visual tokens arrive behind a filled cache; prefill the whole prompt in one call, "
+                    "inside the prune block"
+                )
+            return None
+        try:
+            self._begin_prefill(embeds, self._visual_mask(inputs), kwargs, cache)
+        finally:
+            self._tower.clear()
+        assert self._thread.prefill is not None
+        kwargs, self._thread.prefill.deepstack = self.adapter.take_deepstack(kwargs)
+        return args, kwargs
+
+    def _inputs(self, of_decoder: dict[str, Any]) -> dict[str, Any]:
+        """What the entry module received; the decoder may also be called by itself."""
+        return of_decoder if self._thread.inputs is None else self._thread.inputs
+
+    def _visual_mask(self, inputs: dict[str, Any]) -> Tensor:
+        return self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+
+    def _begin_prefill(self, embeds: Tensor, visual: Tensor, kwargs: dict[str, Any], cache: Any) -> None:
+        thread, inputs, attention = self._thread, self._inputs(kwargs), self.adapter.attention()
+        length = self._drafts.prompt_length(cache, embeds.shape[1])
+        mask = inputs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        valid = (mask.bool() if mask is not None else torch.ones_like(visual))[:, :length]
+        shown = visual[:, :length]
+        visual = (shown & valid).to(embeds.device)
+        ids, keys, extras = inputs.get("input_ids"), thread.sample_keys, thread.vision
+        layers = len(self.adapter.layers())
+        prompt = Prompt(
+            embeddings=embeds[:, :length],
+            visual=visual,
+            valid=valid.to(embeds.device),
+            read_coordinates=lambda: self.adapter.coordinates(inputs, visual),
+            read_keys=lambda: _keys_of_rows(keys, len(valid)) or _content_keys(ids, valid),
+            read_vision=lambda: self._tower.rows(inputs, shown, valid, extras),
+        )
+        n_visual = visual.sum(dim=1).cpu().numpy()
+        if ids is None and not n_visual.any():
+            warnings.warn(
+                "no visual token was found among inputs_embeds, so nothing is pruned; features that are merged into "
+                "them cannot be told from text: give the model input_ids and pixels",
+                stacklevel=2,
+            )
+        counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
+        if bool((counts < n_visual[:, None]).any()) or self.gather_always:
+            self._refuse(cache, attention, embeds.shape[1])
+        thread.counts = torch.from_numpy(counts)
+        thread.prefill = self._start(prompt, thread.counts.to(embeds.device), attention, embeds.shape[1] - length)
+        thread.layers, thread.cache, thread.began = thread.prefill.layers, cache, time.perf_counter()
+        with self._counting:
+            self.prefills += 1
+            self.visual_tokens += int(n_visual.sum())
+            self.dropped_tokens += int((n_visual - counts[:, -1]).sum())
+
+    def _start(self, prompt: Prompt, counts: Tensor, attention: str, drafts: int = 0) -> Prefill:
+        n_visual = prompt.visual.sum(dim=1)
+        prompt = replace(prompt, most=most_kept(torch.cat([n_visual[:, None], counts], dim=1).cpu().numpy()))
+        path = Path.of(counts, n_visual)
+        return Prefill(self.adapter, self.method, prompt, path, attention, self.gather_always, drafts)
+
+    def _refuse(self, cache: Any, attention: str, length: int) -> None:
+        """What cannot be cut is said before anything runs."""
+        if attention not in ("sdpa", "eager") and "flash" not in attention:
+            raise ModelError(
+                f"attention backend {attention!r} is not supported under pruning; load the model with "
+                "attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
+            )
+        if cache is not None and getattr(cache, "is_compileable", False):
+            raise ModelError(
+                f"{type(cache).__name__} has a fixed size and cannot hold a pruned prompt; "
+                "use the default dynamic cache (no cache_implementation)"
+            )
+        if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
+            raise ModelError(
+                f"a cache of type {type(cache).__name__} cannot hold a pruned prompt; use transformers' DynamicCache"
+            )
+        windows = [w for w in map(self.adapter.sliding_window, range(len(self.adapter.layers()))) if w is not None]
+        if "flash" in attention and windows and length > min(windows):
+            raise ModelError(
+                f"flash kernels count a sliding window in cache entries, so a pruned prompt of {length} tokens would "
+                f"see past its window of {min(windows)}; load the model with attn_implementation='sdpa'"
+            )
+
+    def on_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        thread, cache = self._thread, kwargs.get("past_key_values")
+        if thread.prefill is not None:
+            call = thread.prefill.on_layer(number, args, kwargs)
+            if cache is not None and thread.prefill.cuts and not self.adapter.recurrent(number):
+                kept, thread.cache = self._kept(thread.prefill), cache
+                to_be_pruned(cache, number).expect(module, kept.index.shape[1], kept)
+            return call
+        layer = pruned_layer(cache, number)
+        if layer is None:
+            return None
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        given, new = kwargs.get("attention_mask"), hidden.shape[1]
+        layer.expect(module, new)
+        key = (id(layer.kept), id(given), layer.is_sliding, layer.length)
+        if key not in thread.masks:
+            thread.masks[key] = layer.mask(given, new, self.adapter.attention(), hidden)
+        return args, {**kwargs, "attention_mask": thread.masks[key]}
+
+    def _kept(self, prefill: Prefill) -> Kept:
+        """What the next layer's cache will hold. Layers that hold the same share it."""
+        thread, tokens, prompt = self._thread, prefill.tokens, prefill.prompt
+        if thread.tail is None:
+            thread.tail = text_tail(prompt.visual, prompt.valid) + prefill.drafts
+        if id(tokens) not in thread.kept:
+            real = tokens.valid if prefill.cut else torch.ones_like(tokens.valid)
+            # The tokens are kept so that their id stays taken.
+            thread.kept[id(tokens)] = tokens, Kept(tokens.index, real, prefill.length, thread.tail)
+        return thread.kept[id(tokens)][1]
+
+    def on_output(self, number: int, module: nn.Module, args: Any, output: Any) -> Any:
+        prefill = self._thread.prefill
+        return output if prefill is None else prefill.on_output(number, output)
+
+    def on_projection(self, layer: int, what: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        prefill = self._thread.prefill
+        if prefill is not None and prefill.captures(layer):
+            prefill.on_projection(layer, what, output)
+
+    def _on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        thread = self._thread
+        state, began = thread.prefill, thread.began
+        self._end_call()
+        if output is None or state is None:
+            return output
+        with self._counting:
+            self.milliseconds += (time.perf_counter() - began) * 1000
+        ran = min(len(self.adapter.layers()), getattr(module.config, "num_hidden_layers", len(state.layers)))
+        if state.cuts and len(state.layers) < ran:
+            raise ModelError(
+                "the decoder's layers ran without the hooks of this prune block, so nothing was pruned: code of this "
+                "model was compiled before the block; call the plain model, not what torch.compile gave"
+            )
+        if not state.cut:
+            return output
+        if hasattr(output, "last_hidden_state"):
+            output.last_hidden_state = state.full_length(output.last_hidden_state)
+            return output
+        return (state.full_length(output[0]), *output[1:])
+
+    def _end_call(self) -> None:
+        """What was known of a call goes with it, however it ended."""
+        thread = self._thread
+        if thread.cache is not None:
+            for layer in getattr(thread.cache, "layers", ()):
+                if isinstance(layer, PrunedLayer):
+                    layer.forget()
+        thread.prefill = thread.cache = thread.tail = None
+        thread.kept, thread.masks = {}, {}
+
+
+def _brings_pictures(inputs: dict[str, Any]) -> bool:
+    """Whether features stand for the placeholders of this call; a placeholder without one is text."""
+    given = {key for key, value in inputs.items() if value is not None}
+    return any(key.startswith("pixel_values") for key in given) or bool(given & {"mm_encoder_outputs", "inputs_embeds"})
+
+
+def _keys_of_rows(keys: Sequence[int] | None, rows: int) -> list[int]:
+    """``keys`` of samples, each as often as the sample has rows side by side; none if there are none."""
+    if not keys:
+        return []
+    if rows % len(keys):
+        raise ModelError(
+            f"the session has {len(keys)} sample_keys for a batch of {rows} rows; give one for each sample"
+        )
+    return [key for key in keys for _ in range(rows // len(keys))]
+
+
+def _content_keys(input_ids: Tensor | None, valid: Tensor) -> list[int]:
+    """A key per sample that depends on its own tokens only, not on its place in a batch."""
+    if input_ids is None:
+        return list(range(len(valid)))
+    rows = zip(input_ids.cpu(), valid.cpu(), strict=True)
+    return [zlib.crc32(ids[keep].numpy().tobytes()) for ids, keep in rows]
