@@ -14,6 +14,10 @@ class TestStep(FamilyConformance):
     family = FAMILIES["step"]
 
 
+class TestConstant(FamilyConformance):
+    family = FAMILIES["constant"]
+
+
 class TestMultiStep(FamilyConformance):
     family = FAMILIES["multistep"]
 

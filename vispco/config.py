@@ -114,6 +114,7 @@ class SearchConfig(Frozen):
 class Study(Frozen):
     """An experiment: a model, tasks, budgets and named search entries.
 
+    ``target``: where schedules must be able to run (:data:`vispco.pruning.targets.TARGETS`).
     ``anytime``: shares of the dense grid's naive cost at which what a search would have chosen by then is measured on
     the held-out split too; True for the usual ones.
     """
@@ -125,6 +126,7 @@ class Study(Frozen):
     calibration: CalibrationConfig | None = None
     method: MethodConfig = MethodConfig(name="fastv")
     family: str = "step"
+    target: str = "transformers"
     budgets: (
         Annotated[int, Field(ge=1, le=MOST_BUDGETS)]
         | Annotated[list[float], Field(min_length=1, max_length=MOST_BUDGETS)]
@@ -188,7 +190,8 @@ class Study(Frozen):
 
         A study without ``calibration`` has the hash from before that key was known.
         """
-        left_out = {"purpose", "memory_mib", "anytime"} | ({"calibration"} if self.calibration is None else set())
+        left_out = {"purpose", "memory_mib", "anytime", "target"}
+        left_out |= {"calibration"} if self.calibration is None else set()
         return content_hash(self.model_dump(mode="json", exclude=left_out))
 
 

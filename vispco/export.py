@@ -9,15 +9,19 @@ from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.decision import holds
 from vispco.analysis.noninferiority import paired_error
 from vispco.analysis.selection import fits, front
+from vispco.analysis.targets import runs_on, targets_of_trial
 from vispco.errors import ConfigError
+from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedule_file import FORMAT, VERSION
+from vispco.pruning.schedules import parse_schedule
+from vispco.pruning.targets import Target, target_named
 from vispco.storage.reading import TrialRecord
 
 Pair = tuple[TrialRecord, Searched]
 
 
-def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
-    """The schedule that :func:`recommended` names for ``budget``.
+def export_schedule(comparison: Comparison, budget: float, target: str | None = None) -> dict[str, Any]:
+    """The schedule that :func:`recommended` names for ``budget``; with ``target``, of those that run there.
 
     Imported trials count where they repeat a measurement of ours; of others the method is not known. Policies that
     read the prompt do not count: a file holds one schedule for all prompts.
@@ -25,7 +29,7 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
     Raises:
         ConfigError: no trial fits the budget, or it is no share of the unpruned compute.
     """
-    points = Recommendation(comparison)
+    points = Recommendation(comparison, None if target is None else target_named(target))
     dearest = max([1.0, *(_cost(pair) for pair in points.pairs)])  # choosing can cost more than it saves
     if not 0 < budget <= dearest:
         raise ConfigError(
@@ -34,15 +38,15 @@ def export_schedule(comparison: Comparison, budget: float) -> dict[str, Any]:
         )
     found = points.within(budget)
     if found is None:
-        cheapest = min((_cost(pair) for pair in points.pairs), default=None)
-        least = (
-            "it has no schedule that a file can hold"
-            if cheapest is None
-            else f"its cheapest has flops_ratio {cheapest:.4f}"
-        )
-        raise ConfigError(
-            f"no schedule of {comparison.experiment!r} fits budget {budget}; {least}, give a larger --budget"
-        )
+        where = "" if target is None else f" on target {target!r}"
+        if points.pairs:
+            cheapest = min(_cost(pair) for pair in points.pairs)
+            why, way = f"its cheapest{where} has flops_ratio {cheapest:.4f}", "give a larger --budget"
+        elif target is None:
+            why, way = "it has no schedule that a file can hold", "give a larger --budget"
+        else:
+            why, way = f"none of its schedules runs{where}", f"run a study with target: {target}"
+        raise ConfigError(f"no schedule of {comparison.experiment!r} fits budget {budget}; {why}, {way}")
     return schedule_record(comparison, *found, budget=budget)
 
 
@@ -88,6 +92,7 @@ def schedule_record(
         "flops_ratio": trial.values[1],
         "accuracy": trial.values[0],
         "accuracy_held_out": held_out.accuracy if held_out else None,
+        "targets": targets_of_trial(comparison, origin, trial),
         "model": comparison.stored["identity"]["model"]["name"],
         "model_type": comparison.facts.get("model_type"),
         "versions": comparison.stored["provenance"]["versions"],
@@ -108,17 +113,42 @@ def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
+def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the server behind target ``name`` takes of an exported schedule, by option name.
+
+    For vLLM the mapping is a file for its ``--config``; the architecture is the model's, with this package's prefix.
+
+    Raises:
+        ScheduleError: the schedule does not run there.
+        ModelError: the model's configuration cannot be read, or vLLM's plug-in does not serve its family.
+    """
+    method = make_method(exported["method"], exported["method_parameters"])
+    schedule, layers = parse_schedule(exported["schedule"]), len(exported["keep_ratio"])
+    settings = target_named(name).written(schedule, method, layers)
+    if name == "vllm":
+        from vispco.models.loading import source_of
+        from vispco.plugins.vllm.architectures import architecture_of
+
+        source = source_of(exported["model"])
+        return {"model": source, "hf-overrides": {"architectures": [architecture_of(source)], **settings}}
+    return settings
+
+
 class Recommendation:
     """Which schedule to take within a budget, over all searches, by the search split.
 
     The one-standard-error rule (Breiman et al. 1984, 3.4.3): the cheapest schedule that is at most one standard error
     of the paired difference less accurate than the most accurate one. The most accurate alone would often cost half as
-    much again for one sample more. ``pairs``: the fronts of all searches, schedules that a file can hold.
+    much again for one sample more. ``pairs``: the fronts of all searches, schedules that a file can hold and that run
+    on ``target``, if there is one.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, target: Target | None = None) -> None:
         self.comparison = comparison
-        held = [([t for t in s.trials if holds(comparison, s, t)], s) for s in comparison.searches]
+        held = [
+            ([t for t in s.trials if holds(comparison, s, t) and runs_on(comparison, s, t, target)], s)
+            for s in comparison.searches
+        ]
         self.pairs: list[Pair] = [(trial, search) for trials, search in held for trial in front(trials)]
         measured = comparison.store.get_evaluations({_evaluation(pair) for pair in self.pairs} - {""})
         unpruned = comparison.reference("unpruned", "search")

@@ -47,6 +47,8 @@ PICTURE = Kind(
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
     ),
 )
+SETTINGS_HEAD = "# vispco export"
+SETTINGS = Kind("settings that vispco export wrote", lambda head: head.startswith(SETTINGS_HEAD.encode()))
 BY_SUFFIX = {".pdf": PDF, ".svg": SVG, ".png": PNG}
 
 

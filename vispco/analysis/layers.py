@@ -85,7 +85,7 @@ def layer_record(comparison: Comparison) -> dict[str, Any]:
     unpruned = comparison.reference("unpruned", "search")
     record = {
         "experiment": comparison.experiment,
-        "layers": _depth(comparison),
+        "layers": depth(comparison),
         "budgets": comparison.budgets,
         "unpruned": {"accuracy": unpruned.accuracy if unpruned else None},
         "learned": [_learned(comparison, entry, searches) for entry, searches in groups.items()],
@@ -97,7 +97,7 @@ def layer_record(comparison: Comparison) -> dict[str, Any]:
     return {**record, "summary": summary(record)}
 
 
-def _depth(comparison: Comparison) -> int:
+def depth(comparison: Comparison) -> int:
     """Decoder layers; an experiment that does not say has them in its references."""
     unpruned = comparison.reference("unpruned", "search")
     known: int = comparison.facts.get("layers") or (len(unpruned.keep_ratio) if unpruned else 0)
@@ -105,7 +105,7 @@ def _depth(comparison: Comparison) -> int:
 
 
 def _learned(comparison: Comparison, entry: str, searches: Sequence[Searched]) -> dict[str, Any]:
-    depth = _depth(comparison)
+    layers = depth(comparison)
     rows = []
     for number, budget in enumerate(comparison.budgets):
         choices, over = [], 0
@@ -116,7 +116,7 @@ def _learned(comparison: Comparison, entry: str, searches: Sequence[Searched]) -
                 continue
             assert trial.values is not None
             ratios = comparison.keep_ratio(search, trial)
-            if ratios is None or len(ratios) != depth:
+            if ratios is None or len(ratios) != layers:
                 continue  # an imported trial that does not say
             held_out = comparison.held_out(search, trial)
             accuracy = held_out.accuracy if held_out else None
@@ -157,7 +157,7 @@ def _gradient(comparison: Comparison, searches: Sequence[Searched]) -> list[dict
         steps = {} if search.imported else comparison.store.trajectory(search.study)
         steps = {key: rows for key, rows in steps.items() if any("slope" in row for row in rows)}
         for key, budget in _budgets_of(comparison, search).items() if steps else ():
-            values = worth(steps.get(key, []), _depth(comparison))
+            values = worth(steps.get(key, []), depth(comparison))
             if values is not None:
                 found.setdefault(budget, []).append(values)
     rows = []

@@ -192,6 +192,9 @@ def compare(
     with_published: Annotated[
         bool, typer.Option("--with-published", help="The paper's tables beside the choices for its budgets.")
     ] = False,
+    per_target: Annotated[
+        bool, typer.Option("--per-target", help="What is left on servers that run less than everything.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -204,6 +207,7 @@ def compare(
         "--anytime": anytime,
         "--per-task": per_task,
         "--with-published": with_published,
+        "--per-target": per_target,
     }
     if sum(asked.values()) > 1:
         several = " and ".join(name for name, given in asked.items() if given)
@@ -225,6 +229,12 @@ def compare(
 
             found = compare_anytime(store, experiments)
             rows_of, show = anytime_rows, print_anytime
+        elif per_target:
+            from vispco.analysis.targets import compare_targets
+            from vispco.cli.targets import print_targets, target_rows
+
+            found = compare_targets(store, experiments)
+            rows_of, show = target_rows, print_targets
         elif with_published:
             from vispco.analysis.published_results import compare_published
             from vispco.cli.published import print_published, published_rows
@@ -429,15 +439,21 @@ def export(
     answer_tokens: AnswerTokens = 16,
     batch: BatchSize = 1,
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="File [default: print it].")] = None,
+    target: Annotated[
+        Optional[str],
+        typer.Option(help="Only schedules that run there, and what that server takes as YAML [default: any, as JSON]."),
+    ] = None,
     storage: Storage = None,
 ) -> None:
-    """Write the schedule for a budget, or for a loss of accuracy, as a file for vispco.prune."""
+    """Write the schedule for a budget, or for a loss of accuracy, as a file for vispco.prune or for a server."""
     import json
+
+    import yaml
 
     from vispco.analysis.comparison import Comparison
     from vispco.cli.choosing import cost_of, decided, pricing, question
-    from vispco.export import export_decision, export_schedule
-    from vispco.outputs import JSON, json_with, write_output
+    from vispco.export import export_decision, export_schedule, server_settings
+    from vispco.outputs import JSON, SETTINGS, SETTINGS_HEAD, json_with, write_output
     from vispco.pruning.schedule_file import FORMAT
     from vispco.storage.store import open_store
 
@@ -449,15 +465,23 @@ def export(
         comparison = Comparison(store, experiment)
         if max_drop is None:
             assert budget is not None
-            found = export_schedule(comparison, budget)
+            found = export_schedule(comparison, budget, target)
         else:
             asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, cost_of(comparison))
             priced = pricing(comparison, profile, answer_tokens, batch)
             found = export_decision(comparison, decided(comparison, asked, priced))
-    if output is None:
+    settings = server_settings(found, target) if target is not None else {}
+    if settings:
+        text = f"{SETTINGS_HEAD}: {experiment}\n{yaml.safe_dump(settings, sort_keys=False)}"
+        if output is None:
+            print(text, end="")
+            return
+        write_output(output, text, SETTINGS)
+    elif output is None:
         print_json(found)
         return
-    write_output(output, json.dumps(found, indent=1) + "\n", JSON, own=json_with("format", FORMAT))
+    else:
+        write_output(output, json.dumps(found, indent=1) + "\n", JSON, own=json_with("format", FORMAT))
     print(output.resolve())
 
 

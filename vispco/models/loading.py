@@ -27,6 +27,11 @@ def demo_folder(name: str = "demo") -> Path:
 DEMO = demo_folder()
 
 
+def source_of(name: str) -> str:
+    """What transformers loads under a name: the folder of a demo, anything else as it is."""
+    return str(demo_folder(name)) if name in DEMOS else name
+
+
 def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", **kwargs: Any) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor.
 
@@ -46,7 +51,7 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
 
     from vispco.models.base import adapter_for
 
-    source = str(demo_folder(name)) if name in DEMOS else name
+    source = source_of(name)
     if device == "auto":
         kwargs.setdefault("device_map", "auto")
     if dtype == "auto":

@@ -95,6 +95,7 @@ class Search(ABC):
 
     ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
     ``reads_calibration``: what it proposes depends on the split ``calibration``.
+    ``before_decoder``: it can use families that drop tokens before layer 0.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     """
 
@@ -103,6 +104,7 @@ class Search(ABC):
     Options: ClassVar[type[Options]] = Options
     fixed_family: ClassVar[str | None] = None
     reads_calibration: ClassVar[bool] = False
+    before_decoder: ClassVar[bool] = False
 
     @classmethod  # noqa: B027  (most kinds refuse nothing)
     def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:

@@ -23,9 +23,10 @@ from vispco.problem import Problem
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.needs import check_needs
+from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.published import PUBLISHED, named_schedule
 from vispco.pruning.schedules import Policy, Ratios, keep_all
+from vispco.pruning.targets import target_named
 from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
@@ -131,12 +132,16 @@ def validate(problem: Problem) -> None:
     Raises:
         ConfigError, ScheduleError: the first thing that is wrong.
     """
+    target = target_named(problem.study.target)
     for planned in plan(problem.study):
         method = problem.method(planned.config)
+        kind: type[Search] = SEARCHES[planned.config.kind]
         family = planned.config.family or problem.study.family
         made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
         try:
-            SEARCHES[planned.config.kind].check(planned.options, method, made)
+            target.check(method, FAMILIES[kind.fixed_family or family])
+            _before_decoder(kind, method, made)
+            kind.check(planned.options, method, made)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -144,6 +149,23 @@ def validate(problem: Problem) -> None:
                 next(iter(made.dense_grid()))
             except ConfigError as error:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
+
+
+def _before_decoder(kind: type[Search], method: Method, family: ScheduleFamily) -> None:
+    """Refuse a family that drops tokens before layer 0 where a search or a method cannot."""
+    if not family.before_decoder or kind.fixed_family:
+        return
+    if not kind.before_decoder:
+        able = [name for name, known in SEARCHES.items() if known.before_decoder]
+        raise ConfigError(
+            f"kind {kind.kind!r} cannot use family {family.name!r}, which drops tokens before layer 0; "
+            f"use {', '.join(able)}"
+        )
+    if method.needs & LAYER_BEFORE:
+        raise ConfigError(
+            f"method {method.name!r} reads the layer before, and family {family.name!r} drops tokens before layer 0; "
+            "use a method that does not read the decoder, such as divprune"
+        )
 
 
 class Run:

@@ -72,6 +72,7 @@ class SamplingSearch(Search):
     """
 
     Options: ClassVar[type[Options]] = SamplingOptions
+    before_decoder: ClassVar[bool] = True
 
     @abstractmethod
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:

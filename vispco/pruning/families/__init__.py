@@ -1,7 +1,7 @@
 """Schedule families, by name; importing this package registers the built-in ones."""
 
-from vispco.pruning.families import curves, multistep, step
+from vispco.pruning.families import constant, curves, multistep, step
 from vispco.pruning.families.base import FAMILIES, ScheduleFamily
 from vispco.pruning.families.step import StepFamily
 
-__all__ = ["FAMILIES", "ScheduleFamily", "StepFamily", "curves", "multistep", "step"]
+__all__ = ["FAMILIES", "ScheduleFamily", "StepFamily", "constant", "curves", "multistep", "step"]

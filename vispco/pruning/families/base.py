@@ -25,9 +25,14 @@ SHAPE_SHARE = 0.2
 
 
 class ScheduleFamily(ABC):
-    """Bounds, discrete form and differentiable form of one family, for a decoder of ``layers`` layers."""
+    """Bounds, discrete form and differentiable form of one family, for a decoder of ``layers`` layers.
+
+    ``before_decoder``: tokens are dropped before layer 0. Methods that read the layer before, and searches that
+    differentiate the decoder or walk through its layers, cannot use such a family.
+    """
 
     name: ClassVar[str]
+    before_decoder: ClassVar[bool] = False
 
     def __init__(self, layers: int) -> None:
         if layers < 2:
