@@ -57,7 +57,7 @@ def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
         *("run", "resume", "ls", "status", "compare", "report", "plot", "eval", "export", "tokens", "layers"),
-        *("dashboard", "validate", "doctor", "copy", "import", "serve", "choose"),
+        *("dashboard", "validate", "doctor", "copy", "import", "serve", "choose", "profile"),
     }
     for name in names:
         code, out, _ = cli(name, "--help")

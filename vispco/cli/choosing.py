@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vispco.analysis.comparison import Comparison
+from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.decision import EVERY, Question, decide
 from vispco.analysis.pricing import Pricing
+from vispco.analysis.repriced import Repriced
 from vispco.cli.output import print_text
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import parse_limit
 from vispco.costs.profile import read_profile
 from vispco.errors import ConfigError
+from vispco.storage.store import Store
 
 
 def question(
@@ -55,6 +57,13 @@ def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure
     fresh = Comparison(comparison.store, comparison.experiment)
     same = {"answer_tokens": priced.setting.answer_tokens, "batch": priced.setting.batch}
     return decide(fresh, asked, Pricing(fresh, priced.profile, **same))
+
+
+def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile: Path | None) -> dict[str, Any]:
+    """``vispco compare`` under another cost, which may differ from experiment to experiment if none is given."""
+    given = read_profile(profile) if profile is not None else None
+    default = {name: cost or cost_of(Comparison(store, name)) for name in experiments}
+    return together([Repriced(store, name, default[name], given).to_dict() for name in experiments])
 
 
 def print_decision(found: dict[str, Any], storage: str | None = None) -> None:

@@ -43,7 +43,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print_text(f"{comparison['experiment']}: accuracy on held-out samples")
     print(
         f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
-        f"least flops_ratio {comparison['floor']:.3f}"
+        f"least {comparison.get('cost', 'flops_ratio')} {comparison['floor']:.3f}"
     )
     plain, blind = unpruned["accuracy_held_out"], no_image["accuracy"]
     if plain is not None and blind is not None and plain <= blind:
@@ -77,7 +77,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         ],
         page_width(),
     )
-    print("\naccuracy of the schedule that each search would choose, per budget\n")
+    share = f", a share of {comparison['cost']}" if "cost" in comparison else ""
+    print(f"\naccuracy of the schedule that each search would choose, per budget{share}\n")
     names = [search["name"] for search in comparison["searches"]]
     shown = _shown(names, SCHEDULE)
     rows = []

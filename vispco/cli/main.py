@@ -195,6 +195,8 @@ def compare(
     per_target: Annotated[
         bool, typer.Option("--per-target", help="What is left on servers that run less than everything.")
     ] = False,
+    cost: CostName = None,
+    profile: ProfileFile = None,
     storage: Storage = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -214,6 +216,8 @@ def compare(
         raise ConfigError(f"{several} are tables of their own; ask for one at a time")
     if score is not None and against is None:
         raise ConfigError(f"--score {score} says what --against compares; name an entry: --against grid")
+    if (cost or profile) and any(asked.values()) and not per_task:
+        raise ConfigError("--cost and --profile redraw the comparison and --per-task only; leave the other table out")
     rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
     show: Callable[[dict[str, Any]], None]
     with open_store(storage, read_only=True) as store:
@@ -245,7 +249,12 @@ def compare(
             from vispco.analysis.comparison import compare as compare_experiments
             from vispco.cli.comparison import print_comparison, print_tasks, search_rows, task_rows
 
-            found = compare_experiments(store, experiments)
+            if cost or profile:
+                from vispco.cli.choosing import repriced
+
+                found = repriced(store, experiments, cost, profile)
+            else:
+                found = compare_experiments(store, experiments)
             rows_of, show = (task_rows, print_tasks) if per_task else (search_rows, print_comparison)
     if as_json:
         print_json(found)
@@ -422,6 +431,42 @@ def choose(
         print_json(found)
     else:
         print_decision(found)
+
+
+@app.command("profile")
+def profile_model(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or demo.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; with --check, to read.")] = Path(
+        "profile.json"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure schedules that the profile has not seen, and print the error.")
+    ] = False,
+    method: Annotated[
+        Optional[list[str]], typer.Option(help="Whose scoring is timed; may be repeated [default: fastv].")
+    ] = None,
+    batch: Annotated[
+        Optional[list[int]], typer.Option(min=1, help="Prompts that run together; may be repeated [default: 1].")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=16, help="Longest prompt that is timed.")] = 1024,
+    repeats: Annotated[int, typer.Option(min=3, help="Of each measurement; the median counts.")] = 15,
+    schedules: Annotated[int, typer.Option(min=3, help="With --check: how many.")] = 30,
+    answer_tokens: AnswerTokens = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: by device.")] = "auto",
+    attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    as_json: Json = False,
+) -> None:
+    """Measure what a model's layers, scoring, vision tower and decode steps cost on this device."""
+    from vispco.cli.profiling import check_file, write_profile
+    from vispco.costs.measuring import Effort
+
+    place = {"device": device, "dtype": dtype, "attn_implementation": attention}
+    effort = Effort(repeats=repeats, max_tokens=max_tokens)
+    if check:
+        check_file(model, output, place, method or ["fastv"], batch or [1], schedules, answer_tokens, effort, as_json)
+    else:
+        print(write_profile(model, output, place, method or ["fastv"], batch or [1], effort))
 
 
 @app.command()

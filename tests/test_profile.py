@@ -1,0 +1,192 @@
+"""Measuring a profile: staircases are found, noise is not, predictions are made of parts; commands and their errors.
+
+No timing is asserted: what is measured here is a clock that the tests wind."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.decision import Question, decide
+from vispco.analysis.pricing import Pricing
+from vispco.analysis.repriced import Repriced
+from vispco.analysis.selection import front
+from vispco.costs import read_profile
+from vispco.costs.measuring import Check, curve_of, random_schedule, search_edges, summary, token_grid
+from vispco.costs.stamps import stamped
+from vispco.models.base import adapter_for
+from vispco.models.loading import described
+from vispco.storage.store import Store
+from vispco.testing.costs import planted_profile
+from vispco.testing.tiny import TINY
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def test_edges_are_found_where_they_are() -> None:
+    """A clock that steps at 300 and 700 tokens, asked at the grid and then wherever it jumps."""
+    clock = lambda tokens: 1.0 + tokens / 1e4 + (tokens > 300) * 0.5 + (tokens > 700) * 0.8  # noqa: E731
+    times = {n: clock(n) for n in token_grid(1024)}
+    search_edges(times, clock)
+    tokens = sorted(times)
+    curve = curve_of(tokens, [[times[n]] for n in tokens])
+    assert curve.monotone
+    assert curve.edges() == [300, 700]
+    assert curve(np.array([300, 301])).tolist() == [clock(300), clock(301)]
+
+
+def test_both_sides_of_likely_edges_are_measured() -> None:
+    grid = token_grid(1024)
+    assert grid[0] == 1
+    assert grid[-1] == 1024
+    assert {64, 65, 128, 129, 256, 257, 512, 513} <= set(grid)
+    assert token_grid(100)[-1] == 100
+
+
+def test_falls_within_the_noise_are_levelled_and_others_kept() -> None:
+    rng = np.random.default_rng(0)
+    noisy = [[1.0 + 0.05 * rng.normal() for _ in range(15)] for _ in range(6)]
+    assert curve_of([1, 2, 3, 4, 5, 6], noisy).monotone
+    falling = curve_of([1, 2, 3], [[3.0] * 9, [1.0] * 9, [2.0] * 9])
+    assert not falling.monotone
+    assert falling.ms == [3.0, 1.0, 2.0]
+
+
+def test_stamps_are_gone_afterwards_and_add_up() -> None:
+    tiny = TINY["llava"]
+    model, batch = tiny.model(), tiny.batch([(3, 1, 4)])
+    layers = list(adapter_for(model).layers())
+    with torch.no_grad(), stamped(layers, False) as run:
+        stamps = run(lambda: model(**batch))
+        again = run(lambda: model(**batch))
+    assert len(stamps.layers) == len(layers) == len(again.layers)
+    assert len(stamps.gaps) == len(layers) - 1
+    assert stamps.total == pytest.approx(stamps.layers.sum() + stamps.gaps.sum() + stamps.outside)
+    assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
+
+
+def test_summary_by_hand() -> None:
+    rows = [Check("a", "prefill_ms", 1, 1, p, m, f) for p, m, f in ((1.0, 1.0, 1.0), (2.2, 2.0, 4.0), (3.0, 4.0, 9.0))]
+    found = summary(rows)
+    assert found["median_error"] == pytest.approx(0.1)
+    assert found["worst_error"] == pytest.approx(0.25)
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["ratio_error"] < found["ratio_error_of_flops"]
+
+
+def test_random_schedules_fit_the_decoder() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        ratios = random_schedule(rng, 4).keep_ratio(4)
+        assert ratios[0] == 1.0
+        assert min(ratios) < 1
+
+
+def test_profile_command_and_check(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    small = ("--max-tokens", 100, "--repeats", 3)
+    code, out, err = cli("profile", "demo", *small, "-o", file)
+    assert code == 0, err
+    assert out.strip() == str(file)
+    made = read_profile(file)
+    made.check_model("demo", described("demo").shape)
+    assert set(made.batches) == {1}
+    assert set(made.batches[1].methods) == {"fastv"}
+    code, out, err = cli("profile", "demo", "--check", "--schedules", 3, "--repeats", 3, "-o", file, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert [row["cost"] for row in told] == ["prefill_ms", "latency_ms"]
+    assert all(len(row["rows"]) == 3 and row["rows"][0]["predicted"] > 0 for row in told)
+    assert cli("profile", "demo", "--check", "--method", "divprune", "-o", file)[2].startswith(
+        "vispco: the profile of 'demo' has no times of method 'divprune'"
+    )
+    assert "more than --max-tokens 20" in cli("profile", "demo", "--max-tokens", 20, "-o", tmp_path / "b.json")[2]
+    other = tmp_path / "study.json"
+    other.write_text("{}")
+    assert cli("profile", "demo", "-o", other)[0] == 2
+    assert other.read_text() == "{}"
+
+
+# --- a finished experiment under another cost -------------------------------------------------------
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Any:
+    (tmp_path / "old.db").write_bytes((Path(__file__).parent / "data" / "version-1.db").read_bytes())
+    store = Store(f"sqlite:///{tmp_path}/old.db", create=False)
+    yield store
+    store.engine.dispose()
+
+
+def test_an_old_experiment_is_redrawn_in_milliseconds(old: Store) -> None:
+    profile = planted_profile(described("demo").shape, (), "demo")
+    plain, told = Comparison(old, "old"), Repriced(old, "old", "prefill_ms", profile)
+    pricing = Pricing(plain, profile)
+    for before, search in zip(plain.searches, told.searches, strict=True):
+        expected = {}
+        for trial in before.trials:
+            price = pricing.of("prefill_ms", before, trial)
+            assert price is not None
+            expected[trial.number] = price.share
+        assert {t.number: t.values[1] for t in search.trials if t.values} == pytest.approx(expected)
+        assert [t.number for t in told.front(search)] == [t.number for t in front(search.trials)]
+    record = told.to_dict()
+    assert record["cost"] == "prefill_ms"
+    assert plain.to_dict().keys() <= record.keys()
+    flops = {(s.name, t.number): t.values[1] for s in plain.searches for t in s.trials if t.values}
+    for search in record["searches"]:
+        for point in search["front"]:
+            assert point["flops_ratio"] == flops[search["name"], point["trial"]]
+            assert point["cost_ratio"] != point["flops_ratio"]
+    assert record["floor"] < min(record["budgets"])
+
+
+def test_compare_under_another_cost(cli: Cli, old: Store, tmp_path: Path) -> None:
+    profile = tmp_path / "p.json"
+    profile.write_text(planted_profile(described("demo").shape, (), "demo").to_json())
+    code, out, err = cli("compare", "old", "--storage", old.url, "--cost", "prefill_ms", "--profile", profile)
+    assert (code, err) == (0, "")
+    assert "a share of prefill_ms" in out
+    code, out, _ = cli("compare", "old", "--storage", old.url, "--cost", "kv_bytes", "--json")
+    assert json.loads(out)["cost"] == "kv_bytes"
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(planted_profile(model="other").to_json())
+    cases = {
+        ("--cost", "prefill_ms"): "measure a profile",
+        ("--cost", "prefil_ms"): "did you mean 'prefill_ms'",
+        (
+            "--cost",
+            "prefill_ms",
+            "--profile",
+            wrong,
+        ): "the profile is of 'other' with 6 decoder layers, and 'demo' has 8",
+        ("--cost", "kv_bytes", "--anytime"): "redraw the comparison",
+    }
+    for options, message in cases.items():
+        code, _, err = cli("compare", "old", "--storage", old.url, *options)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_a_decision_lands_on_the_edge_of_a_staircase(old: Store) -> None:
+    """Of schedules that cost the same milliseconds, the most accurate is taken: tokens up to the edge are free."""
+    profile = planted_profile(described("demo").shape, (), "demo")
+    comparison = Comparison(old, "old")
+    pricing = Pricing(comparison, profile)
+    chosen = decide(comparison, Question(30.0, "prefill_ms"), pricing)["chosen"]
+    for search in comparison.searches:
+        for trial in search.trials:
+            price = pricing.of("prefill_ms", search, trial)
+            assert price is not None
+            assert trial.values is not None
+            if price.share <= chosen["cost_ratio"]:
+                assert trial.values[0] <= chosen["accuracy"]

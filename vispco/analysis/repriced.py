@@ -1,0 +1,87 @@
+"""A finished experiment under another cost: fronts, budgets and choices anew, nothing measured again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.pricing import Pricing
+from vispco.analysis.selection import choose, front
+from vispco.costs import Profile
+from vispco.costs.bounds import minimised
+from vispco.errors import ConfigError
+from vispco.storage.reading import TrialRecord
+from vispco.storage.store import Store
+
+
+class Repriced(Comparison):
+    """Trials whose second value is the share of the unpruned model's ``cost``.
+
+    There are as many budgets as the experiment has, spread evenly from the cheapest schedule to 1. Schedules that were
+    not on a front under the experiment's own cost may be chosen, and are then not measured on the held-out split. In
+    :meth:`to_dict`, ``budget`` and ``floor`` are shares of this cost, and so is ``cost_ratio`` beside ``flops_ratio``.
+
+    Raises:
+        ConfigError: a rate, a cost that needs a profile, or one of another model.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        experiment: str,
+        cost: str,
+        profile: Profile | None = None,
+        *,
+        answer_tokens: int = 16,
+        batch: int = 1,
+    ) -> None:
+        super().__init__(store, experiment)
+        minimised(cost)
+        pricing = Pricing(self, profile, answer_tokens=answer_tokens, batch=batch)
+        self.cost, self.unpruned_cost = cost, pricing.unpruned(cost)
+        self._flops = {
+            (s.study, t.number): t.values[1] for s in self.searches for t in s.trials if t.values is not None
+        }
+        self.searches = [self._repriced(pricing, search) for search in self.searches]
+        shares = [t.values[1] for s in self.searches for t in s.trials if t.values is not None]
+        if not shares:
+            raise ConfigError(f"no trial of {experiment!r} has a schedule, so none has a cost in {cost}")
+        floor, count = min(1.0, *shares), len(self.budgets)
+        self.budgets = [floor + (1 - floor) * (n + 0.5) / count for n in range(count)]
+        self.facts = {**self.facts, "floor": floor, "budgets": self.budgets}
+        self._fronts = {search.study: front(search.trials) for search in self.searches}
+        self._choices = {s.study: [choose(s.trials, b) for b in self.budgets] for s in self.searches}
+        self.load_held_out((search, trial) for search in self.searches for trial in self.shown(search))
+
+    def _repriced(self, pricing: Pricing, search: Searched) -> Searched:
+        priced = [(trial, pricing.of(self.cost, search, trial)) for trial in search.trials]
+        trials = [_at(trial, price.share) for trial, price in priced if price is not None]
+        return replace(search, trials=trials)
+
+    def to_dict(self, reference_point: tuple[float, float] | None = None) -> dict[str, Any]:
+        told = super().to_dict(reference_point)
+        return {**told, "cost": self.cost, "unpruned": {**told["unpruned"], "cost": self.unpruned_cost}}
+
+    def _point(self, search: Searched, trial: TrialRecord) -> dict[str, Any]:
+        return self._both(search, super()._point(search, trial))
+
+    def _by_budget(self) -> list[dict[str, Any]]:
+        rows, known = super()._by_budget(), {search.name: search for search in self.searches}
+        for row in rows:
+            row["chosen"] = {name: self._both(known[name], chosen) for name, chosen in row["chosen"].items()}
+        return rows
+
+    def _both(self, search: Searched, row: dict[str, Any]) -> dict[str, Any]:
+        if row["trial"] is None:
+            return row
+        return {**row, "flops_ratio": self._flops[search.study, row["trial"]], "cost_ratio": row["flops_ratio"]}
+
+    def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
+        """Not told: held-out measurements have their own FLOPs, not this cost."""
+        return None, None
+
+
+def _at(trial: TrialRecord, share: float) -> TrialRecord:
+    assert trial.values is not None
+    return replace(trial, values=(trial.values[0], share))
