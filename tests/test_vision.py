@@ -226,6 +226,38 @@ def test_extras_split_and_join() -> None:
             assert torch.equal(getattr(joined, field.name), value)
 
 
+@pytest.mark.parametrize(
+    "name", ["gemma3", "internvl", "idefics3", "smolvlm", "mistral3", "qwen2_5_vl", "gemma4", "glm4v"]
+)
+def test_what_is_read_belongs_to_the_token_of_the_same_cell(name: str) -> None:
+    """The pixels of one place change: of all tokens the one whose features change most is the one whose keys do.
+
+    The tower's attention spreads the change, so its values and outputs are taken out first.
+    """
+    tiny: Any = TINY[name]
+    model = tiny.build()
+    adapter, batch = adapter_for(model), tiny.batch([(3, 1, 5)])
+    pixels = batch["pixel_values"]
+    with torch.no_grad():
+        for parameter, weight in model.named_parameters():
+            inside = "vision" in parameter or "visual" in parameter
+            if inside and any(part in parameter for part in ("o_proj", "out_proj", "attn.proj", "projection_layer")):
+                weight.zero_()
+        features, extras = adapter.encode_with_extras(batch)
+        changed = {**batch, "pixel_values": pixels.clone()}
+        if pixels.ndim == 2:
+            changed["pixel_values"][20:24] += 1.0
+        elif name == "gemma4":
+            changed["pixel_values"][0, 10] += 1.0
+        else:
+            changed["pixel_values"].flatten(0, -4)[0, :, 4:8, 8:12] += 1.0
+        other, others = adapter.encode_with_extras(changed)
+    moved = (other - features).abs().sum(dim=1)
+    assert int(moved.argmax()) == int((others.keys - extras.keys).abs().sum(dim=1).argmax())
+    assert int(moved.argmax()) == int((others.features - extras.features).abs().sum(dim=1).argmax())
+    assert float(moved.max()) > 3 * float(moved.mean())
+
+
 # --- what a model lacks ----------------------------------------------------------------------------
 
 

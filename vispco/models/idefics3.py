@@ -14,6 +14,8 @@ from vispco.models.base import ADAPTERS, Grid, ModelAdapter, fixed_grids
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vispco.models.vision import VisionWatch
+
 
 @ADAPTERS.register("idefics3")
 class Idefics3Adapter(ModelAdapter):
@@ -40,6 +42,16 @@ class Idefics3Adapter(ModelAdapter):
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
         outputs = self.model.get_image_features(pixel_values=pixels, pixel_attention_mask=mask)
         return torch.cat(list(outputs.pooler_output))
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.vision import EncoderWatch
+
+        layers, heads = (
+            self.model.model.vision_model.encoder.layers,
+            self.model.config.vision_config.num_attention_heads,
+        )
+        cell = self.model.config.scale_factor
+        return EncoderWatch(layers, len(layers) - 1, heads, self.model.model.connector, cls=False, cell=cell)
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

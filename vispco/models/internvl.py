@@ -14,6 +14,8 @@ from vispco.models.base import ADAPTERS, Grid, ModelAdapter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vispco.models.vision import VisionWatch
+
 
 @ADAPTERS.register("internvl")
 class InternVLAdapter(ModelAdapter):
@@ -33,6 +35,24 @@ class InternVLAdapter(ModelAdapter):
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
         features: Tensor = self.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
         return features.flatten(0, 1)
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.vision import EncoderWatch
+
+        config, layers = self.model.config, self.model.model.vision_tower.encoder.layer
+        if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
+            return None
+        return EncoderWatch(
+            layers,
+            len(layers) - 1,
+            config.vision_config.num_attention_heads,
+            self.model.model.multi_modal_projector,
+            cls=True,
+            drop_cls=True,
+            cell=round(1 / config.downsample_ratio),
+            attention="attention",
+            shuffled=True,
+        )
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

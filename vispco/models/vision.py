@@ -161,6 +161,8 @@ class EncoderWatch(VisionWatch):
         cls: whether a CLS token stands before the patches.
         drop_cls: whether the projector goes without it.
         cell: patches per side of the square cells that become one visual token.
+        attention: name of a layer's attention module.
+        shuffled: whether the projector receives the patches of a cell side by side, [P, tokens, cell * cell * C].
     """
 
     def __init__(
@@ -173,22 +175,25 @@ class EncoderWatch(VisionWatch):
         cls: bool,
         drop_cls: bool = False,
         cell: int = 1,
+        attention: str = "self_attn",
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
-        self.layers, self.layer, self.heads, self.projector = layers, layer, heads, projector
-        self.cls, self.drop_cls, self.cell = cls, drop_cls, cell
-        attention: Any = layers[layer].self_attn
-        self.width = attention.k_proj.out_features
+        self.layer, self.heads, self.projector = layer, heads, projector
+        self.cls, self.drop_cls, self.cell, self.shuffled = cls, drop_cls, cell, shuffled
+        self.attentions: list[Any] = [getattr(part, attention) for part in layers]
+        self.width: int = self.attentions[layer].k_proj.out_features
 
     def install(self, hooks: Hooks) -> None:
         hooks.before(self.projector, self._on_projector)
-        for number in {self.layer, len(self.layers) - 1}:
-            attention: Any = self.layers[number].self_attn
+        for number in {self.layer, len(self.attentions) - 1}:
+            attention = self.attentions[number]
             for what in ("q_proj", "k_proj"):
-                hooks.after(getattr(attention, what), self._keep((number, what)))
+                module = getattr(attention, what.replace("proj", "norm"), getattr(attention, what))
+                hooks.after(module, self._keep((number, what)))
 
     def _read(self, features: Tensor) -> VisionExtras:
-        pictures, last, flops = len(features), len(self.layers) - 1, 0
+        pictures, last, flops = len(features), len(self.attentions) - 1, 0
         found: dict[str, list[Tensor]] = {"attention": [], "pseudo_attention": []}
         for name, number, heads in (("attention", self.layer, self.heads), ("pseudo_attention", last, 1)):
             queries, keys = self._seen[number, "q_proj"], self._seen[number, "k_proj"]
@@ -200,8 +205,11 @@ class EncoderWatch(VisionWatch):
         first = 1 if self.drop_cls else 0
         parts = [torch.stack(given)[:, first:, None] for given in found.values()]
         parts += [self._seen[number, "k_proj"][:, first:] for number in (self.layer, last)]
-        parts.append(features[..., -self.width :])
-        attention, pseudo, keys, last_keys, kept = (self._cells(part) for part in parts)
+        attention, pseudo, keys, last_keys = (self._cells(part) for part in parts)
+        if self.shuffled:
+            kept = features.reshape(len(attention), -1, self.width).mean(dim=1)
+        else:
+            kept = self._cells(features[..., -self.width :])
         source, among = "cls" if self.cls else "received", torch.full_like(attention[:, 0], k.shape[1])
         return VisionExtras(
             attention[:, 0], pseudo[:, 0], among, keys, last_keys, kept, self.heads, source, flops=flops
