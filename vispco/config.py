@@ -34,6 +34,7 @@ class ModelConfig(Frozen):
     device: str = "cpu"
     dtype: str = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    resolution: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class TaskConfig(Frozen):
@@ -182,7 +183,7 @@ class Study(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
-        dump = self.model_dump(mode="json")
+        dump = self._dump()
         return {key: dump[key] for key in ("model", "tasks", "calibration", "budgets", "method", "family")}
 
     def spec_hash(self) -> str:
@@ -192,7 +193,14 @@ class Study(Frozen):
         """
         left_out = {"purpose", "memory_mib", "anytime", "target"}
         left_out |= {"calibration"} if self.calibration is None else set()
-        return content_hash(self.model_dump(mode="json", exclude=left_out))
+        return content_hash(self._dump(left_out))
+
+    def _dump(self, left_out: set[str] | None = None) -> dict[str, Any]:
+        """Plain data; of a study at full resolution, what it was before that key was known."""
+        dump = self.model_dump(mode="json", exclude=left_out)
+        if self.model.resolution == 1:
+            del dump["model"]["resolution"]
+        return dump
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vispco.errors import ModelError
 from vispco.evaluation.prepared import render_prompt
+from vispco.models.resolution import rescaled
 from vispco.pruning.runtime import prune
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
     if not sample.images:
         raise ModelError(f"sample {sample.id!r} has no picture, so there are no tokens to show; choose another one")
     model, processor, adapter = problem.model, problem.processor, problem.adapter
-    inputs = processor(images=[list(sample.images)], text=[render_prompt(processor, sample)], return_tensors="pt")
+    images, sizes = rescaled(processor, sample.images, problem.study.model.resolution)
+    inputs = processor(images=[images], text=[render_prompt(processor, sample)], return_tensors="pt", **sizes)
     inputs = dict(inputs.to(model.device))
     visual = adapter.visual_mask(inputs["input_ids"], None)
     with torch.inference_mode(), prune(model, method=method, schedule=schedule) as session:

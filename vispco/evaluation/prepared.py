@@ -20,6 +20,7 @@ from vispco.config import content_hash
 from vispco.content import picture_key, sample_rows
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.pixels import limited
+from vispco.models.resolution import rescaled
 from vispco.pruning.tokens import Prompt
 from vispco.tasks.base import PLACE, Sample, Task
 
@@ -294,6 +295,15 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _at_resolution(problem: Problem, images: Sequence[list[Any]]) -> tuple[list[list[Any]], dict[str, Any]]:
+    """Pictures of each sample, and arguments of the processor's call, at the study's resolution."""
+    flat, sizes = rescaled(
+        problem.processor, [image for row in images for image in row], problem.study.model.resolution
+    )
+    pictures = iter(flat)
+    return [[next(pictures) for _ in row] for row in images], sizes
+
+
 def _processed(
     problem: Problem,
     task: Task,
@@ -304,13 +314,18 @@ def _processed(
 ) -> dict[str, Tensor]:
     """What the processor makes of samples ``rows`` with ``images``, pixels included."""
     try:
+        images, sizes = _at_resolution(problem, images)
+        limits = limited(problem.processor, *task.pixels)
+        if limits and sizes:
+            raise ConfigError("min_pixels and max_pixels do not go with a resolution; give one of the two")
         inputs = problem.processor(
             images=list(images) if any(images) else None,
             text=[prompts[row] for row in rows],
             return_tensors="pt",
             padding=True,
             padding_side="left",
-            **limited(problem.processor, *task.pixels),
+            **limits,
+            **sizes,
         ).to(problem.model.device)
     except ConfigError as error:
         raise ConfigError(f"task {task.name!r}: {error}") from None
