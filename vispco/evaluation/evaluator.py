@@ -434,6 +434,7 @@ class Evaluator:
             "attention": self.problem.adapter.attention(),
             **({"pixels": list(limits)} if limits else {}),
             "content": content_hash(self.model_content),
+            **({"resolution": share} if (share := self.problem.study.model.resolution) != 1 else {}),
         }
 
     def context(self, split: str, method: Method) -> dict[str, Any]:

@@ -314,12 +314,12 @@ def _processed(
 ) -> dict[str, Tensor]:
     """What the processor makes of samples ``rows`` with ``images``, pixels included."""
     try:
-        images, sizes = _at_resolution(problem, images)
+        scaled, sizes = _at_resolution(problem, images)
         limits = limited(problem.processor, *task.pixels)
         if limits and sizes:
             raise ConfigError("min_pixels and max_pixels do not go with a resolution; give one of the two")
         inputs = problem.processor(
-            images=list(images) if any(images) else None,
+            images=scaled if any(scaled) else None,
             text=[prompts[row] for row in rows],
             return_tensors="pt",
             padding=True,
