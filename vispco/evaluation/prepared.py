@@ -21,6 +21,7 @@ from vispco.content import picture_key, sample_rows
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.pixels import limited
 from vispco.models.resolution import rescaled
+from vispco.models.templates import render_chat
 from vispco.pruning.tokens import Prompt
 from vispco.tasks.base import PLACE, Sample, Task
 
@@ -137,7 +138,7 @@ def render_prompt(processor: Any, sample: Sample) -> str:
         for number, part in enumerate(parts):
             content += [{"type": "image"}] if number else []
             content += [{"type": "text", "text": part}] if part else []
-        text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        text = render_chat(processor, [{"role": "user", "content": content}])
         return begun_once(processor, text)
     token = getattr(processor, "image_token", PLACE)
     if not any(parts[:-1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vispco.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
+
     from vispco.costs.base import Setting
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEMOS = {
     "demo": ("llava", "small LLaVA that is part of this package"),
     "demo-deep": ("deep", "the same with 26 decoder layers: 501 points on the dense step grid"),
@@ -42,6 +46,8 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
         kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ``quantization_config``,
             ...). A model that was placed or quantised by them stays where it is.
 
+    Weights are read from safetensors files only, and all of them must be there.
+
     Raises:
         ModelError: the model cannot be found or read, or its family has no adapter.
     """
@@ -57,15 +63,19 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     if dtype == "auto":
         on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         dtype = "float32" if on_cpu else "bfloat16"
-    if not hasattr(torch, dtype):
-        raise ModelError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    numbers = _dtype(dtype)
     _check_device(device)
+    if kwargs.setdefault("use_safetensors", True) is not True:
+        raise ModelError("use_safetensors: weights are read from safetensors files only; remove the option")
     # A study out of somebody's database may name any model: its repository's own code is not run, nor asked about.
     trust = kwargs.setdefault("trust_remote_code", False)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
+        model, loaded = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=numbers, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        )
+        _check_complete(name, loaded)
         reader = AutoProcessor
         if name == "demo-qwen":
             from vispco.models.demo.pictures_only import Qwen25VLPicturesProcessor as reader
@@ -73,13 +83,15 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     except ImportError as error:
         missing = " ".join(str(error).split())
         raise ModelError(f"model {name!r} needs a package that is not installed: {missing[:160]}") from error
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load model {name!r}: {reason}; give a hub id, a local folder, or 'demo'") from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever damaged or hostile files make the libraries raise
+        raise ModelError(_unloadable(name, error)) from error
     finally:
         if shown:
             logging.enable_progress_bar()
-    adapter_for(model)
+    if not adapter_for(model).layers():
+        raise ModelError(f"model {name!r} has no decoder layers by its config.json; get the one that belongs to it")
     placed = kwargs.get("device_map") is not None or getattr(model, "is_quantized", False)
     return (model if placed else model.to(device)).eval(), processor
 
@@ -107,8 +119,48 @@ def described(name: str, device: str = "cpu", dtype: str = "auto") -> Setting:
     setting = Setting.of(adapter_for(model))
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    bits = torch.finfo(getattr(torch, dtype)).bits
+    bits = torch.finfo(_dtype(dtype)).bits
     return replace(setting, bytes_per_value=bits // 8)
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    if name not in DTYPES:
+        raise ModelError(f"unknown dtype {name!r}; use float32, bfloat16 or float16")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _check_complete(name: str, loaded: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose gaps transformers would fill with random numbers.
+
+    Raises:
+        ModelError: weights are missing or have other shapes than the configuration says.
+    """
+    for keys, problem in (
+        ("missing_keys", "has no weights for"),
+        ("mismatched_keys", "has weights of wrong shape for"),
+    ):
+        found = sorted(key if isinstance(key, str) else str(key[0]) for key in loaded.get(keys) or ())
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ModelError(
+                f"model {name!r} {problem} {', '.join(found[:3])}{more}, which would be random numbers; "
+                "get the complete checkpoint, with the configuration that belongs to it"
+            )
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    way_out = "give a hub id, a local folder, or 'demo'"
+    if "SafetensorError" in type(error).__name__:
+        reason, way_out = f"its weights are damaged or not complete ({reason})", "copy or download the file again"
+    elif isinstance(error, OSError) and "safetensors" in reason:
+        way_out = "weights are read from safetensors files only, never from pickles (.bin, .pt): convert them"
+    elif not isinstance(error, (OSError, ValueError)):
+        reason, way_out = f"{type(error).__name__}: {reason}", "mend or replace its files"
+    return f"cannot load model {name!r}: {reason}; {way_out}"
 
 
 def _check_device(device: str) -> None:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 
 from vispco.evaluation.prepared import begun_once
+from vispco.models.templates import render_chat
 from vispco.serving.generation import Generations
 from vispco.serving.limits import Limits, Refused
 from vispco.serving.middleware import CURRENT
@@ -54,7 +55,7 @@ class Chat(ChatCompletionHandler):  # type: ignore[misc]
             for message in asked.messages
         ]
         try:
-            text = self._processor.apply_chat_template(messages, add_generation_prompt=True)
+            text = render_chat(self._processor, messages)
             inputs = self._processor(
                 images=[pictures] if pictures else None,
                 text=[begun_once(self._processor, text)],
