@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from functools import cached_property
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
+from vispco.errors import ConfigError
 from vispco.tasks.base import PLACE, TASKS, Sample
 from vispco.tasks.benchmark import Benchmark, Item, Scorer
 from vispco.tasks.chartqa import relaxed
@@ -14,6 +16,7 @@ from vispco.tasks.loading import Row, Table
 from vispco.tasks.mmbench import inferred
 from vispco.tasks.prompts import LETTER, SHORT, option_lines
 from vispco.tasks.scorers.anls import anls
+from vispco.tasks.scorers.captions import Frequencies, cider, rouge_l
 from vispco.tasks.scorers.contains import contains_gold
 from vispco.tasks.scorers.own import chosen_letter, plain, same
 from vispco.tasks.scorers.vispco import letter_match, relaxed_match, yes_no_match
@@ -47,6 +50,19 @@ def yes_no(sample: Sample, answer: str) -> float:
     return float(word_answer(answer) == sample.answers[0].strip().lower())
 
 
+def chrf(sample: Sample, answer: str) -> float:
+    """sacrebleu's chrF2 of the answer and its references, in [0, 1]."""
+    try:
+        from sacrebleu import sentence_chrf
+    except ImportError:
+        raise ConfigError("scorer 'chrf' needs sacrebleu: pip install 'vispco[text]', or use rouge-l") from None
+    return float(sentence_chrf(answer, list(sample.answers)).score) / 100
+
+
+def of_the_data_set(sample: Sample, answer: str) -> float:
+    raise NotImplementedError("the task scores this itself, since it depends on the whole data set")
+
+
 SCORERS: dict[str, Scorer] = {
     "standard": standard,
     "exact": exact,
@@ -56,6 +72,9 @@ SCORERS: dict[str, Scorer] = {
     "relaxed": relaxed,
     "contains": contains,
     "anls": lambda sample, answer: anls(answer, sample.answers),
+    "rouge-l": lambda sample, answer: rouge_l(answer, sample.answers),
+    "chrf": chrf,
+    "cider": of_the_data_set,
     "yes-no": yes_no,
     "vispco-letter": lambda sample, answer: float(letter_match(answer, sample.answers[0])),
     "vispco-relaxed": lambda sample, answer: float(relaxed_match(answer, sample.answers)),
@@ -68,7 +87,9 @@ class VQAJson(Benchmark):
     """Rows with a picture (or several), a question and its answer or answers, and options if there are any.
 
     Rows in the style of LLaVA (``conversations``) give their first question and answer; those without a picture are
-    left out. ``scorer`` chooses the rule, by default ``choice`` where there are options and ``exact`` elsewhere.
+    left out. ``scorer`` chooses the rule, by default ``choice`` where there are options and ``exact`` elsewhere. For
+    captions and long answers: ``cider`` (a tenth of CIDEr-D, at most 1, with document frequencies of all rows that the
+    data set has), ``rouge-l``, ``chrf``.
     """
 
     name: ClassVar[str] = "vqa-json"
@@ -78,6 +99,16 @@ class VQAJson(Benchmark):
     optional = {"options": ("options", "choices"), "id": ("id", "question_id")}
     pictures = {"image": ("image", "images", "file_name")}
     scorers: ClassVar[dict[str, Scorer]] = SCORERS
+
+    def score(self, sample: Sample, answer: str) -> float:
+        if self.scorer == "cider":
+            return min(1.0, cider(answer, sample.answers, self._frequencies) / 10)
+        return super().score(sample, answer)
+
+    @cached_property
+    def _frequencies(self) -> Frequencies:
+        splits = dict.fromkeys(self.data_split(split) for split in self.sizes)
+        return Frequencies.count(sample.answers for split in splits for sample in self.rows(split)[1])
 
     def required(self, table: Table) -> Sequence[str]:
         return [] if "conversations" in table.columns else super().required(table)
