@@ -421,3 +421,25 @@ def test_the_report_begins_with_the_decision(gridded: tuple[Comparison, Run]) ->
     assert "within 40 points" in text
     assert ("confirmed." in text) == (told["confirmed"] is True)
     assert decision_html(None) == ""
+
+
+def test_a_studys_profile_is_stored_with_the_experiment(tmp_path: Path, profile: Profile) -> None:
+    """Choosing in milliseconds then needs no file; a profile of another model stops the run before it measures."""
+    file, text = (
+        tmp_path / "profile.json",
+        GRID.replace("gridded", "timed").replace("{kind: grid}", "{kind: tpe, trials: 2}"),
+    )
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    with pytest.raises(ConfigError, match="cannot read profile"):
+        Run(Problem.from_text(f"{text}profile: {file}\n"), store).run()
+    file.write_text(planted_profile().to_json())
+    with pytest.raises(ConfigError, match="with 6 decoder layers, and 'demo' has 8"):
+        Run(Problem.from_text(f"{text}profile: {file}\n"), store).run()
+    file.write_text(profile.to_json())
+    Run(Problem.from_text(f"{text}profile: {file}\n"), store).run()
+    file.unlink()
+    found = decide(Comparison(store, "timed"), Question(100.0, "prefill_ms"))
+    assert found["chosen"]["cost_ratio"] <= 1
+    Run(Problem.from_text(f"{text}profile: {file}\n"), store).run()
+    assert Comparison(store, "timed").facts["profile"]["model"] == "demo"
+    store.engine.dispose()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from optuna.trial import TrialState
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
-from vispco.costs import Prompts, Setting
+from vispco.costs import Prompts, Setting, read_profile
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
@@ -218,7 +219,8 @@ class Run:
                 advance(3, 3, "references")
             checkpoints = self._checkpoints()
             facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
-            facts.update(costs=self._cost_facts(), model_type=self.problem.model.config.model_type)
+            facts.update(costs=self._cost_facts(), **self._profile_facts())
+            facts.update(model_type=self.problem.model.config.model_type)
             if checkpoints:
                 facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
@@ -309,6 +311,7 @@ class Run:
         for item in plan(self.study):
             method, family = self.problem.method(item.config), self.problem.family(item.config)
             self.evaluator.flops_ratio(family.cheapest(), "search", method)
+        self._profile_facts()
         for default in self.study.defaults:
             check_needs(PUBLISHED[default].make_method(), self.problem.adapter)
 
@@ -338,6 +341,18 @@ class Run:
             for split in ("search", "held_out")
         }
         return {**setting.to_dict(), "prompts": prompts}
+
+    def _profile_facts(self) -> dict[str, Any]:
+        """The study's hardware profile; one that is stored stays where the study, or this machine, has none."""
+        if self.study.profile is not None and Path(self.study.profile).exists():
+            made = read_profile(self.study.profile)
+            made.check_model(self.study.model.name, self.problem.shape)
+            return {"profile": made.model_dump(mode="json")}
+        stored = self.store.experiment(self.study.experiment)
+        known = stored["facts"].get("profile") if stored else None
+        if known is None and self.study.profile is not None:
+            read_profile(self.study.profile)  # which says what is wrong with it
+        return {"profile": known} if known else {}
 
     def _entry_facts(self) -> dict[str, Any]:
         """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""
