@@ -530,6 +530,19 @@ def export(
     print(output.resolve())
 
 
+@app.command("export-model")
+def export_model(
+    model: Annotated[str, typer.Argument(help="A model of this package that is assembled on first use: smol.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write it; new or empty.")],
+) -> None:
+    """Write an assembled model as an ordinary transformers checkpoint folder."""
+    from vispco.models.smol.assemble import export_model as write
+
+    if model != "smol":
+        raise ConfigError(f"model {model!r} is a folder or a hub id already; export-model takes smol")
+    print(write(folder))
+
+
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="Hub id, local folder, or demo.")],

@@ -29,10 +29,19 @@ def demo_folder(name: str = "demo") -> Path:
 
 
 DEMO = demo_folder()
+SMOL = "smol"
 
 
 def source_of(name: str) -> str:
-    """What transformers loads under a name: the folder of a demo, anything else as it is."""
+    """What transformers loads under a name: the folder of a demo or of ``smol``, anything else as it is.
+
+    Raises:
+        ModelError: ``smol`` cannot be assembled.
+    """
+    if name == SMOL:
+        from vispco.models.smol.assemble import smol_folder
+
+        return str(smol_folder())
     return str(demo_folder(name)) if name in DEMOS else name
 
 
@@ -40,7 +49,8 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     """A model in evaluation mode and its processor.
 
     Args:
-        name: hub id, local folder, or ``demo``, ``demo-deep``, ``demo-qwen`` for the small VLMs of this package.
+        name: hub id, local folder, ``demo``, ``demo-deep``, ``demo-qwen`` for the small VLMs of this package, or
+            ``smol`` for the one on SmolLM2, which is assembled in the user's cache when it is first asked for.
         device: a torch device, or ``auto`` to spread the model over what there is (needs accelerate).
         dtype: a torch dtype's name; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
         kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ``quantization_config``,
@@ -108,7 +118,7 @@ def described(name: str, device: str = "cpu", dtype: str = "auto") -> Setting:
     from vispco.costs.base import Setting
     from vispco.models.base import adapter_for
 
-    source = str(demo_folder(name)) if name in DEMOS else name
+    source = source_of(name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
