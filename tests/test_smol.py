@@ -172,7 +172,7 @@ def test_first_layers_start_by_looking_at_neighbours() -> None:
     torch.manual_seed(0)
     tower = CLIPVisionModel(vision_config())
     tower.set_attn_implementation("eager")
-    begin_with_neighbours(tower)
+    begin_with_neighbours(tower, pictures=12)
     with torch.no_grad():
         seen = tower(torch.rand(1, 3, 224, 224) - 0.5, output_attentions=True).attentions[0][0, :, 1:, 1:]
     inner = [row * GRID + column for row in range(2, 12) for column in range(2, 12)]

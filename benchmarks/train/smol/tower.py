@@ -148,7 +148,7 @@ def whitened_patches(filters: int, pictures: int = 160, floor: float = 0.02) -> 
 
 
 @torch.no_grad()
-def begin_with_neighbours(tower: Any, layers: int = 2, strength: float = 2.0) -> None:
+def begin_with_neighbours(tower: Any, layers: int = 2, strength: float = 2.0, pictures: int = 160) -> None:
     """Positions become sine / cosine pairs, and head ``h`` of the first layers looks at the ``h``-th neighbour."""
     embeddings = tower.embeddings
     config = tower.config
@@ -169,7 +169,7 @@ def begin_with_neighbours(tower: Any, layers: int = 2, strength: float = 2.0) ->
     embeddings.position_embedding.weight[1:] = position.flatten(0, 1)
     filters = config.hidden_size - 4 * pairs
     embeddings.patch_embedding.weight.zero_()
-    embeddings.patch_embedding.weight[4 * pairs :] = 0.4 * whitened_patches(filters)
+    embeddings.patch_embedding.weight[4 * pairs :] = 0.4 * whitened_patches(filters, pictures)
     around = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
     for layer in tower.encoder.layers[:layers]:
         query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
