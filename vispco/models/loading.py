@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,9 +200,22 @@ def weights_hash(model: Any, limit: int = 1 << 26) -> str:
                 f"weights of {name} are offloaded, so results cannot be told apart by them; "
                 "load the whole model (device: cpu or cuda) to measure it"
             )
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().flatten()
-        if large:
-            flat = flat[:: max(1, len(flat) // 4096)]
-        digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes() if len(flat) else b"")
+        for part, values in _plain_tensors(name, tensor.detach()):
+            digest.update(f"{part} {tuple(values.shape)} {values.dtype}".encode())
+            flat = values.flatten()
+            if large:
+                flat = flat[:: max(1, len(flat) // 4096)]
+            digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes() if len(flat) else b"")
     return digest.hexdigest()[:16]
+
+
+def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
+    """``tensor``, or the plain tensors that it consists of: torchao's weights are numbers, scales and zero points."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    parts, _ = tensor.__tensor_flatten__()
+    for part in parts:
+        value = getattr(tensor, part)
+        if value is not None:
+            yield from _plain_tensors(f"{name}.{part}", value)

@@ -185,6 +185,14 @@ class PrunedLayer(CacheLayerMixin):  # type: ignore[misc]
                     f"which not every token is there; crop at most {self.length - self.kept.length + tail}, or "
                     "prefill again"
                 )
+        window = self._window
+        if window is not None and self.keys is not None:
+            after = self.kept.index.shape[1] + left - self.kept.length
+            if self.keys.shape[-2] + tokens_to_remove < min(after, window - 1):
+                raise ModelError(
+                    f"crop({tokens_to_remove}) needs tokens that a sliding layer, of {window}, holds no more; call "
+                    "cache.activate_past_recording() before the tokens that may be taken back"
+                )
         self.stored.crop(tokens_to_remove)
         self.length = left
         if into_prompt > 0:

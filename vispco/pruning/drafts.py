@@ -6,7 +6,6 @@ the prompt and the cache that the call will fill; inside a prune block that meth
 
 from __future__ import annotations
 
-import types
 import weakref
 from typing import Any
 
@@ -49,4 +48,4 @@ class _Watched:
         return getattr(type(self._model), METHOD)(self._model, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return types.MethodType, (getattr(type(self._model), METHOD), self._model)
+        return getattr, (self._model, METHOD)

@@ -205,6 +205,7 @@ class PruningSession:
         shown = visual[:, :length]
         visual = (shown & valid).to(embeds.device)
         ids, keys, extras = inputs.get("input_ids"), thread.sample_keys, thread.vision
+        ids = ids if ids is None else ids[:, :length]
         layers = len(self.adapter.layers())
         prompt = Prompt(
             embeddings=embeds[:, :length],
