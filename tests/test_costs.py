@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vispco
 from conftest import make_batch
 from vispco.costs import flops_ratio, kv_cache_bytes, layer_flops, prefill_flops, shared_flops, unpruned_flops
+from vispco.costs.flops import decode_flops
 from vispco.models.base import ModelShape, adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_count, ratio_counts
 from vispco.testing.checks import counted_flops
+from vispco.testing.tiny import TINY
 
 
 def random_schedule(rng: random.Random, layers: int) -> Ratios:
@@ -155,3 +158,47 @@ def test_shared_flops_by_hand() -> None:
         rows[3],
     ]
     assert shared_flops(SMALL, [], visual, text, fastv).tolist() == []
+
+
+@pytest.mark.parametrize("method", ["random", "scope"])
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "gemma4", "mistral3", "glm4v_moe", "qwen3_5", "qwen3_5_moe"])
+def test_flops_of_layers_that_differ_equal_the_counter(name: str, method: str) -> None:
+    """Experts, heads of two sizes, linear attention: random prompts and schedules."""
+    tiny, rng, chosen = TINY[name], random.Random(name), make_method(method)
+    model, shape = tiny.model(), adapter_for(tiny.model()).shape()
+    for _ in range(6):
+        before, after, images = rng.randint(1, 6), rng.randint(1, 60), rng.randint(1, 2)
+        batch, schedule = tiny.batch([(before, images, after)]), random_schedule(rng, shape.layers)
+        n_visual = adapter_for(model).visual_mask(batch["input_ids"], None).sum(dim=1).numpy()
+        n_text = batch["input_ids"].shape[1] - n_visual
+        counts = schedule.counts(n_visual, shape.layers)
+        with vispco.prune(model, method=chosen, schedule=schedule):
+            measured = counted_flops(model, batch)
+        assert measured == prefill_flops(shape, counts, n_visual, n_text, chosen)[0]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl_moe", "gemma4", "qwen3_5"])
+def test_a_decode_step_costs_what_torch_counts(name: str) -> None:
+    """One token on a cache of n: each layer's own matrices, and attention with n + 1 keys (fewer in a window)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tiny = TINY[name]
+    model, batch = tiny.model(), tiny.batch([(3, 1, 5)])
+    adapter, n = adapter_for(model), batch["input_ids"].shape[1]
+    decoder, config, counter = adapter.decoder(), adapter.decoder().config, FlopCounterMode(display=False)
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        token = model.get_input_embeddings()(torch.tensor([[11]]))
+        implementation, config._experts_implementation = config._experts_implementation, "eager"
+        try:
+            with sdpa_kernel(SDPBackend.MATH), counter:
+                decoder(inputs_embeds=token, past_key_values=cache, use_cache=True)
+        finally:
+            config._experts_implementation = implementation
+    shape, expected = adapter.shape(), 0
+    for layer in range(shape.layers):
+        own, window = shape.at(layer), adapter.sliding_window(layer)
+        keys = n + 1 if window is None else min(n + 1, window)
+        expected += decode_flops(shape, layer) + 4 * own.heads * own.head_dim * keys
+    assert counter.get_total_flops() == expected

@@ -50,6 +50,14 @@ def _linear_attention(own: LayerShape, tokens: Any) -> Any:
     return own.chunk * chunks + own.spread * (tokens + own.beyond * (tokens > 0))
 
 
+def decode_flops(shape: ModelShape, layer: int) -> int:
+    """FLOPs of ``layer`` for one more token, without attention's two products with the cache."""
+    if not shape.each:
+        return 2 * shape.weights
+    own = shape.each[layer]
+    return 2 * own.weights + 2 * own.spread  # the convolution gives the place before it too
+
+
 def decoder_flops(shape: ModelShape, tokens: Any) -> Any:
     """FLOPs of all decoder layers, [...], with ``tokens`` [..., L] entering each: an integer array or a real tensor."""
     if not shape.each:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from vispco.costs.base import COSTS, Setting
-from vispco.costs.flops import Flops, layer_flops
+from vispco.costs.flops import Flops, decode_flops
 from vispco.costs.kv_bytes import held
 
 
@@ -13,7 +13,8 @@ from vispco.costs.kv_bytes import held
 class TotalFlops(Flops):
     """Decode step j reads a cache of the prompt's tokens and j more: ``2(2Hhd + 2Hgd + 3HI) + 4hd(n + j)`` per layer.
 
-    The head is counted once per token of the answer, which is what generation computes.
+    A layer of linear attention takes one step of its recurrence, in which torch counts the convolution alone. The head
+    is counted once per token of the answer, which is what generation computes.
     """
 
     name: ClassVar[str] = "total_flops"
@@ -22,7 +23,7 @@ class TotalFlops(Flops):
     def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
         own, steps = setting.shape.at(layer), setting.answer_tokens - 1
         width = own.heads * own.head_dim
-        per_token = layer_flops(setting.shape, 1, layer) - 4 * width
+        per_token = decode_flops(setting.shape, layer)
         read = steps * held(setting, layer, tokens) + steps * (steps + 1) // 2
         return super().layer(setting, layer, tokens) + steps * per_token + 4 * width * read
 
