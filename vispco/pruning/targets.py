@@ -78,7 +78,7 @@ class Target:
 
 
 def _vllm(schedule: Schedule, method: Method, keep: float) -> dict[str, Any]:
-    """The settings of :mod:`vispco.plugins.vllm`."""
+    """What the plug-in reads of the model's configuration."""
     return {"vispco": {"method": method.name, "parameters": method.parameters(), "keep": keep}}
 
 
@@ -101,7 +101,7 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("transformers", "this package: vispco.prune, vispco serve"),
-        Target("vllm", "vLLM with this package's plug-in", VLLM_METHODS, _vllm),
+        Target("vllm", "vLLM with a plug-in that prunes before the decoder", VLLM_METHODS, _vllm),
         Target("vllm-video", "vLLM's own pruning of videos", frozenset({"evs", "vidcom2"}), _vllm_video),
         Target("tensorrt-edge-llm", "TensorRT-Edge-LLM's own DART", frozenset({"dart"}), _edge),
         Target("openvino-genai", "OpenVINO GenAI's own CDPruner", frozenset({"cdpruner"}), _openvino),
