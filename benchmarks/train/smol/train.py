@@ -100,8 +100,8 @@ class Run:
             groups = {
                 "projector": (projector, 1e-3, "adamw"),
                 "updates": (self.updates, 1e-3, "adamw"),
-                "tower": (tower, 1.5e-4, "adamw"),
-                "readers": (readers, 1.5e-4, "adamw"),
+                "tower": (tower, 5e-4, "adamw"),
+                "readers": (readers, 5e-4, "adamw"),
             }
         for params, _, _ in groups.values():
             for param in params.values():
@@ -236,7 +236,7 @@ class Run:
         each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (each * weights).sum() / weights.sum()
         reading, right = readers_loss(self.readers, features, scenes, places=True)
-        total = loss + 0.1 * reading
+        total = loss + 0.2 * reading
         parts = {"loss": float(loss.detach()), "reading": float(reading.detach())}
         if self.step % self.options.text_every == 0:
             away = distance(self.head, self.decoder, self.answers, rng, 4)
@@ -396,7 +396,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=3, help="lists, sentences and questions of several steps a picture")
     parser.add_argument("--text-every", type=int, default=8)
     parser.add_argument("--text-weight", type=float, default=1.0)
-    parser.add_argument("--examine-every", type=int, default=150)
+    parser.add_argument("--examine-every", type=int, default=100)
     options = parser.parse_args()
     if options.decay:
         Path(options.out, "decay.json").write_text(json.dumps({"decay": options.decay}))
