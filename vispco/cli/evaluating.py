@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vispco.cli.output import print_json
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, shortened
 from vispco.outputs import JSON_LINES, check_output, write_output
-from vispco.yaml_text import read_yaml
+from vispco.yaml_text import NO_CHARACTER, read_yaml
 
 if TYPE_CHECKING:
     from vispco.evaluation.plain import PlainEvaluation
@@ -26,6 +26,9 @@ INSTEAD = {
     "--split": "--option split=NAME, a split of the data",
     "--set": "--option key=value, an option of the task",
 }
+
+
+PATHS = ("path", "image_root")  # names of files need not be UTF-8
 
 
 def only_of(given: str, other: str, options: Mapping[str, Any]) -> None:
@@ -132,6 +135,8 @@ def task_options(items: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"--option {key}: {part!r} has a value already; give one of the two")
         if last in target:
             raise ConfigError(f"--option {key} is given twice; give it once")
+        if last not in PATHS and NO_CHARACTER.search(item):
+            raise ConfigError(f"--option {shortened(item)} is no UTF-8 text; correct it")
         target[last] = _value(value)
     return found
 

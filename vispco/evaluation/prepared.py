@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vispco.config import content_hash
 from vispco.content import picture_key, sample_rows
-from vispco.errors import ConfigError, DataError
+from vispco.errors import ConfigError, DataError, shortened
 from vispco.evaluation.pixels import limited
 from vispco.models.resolution import rescaled
 from vispco.models.templates import render_chat
@@ -213,8 +213,18 @@ def prepare(
 
 
 def _lengths(problem: Problem, samples: Sequence[Sample]) -> list[int]:
-    prompts = [render_prompt(problem.processor, sample) for sample in samples]
-    return [len(problem.processor.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    return [_length(problem, sample) for sample in samples]
+
+
+def _length(problem: Problem, sample: Sample) -> int:
+    prompt = render_prompt(problem.processor, sample)
+    try:
+        return len(problem.processor.tokenizer(prompt)["input_ids"])
+    except (ValueError, TypeError) as error:  # such as a lone surrogate, which JSON may hold
+        raise DataError(
+            f"sample {sample.id!r}: the model's tokenizer refuses its text {shortened(prompt)}: {_one_line(error)}; "
+            "correct it, or remove it"
+        ) from error
 
 
 def _prepare(

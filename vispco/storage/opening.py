@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 from optuna.storages._rdb import models
 from sqlalchemy import URL, Engine, create_engine, event, inspect, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from vispco.errors import StorageError
-from vispco.storage.faults import is_passing, reason
+from vispco.storage.faults import DATABASE_ERRORS, UNREADABLE, is_passing, reason
 from vispco.storage.migrations import migrate, tables_version
 from vispco.storage.redaction import redact_text
 
@@ -85,7 +85,7 @@ def open_database(url: str, *, create: bool, patience: float, read_only: bool = 
             migrate(storage.engine)
     except StorageError:
         raise
-    except (SQLAlchemyError, ImportError, RuntimeError) as error:
+    except (*DATABASE_ERRORS, *UNREADABLE, ImportError, RuntimeError) as error:
         raise StorageError(f"cannot open database {shown}: {reason(error)}; give another --storage URL") from error
     return storage
 

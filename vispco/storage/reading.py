@@ -167,7 +167,7 @@ def _values(connection: Connection, wanted: Sequence[Any]) -> dict[int, tuple[fl
     query = _joined(columns, values, wanted).order_by(values.c.trial_id, values.c.objective)
     found: dict[int, tuple[float, ...]] = {}
     for key, value, kind in connection.execute(query).all():
-        found[key] = (*found.get(key, ()), value if kind == "FINITE" else INFINITE[kind])
+        found[key] = (*found.get(key, ()), float(value) if kind == "FINITE" else INFINITE[kind])
     return found
 
 
