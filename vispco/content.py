@@ -130,7 +130,7 @@ def model_content(problem: Problem) -> Content:
 
 def _decisive(generation: Any) -> dict[str, Any]:
     """Settings by which greedy decoding takes another token, or stops."""
-    from vispco.evaluation.units import CHANGES_LOGITS, changed_logits, stop_tokens
+    from vispco.evaluation.decoding import CHANGES_LOGITS, changed_logits, stop_tokens
 
     return {"stop": stop_tokens(generation), **CHANGES_LOGITS, **changed_logits(generation)}
 

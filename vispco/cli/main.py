@@ -97,7 +97,13 @@ def _run(
         name = problem.study.experiment
         with open_store(storage) as store:
             with _executor(problem, workers, ray) as executor:
-                added = Run(problem, store, progress, executor, team).run(only, fresh=fresh)
+                driver = Run(problem, store, progress, executor, team)
+                try:
+                    added = driver.run(only, fresh=fresh)
+                except VispcoError:
+                    if driver.failures:  # what the others have found is worth seeing
+                        print_comparison(compare(store, [name]))
+                    raise
             progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
             print_comparison(compare(store, [name]))
     if launched():

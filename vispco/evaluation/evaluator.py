@@ -18,12 +18,13 @@ from vispco.config import content_hash
 from vispco.content import Content, model_content
 from vispco.costs import Setting, kv_cache_bytes, prefill_flops, unpruned_flops
 from vispco.errors import MeasurementError, VispcoError
+from vispco.evaluation.decoding import changed_logits, check_decoding
 from vispco.evaluation.job import Job, Order, Pending, Place
 from vispco.evaluation.pixels import pixel_limits
 from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.records import Evaluation as Evaluation
 from vispco.evaluation.records import Failed, Outcome, Stopped
-from vispco.evaluation.units import Executor, InProcess, UnitRunner, changed_logits
+from vispco.evaluation.units import Executor, InProcess, UnitRunner
 from vispco.models.loading import weights_hash
 from vispco.pruning.counts import checked_counts
 from vispco.pruning.methods.base import Method
@@ -359,7 +360,13 @@ class Evaluator:
     # --- what measuring needs, and searches may ask -------------------------------------------------
 
     def prepared(self, split: str) -> list[PreparedSplit]:
-        """The tasks' samples of ``split``, ready to run."""
+        """The tasks' samples of ``split``, ready to run.
+
+        Raises:
+            ConfigError: the model's generation settings cannot be followed.
+        """
+        if any(task.answer_by == "generate" for task in self.problem.tasks):
+            check_decoding(self.problem.model.generation_config)
         return self.runner.prepared(split)
 
     def counts(self, policy: Policy, split: str, method: Method | None = None) -> list[Counts]:
@@ -439,6 +446,8 @@ class Evaluator:
 
     def context(self, split: str, method: Method) -> dict[str, Any]:
         """Everything a result depends on, beside the counts."""
+        changed = changed_logits(self.problem.model.generation_config)
+        most = [task.max_new_tokens for task in self.problem.tasks if task.answer_by == "generate"]
         return {
             "model": self._model_identity,
             "method": {"name": method.name, **method.parameters()},
@@ -446,7 +455,9 @@ class Evaluator:
             "tasks": [task.fingerprint() for task in self.problem.tasks],
             "split": {"name": split, "samples": [part.digest for part in self.prepared(split)]},
             "batch_size": self.problem.study.batch_size,
-            "decoding": changed_logits(self.problem.model.generation_config) or "greedy",
+            "decoding": changed or "greedy",
+            # Before, answers of one token were the most probable one whatever the settings.
+            **({"first_token": "settings"} if changed and 1 in most else {}),
             "evaluator": EVALUATOR_VERSION,
             # Before, methods rated tokens by products in the model's own precision.
             **({} if self.problem.adapter.dtype() == torch.float32 else {"products": "float32"}),

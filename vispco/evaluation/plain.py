@@ -204,7 +204,7 @@ def _protocol(problem: Problem, task: Task, samples: Sequence[Sample]) -> dict[s
     own = pixel_limits(problem.processor)
     limits = [None, None] if own is None else [own[i] if task.pixels[i] is None else task.pixels[i] for i in (0, 1)]
     said, config = task.protocol(), problem.study.model
-    from vispco.evaluation.units import changed_logits
+    from vispco.evaluation.decoding import changed_logits
 
     return {
         **said,

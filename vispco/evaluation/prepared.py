@@ -38,6 +38,7 @@ class Batch:
 
     ``pictures``: keys of each sample's pictures by their content (:func:`vispco.content.picture_key`).
     ``read_vision`` runs the vision tower again, for methods that read it; few do, and what they read is large.
+    ``read_inputs``: the processor's inputs with pixels, for beams. ``names``: the samples' ids.
     """
 
     rows: NDArray[np.int64]
@@ -46,6 +47,8 @@ class Batch:
     keys: list[int]
     pictures: list[list[str]] = field(default_factory=list)
     read_vision: Callable[[], VisionExtras] | None = None
+    read_inputs: Callable[[], dict[str, Tensor]] = dict
+    names: list[str] = field(default_factory=list)
 
     @cached_property
     def _vision(self) -> VisionExtras | None:
@@ -268,10 +271,13 @@ def make_batch(
         shown = any(images)
         features = adapter.encode_images(values) if shown else torch.zeros(0)
 
+    def pictures_again() -> list[list[Any]]:
+        return [list(samples[row].images) for row in rows]
+
     def read_vision() -> VisionExtras:
         with torch.inference_mode():
-            again = [list(samples[row].images) for row in rows]
-            return adapter.encode_with_extras(_processed(problem, task, samples, prompts, rows, again))[1]
+            again = _processed(problem, task, samples, prompts, rows, pictures_again())
+            return adapter.encode_with_extras(again)[1]
 
     return Batch(
         rows=np.array(rows),
@@ -280,6 +286,8 @@ def make_batch(
         keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
         pictures=[[picture_key(picture) for picture in shown] for shown in images],
         read_vision=read_vision,
+        read_inputs=lambda: _processed(problem, task, samples, prompts, rows, pictures_again()),
+        names=[samples[row].id for row in rows],
     )
 
 

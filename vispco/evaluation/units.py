@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vispco.errors import MeasurementError
+from vispco.errors import MeasurementError, UserError
 from vispco.evaluation.board import Board, Worker, describe
+from vispco.evaluation.decoding import answer_length, generated, needs_generate, stop_tokens
 from vispco.evaluation.letters import likeliest_letters
 from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare_split, render_prompt
 from vispco.pruning.methods.base import Method
@@ -104,9 +105,11 @@ class UnitRunner:
             return self._in_halves(unit, part, batch, counts)
         try:
             return self._together(unit, part, batch, counts)
-        except (RuntimeError, MemoryError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             if not is_out_of_memory(error):
-                raise
+                return self._without_broken(unit, part, batch, counts, error)
             reason = f"out of memory with one sample: {_one_line(error)}"
         # Outside the except block, so that the failed attempt's tensors are gone.
         if torch.cuda.is_available():
@@ -116,6 +119,18 @@ class UnitRunner:
         self._most_rows = len(batch.rows) // 2
         return self._in_halves(unit, part, batch, counts)
 
+    def _without_broken(
+        self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts, error: Exception
+    ) -> UnitResult:
+        """What the model cannot run ends the policies that asked for it, with the name of the first such sample."""
+        if len(batch.rows) > 1:
+            return self._in_halves(unit, part, batch, counts)
+        sample = part.samples[int(batch.rows[0])]
+        where = getattr(sample.images, "where", f"task {part.task.name!r}")
+        return _failed(
+            counts, f"{where}: sample {sample.id!r} cannot be measured: {type(error).__name__}: {_one_line(error)}"
+        )
+
     def _in_halves(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         prompts = [render_prompt(self.problem.processor, sample) for sample in part.samples]
         middle = (len(batch.rows) + 1) // 2
@@ -123,6 +138,8 @@ class UnitRunner:
         for where in (slice(0, middle), slice(middle, None)):
             rows = make_batch(self.problem, part.task, part.samples, prompts, batch.rows[where].tolist())
             halves.append(self._run(unit, part, rows, counts[:, where]))
+            if len(halves[0].errors) == len(counts):  # nobody needs the rest
+                return UnitResult(np.full(counts.shape[:2], np.nan, dtype=np.float32), halves[0].errors)
         return UnitResult(
             np.concatenate([half.scores for half in halves], axis=1),
             {**halves[1].errors, **halves[0].errors},
@@ -131,7 +148,7 @@ class UnitRunner:
 
     def _together(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         """All policies in one tree; if the tree breaks, each alone, so that only the broken ones fail."""
-        if part.task.max_new_tokens > 1 and changed_logits(self.problem.model.generation_config):
+        if part.task.answer_by == "generate" and needs_generate(self.problem.model.generation_config):
             return self._generated(unit, part, batch, counts)
         try:
             return self._tree(unit, part, batch, counts)
@@ -166,17 +183,18 @@ class UnitRunner:
     def _generated(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         """Each policy alone, by the model's own ``generate``: its settings change tokens in ways of their own."""
         model, errors = self.problem.model, {}
-        inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
-        prompt, scores = inputs["input_ids"].shape[1], np.full(counts.shape[:2], np.nan, dtype=np.float32)
+        scores = np.full(counts.shape[:2], np.nan, dtype=np.float32)
+        beams = model.generation_config.num_beams or 1
         for number, given in enumerate(counts):
             try:
                 with prune(model, method=unit.method, schedule=GivenCounts(given)) as session:
-                    session.sample_keys, session.vision = batch.keys, batch.vision_for(unit.method)
-                    found = model.generate(**inputs, max_new_tokens=part.task.max_new_tokens, do_sample=False)
+                    session.sample_keys = batch.keys
+                    session.vision = batch.vision_for(unit.method) if beams == 1 else None
+                    found = generated(self.problem, batch, part.task.max_new_tokens)
             except MeasurementError as error:
                 errors[number] = _one_line(error)
             else:
-                scores[number] = self._score(unit.split, part, batch, self._read(found[:, prompt:]))
+                scores[number] = self._score(unit.split, part, batch, self._read(found))
         return UnitResult(scores, errors)
 
     def _read(self, tokens: Tensor) -> list[str]:
@@ -184,7 +202,9 @@ class UnitRunner:
         found = []
         for ids in map(tuple, tokens.tolist()):
             if ids not in self._texts:
-                self._texts[ids] = self.problem.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+                tokenizer = self.problem.processor.tokenizer
+                length = answer_length(self.problem.model.generation_config, tokenizer, ids)
+                self._texts[ids] = tokenizer.decode(list(ids[:length]), skip_special_tokens=True)
             found.append(self._texts[ids])
         return found
 
@@ -229,38 +249,12 @@ class InProcess:
 
 @dataclass(frozen=True, eq=False)
 class GivenCounts:
-    """The policy of counts [B, L] that are known already."""
+    """The policy of counts [B, L] that are known already; samples may have several rows side by side, as beams do."""
 
     given: Counts
 
     def counts(self, n_visual: Counts, layers: int, context: object = None) -> Counts:
-        return self.given
-
-
-def stop_tokens(config: Any) -> tuple[list[int], int]:
-    """(tokens that end an answer, token that fills up behind one) of a generation config."""
-    stop = config.eos_token_id
-    stops = [] if stop is None else list(stop) if isinstance(stop, (list, tuple)) else [stop]
-    return stops, config.pad_token_id if config.pad_token_id is not None else (stops or [0])[0]
-
-
-CHANGES_LOGITS = {
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "num_beams": 1,
-    "guidance_scale": 1.0,
-    **dict.fromkeys(("min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "watermarking_config")),
-    **dict.fromkeys(("exponential_decay_length_penalty", "stop_strings", "prompt_lookup_num_tokens")),
-}
-
-
-def changed_logits(config: Any) -> dict[str, Any]:
-    """Settings of a generation config by which ``generate`` takes another token than the most probable one."""
-    found = {name: getattr(config, name, None) for name in CHANGES_LOGITS}
-    return {name: value for name, value in found.items() if value not in (None, CHANGES_LOGITS[name])}
+        return self.given.repeat(len(n_visual) // len(self.given), axis=0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vispco.costs import layer_flops, plain_flops, prefill_flops, read_at, relaxed_backward_flops
+from vispco.errors import MeasurementError
+from vispco.evaluation.decoding import answer_length, generated, stop_tokens
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
-from vispco.evaluation.units import stop_tokens
 from vispco.pruning.methods.base import Method
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.runtime import prune
@@ -136,12 +137,29 @@ class Calibration:
     def _greedy_answer(self, batch: Batch, max_new_tokens: int) -> tuple[Tensor, Tensor]:
         """Tokens [B, m], and 1 for those up to and with the first that ends the answer."""
         model = self.problem.model
-        inputs = self.adapter.with_features(batch.inputs, batch.features)
-        prompt = inputs["input_ids"].shape[1]
-        answer = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[:, prompt:]
+        answer = generated(self.problem, batch, max_new_tokens)
+        self._check(batch, answer)
         stops, _ = stop_tokens(model.generation_config)
         ends = torch.isin(answer, torch.tensor(stops, dtype=answer.dtype, device=answer.device)).long()
-        return answer, (ends.cumsum(dim=1) - ends == 0).float()
+        weight = (ends.cumsum(dim=1) - ends == 0).float()
+        for tokens, row in zip(answer.tolist(), weight, strict=True):
+            row[answer_length(model.generation_config, self.problem.processor.tokenizer, tokens) :] = 0
+        return answer, weight
+
+    def _check(self, batch: Batch, answer: Tensor) -> None:
+        """Refuse answers that cannot be read back: a visual token among them has no picture.
+
+        Raises:
+            MeasurementError: names the sample.
+        """
+        visual = torch.tensor(list(self.adapter.visual_token_ids()), device=answer.device)
+        for name, tokens in zip(batch.names, answer, strict=True):
+            found = tokens[torch.isin(tokens, visual)].tolist()
+            if found:
+                raise MeasurementError(
+                    f"sample {name!r}: the unpruned model's own answer holds the visual token {found[0]}, so no "
+                    "gradients can be taken on it; remove the sample from calibration, or use a trained model"
+                )
 
     @torch.no_grad()
     def _logits(self, batch: Batch, answer: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
 from vispco.costs import Prompts, Setting, read_profile
-from vispco.errors import ConfigError, VispcoError
+from vispco.errors import ConfigError, LockedError, MeasurementError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
@@ -184,6 +186,7 @@ class Run:
         self.team: Team = team or Alone()
         self._blind = 0.0
         self._policies: dict[str, Callable[[str], Policy]] = {}
+        self.failures: dict[str, Exception] = {}
         self.study = problem.study
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
@@ -193,6 +196,7 @@ class Run:
 
         Raises:
             ConfigError: the study is wrong, or differs from what this database holds under its name.
+            VispcoError: an entry ended early, the first one's own error; the others are done by then.
             LockedError: another driver runs it.
         """
         validate(self.problem)
@@ -226,10 +230,32 @@ class Run:
             self.store.save_facts(self.study.experiment, facts)
             before = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
             for number, item in enumerate(planned, start=1):
-                self._search(item, budgets, f"{item.study} ({number} of {len(planned)})")
-            self._confirm(planned, budgets, checkpoints)
+                self._fenced(item, budgets, f"{item.study} ({number} of {len(planned)})")
+            self._confirm([item for item in planned if item.study in self._policies], budgets, checkpoints)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
+        if self.failures:
+            raise self._ended_early(len(planned))
         return after - before
+
+    def _fenced(self, item: Planned, budgets: list[float], title: str) -> None:
+        """One entry; what ends it is said, kept in ``failures``, and ends no other."""
+        try:
+            self._search(item, budgets, title)
+        except (LockedError, StorageError):
+            raise
+        except Exception as error:
+            if os.environ.get("VISPCO_DEBUG"):
+                self.progress.say(traceback.format_exc().rstrip())
+            self.failures[item.study] = error
+            self.progress.say(f"{item.study} ended early: {_one_line(error)}")
+
+    def _ended_early(self, planned: int) -> Exception:
+        """The first failure, by its own kind, and how many there are."""
+        (study, first), *others = self.failures.items()
+        more = f" (and {len(others)} more of {planned} studies)" if others else ""
+        done = "; the other studies are done, run again to try this one again" if len(self.failures) < planned else ""
+        kind = type(first) if isinstance(first, VispcoError) else MeasurementError
+        return kind(f"{study}{more}: {_one_line(first)}{done}")
 
     @contextmanager
     def _workers_shown(self) -> Iterator[None]:
@@ -469,6 +495,11 @@ def evaluate_once(problem: Problem, schedule: str | None, split: str, method: st
     )
     chosen = make_method(method) if method else named or problem.default_method
     return Evaluator(problem).evaluate([policy], split, chosen)[0]
+
+
+def _one_line(error: Exception) -> str:
+    words = " ".join(str(error).split())[:500]
+    return words if isinstance(error, VispcoError) else f"{type(error).__name__}: {words}"
 
 
 def _why(outcome: Outcome) -> str:
