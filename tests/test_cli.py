@@ -57,7 +57,8 @@ def test_every_command_has_help(cli: Cli) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {
         *("run", "resume", "ls", "status", "compare", "report", "plot", "eval", "export", "tokens", "layers"),
-        *("dashboard", "validate", "doctor", "copy", "import", "serve", "choose", "profile"),
+        *("dashboard", "validate", "doctor", "copy", "import", "serve", "choose", "profile", "plan"),
+        "export-model",
     }
     for name in names:
         code, out, _ = cli(name, "--help")

@@ -117,6 +117,18 @@ def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "kv_bytes" in out
 
 
+def test_a_cost_of_your_own() -> None:
+    """In a process of its own, so that the name is not registered here."""
+    (code,) = blocks("costs.md", "python")
+    check = """
+from vispco.costs import make_cost
+from vispco.testing.costs import a_setting, some_counts
+assert (make_cost("joules").of(a_setting(), *some_counts(1)) > 0).all()
+"""
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_page_about_gpus(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     (block,), (commands,), (code,) = (blocks("gpu.md", language) for language in ("yaml", "bash", "python"))
     text = (ROOT / "studies/quickstart.yaml").read_text().replace("model: demo\n", block)

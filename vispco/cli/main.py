@@ -678,6 +678,18 @@ def validate(study: StudyFile, overrides: Set = None) -> None:
     print_rows(validate_study(study, overrides))
 
 
+@app.command("plan")
+def plan_study(study: StudyFile, overrides: Set = None, as_json: Json = False, as_csv: Csv = False) -> None:
+    """What a study will take: trials, PFLOPs, minutes and memory per entry. Runs one batch, measures nothing."""
+    from vispco.problem import Problem
+    from vispco.search.estimate import estimate
+    from vispco.search.runner import validate
+
+    problem = Problem.from_yaml(study, overrides)
+    validate(problem)
+    print_rows(estimate(problem), as_json=as_json, as_csv=as_csv)
+
+
 @app.command()
 def doctor(storage: Storage = None, as_json: Json = False, as_csv: Csv = False) -> None:
     """Versions, devices, storage and offline mode."""
