@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -20,6 +21,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl"))
+
+
+def test_every_package_is_named_in_the_build() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    here = {".".join(file.relative_to(ROOT).parent.parts) for file in (ROOT / "vispco").rglob("__init__.py")}
+    assert here <= set(listed)
 
 
 def test_wheel_owns_one_name_and_carries_the_demo(wheel: Path) -> None:
