@@ -145,11 +145,12 @@ def test_shuffled_batches_hold_every_sample_once(problem: Problem) -> None:
     assert [b.rows.tolist() for b in part.batches] == [b.rows.tolist() for b in same.batches]
 
 
-def test_objective_drives_a_users_own_study(problem: Problem) -> None:
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_objective_drives_a_users_own_study(problem: Problem, jobs: int) -> None:
     import optuna
 
     study: Any = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(vispco.objective(problem), n_trials=3)
+    study.optimize(vispco.objective(problem), n_trials=3, n_jobs=jobs)
     for trial in study.trials:
         schedule = vispco.parse_schedule(trial.user_attrs["schedule"])
         found = Evaluator(problem).evaluate([schedule])[0]

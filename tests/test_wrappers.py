@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +219,12 @@ def test_an_exported_schedule_is_held_against_the_model(tiny_llava: Any) -> None
     assert session.method.name == "sparsevlm"
     with pytest.warns(UserWarning, match="found on 'another/model' and runs on"):
         vispco.install(model, schedule=exported(**{**right, "model": "another/model"})).remove()
+
+
+def test_every_test_that_the_models_page_names_is_there() -> None:
+    root = Path(__file__).parent.parent
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs/models.md").read_text()))
+    files = [*(root / "tests").glob("test_*.py"), root / "vispco/testing/adapters.py"]
+    there = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    assert len(named) > 10
+    assert named <= there
