@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,10 +79,10 @@ class Multipliers:
 
 
 def learning_rate(step: int, steps: int, settings: Hyperparameters) -> float:
-    """Linear warm-up, then a cosine down to the minimum, per step."""
+    """Linear warm-up from 0, both ends included, then a cosine down to the minimum, per step."""
     warm = int(settings.warmup * steps)
     if step < warm:
-        return settings.learning_rate * (step + 1) / warm
+        return settings.learning_rate * step / max(1, warm - 1)
     place = (step - warm) / max(1, steps - warm)
     spread = settings.learning_rate - settings.min_learning_rate
     return settings.min_learning_rate + spread * (1 + math.cos(math.pi * place)) / 2
@@ -89,7 +90,7 @@ def learning_rate(step: int, steps: int, settings: Hyperparameters) -> float:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: its prompt without padding, and the tokens of its first gold answer and of the end behind it."""
+    """One sample: its prompt without padding, the tokens of its first gold answer, and the end token and newline."""
 
     prompt: Batch
     answer: list[int]
@@ -110,6 +111,8 @@ def examples(problem: Problem, seed: int, validation: float) -> tuple[list[Examp
     tokenizer, found = problem.processor.tokenizer, []
     stop = problem.model.generation_config.eos_token_id
     end = [] if stop is None else [stop[0] if isinstance(stop, list) else int(stop)]
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    end += [token for token in line if token != tokenizer.unk_token_id]
     for task in problem.calibration_tasks:
         part = prepare(problem, task, "calibration", batch_size=1, shuffle=seed)
         for prompt in part.batches:
@@ -135,7 +138,7 @@ def examples(problem: Problem, seed: int, validation: float) -> tuple[list[Examp
 class Collated:
     """Examples as one batch, padded on the right, N tokens long.
 
-    ``visual``, ``valid``, ``answers``: bool [B, N]; ``answers`` are the places of the answers' tokens.
+    ``visual``, ``valid``, ``answers``: bool [B, N]; ``answers`` are the places of the answers with their ends.
     """
 
     batch: Batch
@@ -178,7 +181,7 @@ def collate(problem: Problem, chosen: Sequence[Example], *, answered: bool = Tru
         values["input_ids"][number, new] = torch.tensor(more, dtype=row.dtype, device=row.device)
         values["attention_mask"][number, new] = 1
         if answered:
-            answers[number, len(row) : len(row) + len(chosen[number].answer)] = True
+            answers[number, new] = True
     features = torch.cat([example.prompt.features for example in chosen])
     keys = [key for example in chosen for key in example.prompt.keys]
     batch = Batch(chosen[0].prompt.rows, values, features, keys)
@@ -227,22 +230,33 @@ class OfficialTraining:
 
     # --- the constraint --------------------------------------------------------------------------
 
-    def count(self, tokens: Tensor) -> Tensor:
-        """The official count of samples with ``tokens`` [B, L] entering each layer, [B]."""
-        macs: Tensor = official_layer_macs(self.shape, tokens.to(self.dtype)).sum(dim=1)
-        return macs / self.unit
+    def bounds(self, data: Collated) -> tuple[Tensor, Tensor]:
+        """The official count [B] of the text alone and of all tokens, rounded to bfloat16 in any model's dtype."""
+        found = []
+        for tokens in (data.n_text, data.n_text + data.n_visual):
+            macs = self.shape.layers * official_layer_macs(self.shape, tokens.double().cpu()) / self.unit
+            found.append(macs.to(torch.bfloat16).to(self.device, self.dtype))
+        return found[0], found[1]
 
     def target(self, data: Collated, budgets: Tensor) -> Tensor:
         """[B] for ``budgets`` [B]: between the text alone and all tokens."""
-        layers = self.shape.layers
-        least = self.count(data.n_text[:, None].expand(-1, layers))
-        most = self.count((data.n_text + data.n_visual)[:, None].expand(-1, layers))
-        return least + budgets * (most - least)
+        least, most = self.bounds(data)
+        return least + (most - least) * budgets
 
     def actual(self, data: Collated, ratios: Tensor) -> Tensor:
-        """[B] for keep ``ratios`` [B, L]; differentiable."""
-        n_text, n_visual = data.n_text.to(self.dtype), data.n_visual.to(self.dtype)
-        return self.count(n_text[:, None] + n_visual[:, None] * ratios)
+        """[B] for keep ``ratios`` [B, L]; differentiable. Every step is rounded to the dtype of ``ratios``."""
+        kept = (data.n_visual.float()[:, None] * ratios.float()).to(ratios.dtype)
+        tokens = (data.n_text.float()[:, None] + kept.float()).to(ratios.dtype)
+        hidden, products = self.shape.hidden, tokens * tokens * self.shape.hidden
+        attention = 3 * tokens * hidden * hidden + products + products + tokens * hidden * hidden
+        layers = (attention + 2 * tokens * hidden * self.shape.mlp) / self.unit
+        return reduce(torch.add, layers.unbind(dim=1))
+
+    def code(self, data: Collated, budgets: Tensor) -> Tensor:
+        """What the predictor reads for ``budgets`` [B]: the target's place in its range, [B]; 0 without a range."""
+        least, most = self.bounds(data)
+        place = torch.clamp(self.target(data, budgets), least, most) - least
+        return place / torch.where(most > least, most - least, torch.ones_like(most))
 
     def constraint(self) -> tuple[float, float]:
         """Signed mean over the validation samples, one by one, and its share of the mean target."""
@@ -250,7 +264,7 @@ class OfficialTraining:
         targets, actuals = [], []
         with torch.no_grad():
             for example in self.validation:
-                data = collate(self.problem, [example])
+                data = collate(self.problem, [example], answered=False)
                 ratios, budgets = self._ratios(data)
                 targets.append(float(self.target(data, budgets)))
                 actuals.append(float(self.actual(data, ratios)))
@@ -263,7 +277,7 @@ class OfficialTraining:
             embeddings = data.batch.prompt(self.problem.adapter).embeddings.to(self.dtype)
         budgets = torch.tensor(data.budgets, dtype=self.dtype, device=self.device)
         self.charged += self.predictor.flops(embeddings.shape[1]) * len(embeddings)
-        return self.kernel.ratios(self.kernel.values(self.predictor(embeddings, budgets))), budgets
+        return self.kernel.ratios(self.kernel.values(self.predictor(embeddings, self.code(data, budgets)))), budgets
 
     # --- training --------------------------------------------------------------------------------
 
@@ -271,7 +285,7 @@ class OfficialTraining:
         """Train until the last epoch, convergence, or a loss or gradient that is not finite."""
         settings = self.settings
         rng = random.Random(f"vispco_official/{self.seed}/order")
-        optimizer = torch.optim.AdamW(self.predictor.parameters(), weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(self._groups())
         per_epoch = -(-len(self.training) // settings.batch)
         steps, step = per_epoch * settings.epochs, 0
         with self._seeded(1), _frozen(self.problem.model):
@@ -306,6 +320,13 @@ class OfficialTraining:
                 if self.multipliers.converged(settings.epsilon):
                     self.stopped = "converged"
                     return
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Weights decay, biases and other one-dimensional parameters do not."""
+        decayed = [parameter for parameter in self.predictor.parameters() if parameter.dim() > 1]
+        others = [parameter for parameter in self.predictor.parameters() if parameter.dim() == 1]
+        decay = self.settings.weight_decay
+        return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
     def _step(self, data: Collated, optimizer: torch.optim.Optimizer) -> float | None:
         """One optimiser step; its loss, or None if nothing was changed since something is not finite."""

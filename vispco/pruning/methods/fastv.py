@@ -24,7 +24,8 @@ class FastV(Method):
     Source: arXiv 2403.06764; the rule of the official code (pkunlp-icler/FastV), which reads one query row
     although the paper speaks of attention from all tokens. Deviations: scores come from one row computed
     beside the fast attention kernel; under a schedule with several boundaries tokens are scored again at
-    each; the last *valid* token is the query, not index -1.
+    each; the last *valid* token is the query, not index -1; a count that ends in one half is rounded up, where
+    Python's ``round`` takes the even neighbour. The published settings, quarters of 576 tokens, have no halves.
     """
 
     name: ClassVar[str] = "fastv"

@@ -26,7 +26,8 @@ class PyramidDrop(Method):
 
     Source: arXiv 2410.17247 and Cooperx521/PyramidDrop, whose schedule is ``pyramiddrop:8-16-24``. Deviations:
     original positions (the official code counts anew at each stage); grouped key heads are expanded (there they are
-    not, so that such models fail); the last *valid* token is the query.
+    not, so that such models fail); the last *valid* token is the query; counts are rounded to the nearest, halves up,
+    where the official code truncates, so that one token more may stay. Its 576 tokens are divided without a rest.
     """
 
     name: ClassVar[str] = "pyramiddrop"
