@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from patience import HANGS, outlast
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
@@ -110,7 +111,7 @@ def processes() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
 
 def wait_for_steps(database: Path, process: subprocess.Popen[str]) -> None:
     """Until the driver searches: its study is there."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + HANGS
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()
         try:
@@ -133,7 +134,7 @@ def test_two_processes_find_what_one_finds(study: Path, tmp_path: Path) -> None:
             env=settings(tmp_path / f"{name}.db", NOTES=str(tmp_path / name)),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANGS,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -155,7 +156,7 @@ def test_a_follower_that_dies_ends_the_run_and_nothing_is_lost(
     driver, follower = processes(study, database)
     wait_for_steps(database, driver)
     follower.kill()
-    _, errors = driver.communicate(timeout=60)
+    _, errors = outlast(driver)
     assert driver.returncode == 1
     (line,) = [line for line in errors.splitlines() if line.startswith("vispco:")]
     assert "a process of the gradient search is gone" in line
@@ -172,21 +173,21 @@ def test_followers_end_with_their_driver(
     driver, follower = processes(study, database)
     wait_for_steps(database, driver)
     driver.send_signal(how)
-    _, errors = driver.communicate(timeout=60)
+    _, errors = outlast(driver)
     if how != signal.SIGKILL:
         assert len([line for line in errors.splitlines() if line.startswith("vispco:")]) == 1, errors
         assert driver.returncode == (1 if how == signal.SIGTERM else 130)
-    follower.communicate(timeout=60)
+    outlast(follower)
 
 
 def test_followers_end_when_the_driver_finishes_or_fails_at_once(
     study: Path, tmp_path: Path, processes: Callable[..., list[subprocess.Popen[str]]]
 ) -> None:
     driver, follower = processes(tmp_path / "missing.yaml", tmp_path / "a.db")
-    _, errors = driver.communicate(timeout=120)
+    _, errors = outlast(driver)
     assert driver.returncode == 2
     assert "cannot read study" in errors
-    out, errors = follower.communicate(timeout=60)
+    out, errors = outlast(follower)
     assert (follower.returncode, out) == (0, ""), errors
 
 

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from patience import outlast, wait_for
 from vispco.errors import ConfigError, ModelError, VispcoError
 from vispco.evaluation.board import Board, Worker
 from vispco.evaluation.evaluator import Evaluator
@@ -44,14 +45,6 @@ searches:
   tpe: {kind: tpe, trials: 8, batch: 4}
 """
 SCHEDULES = [Step(layer=layer, keep=keep) for layer in (2, 3, 5) for keep in (0.25, 0.5)]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-    return found
 
 
 def children_of(pid: int) -> set[int]:
@@ -381,6 +374,16 @@ def working(database: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "batch" in row["doing"]]
 
 
+def done_so_far(database: Path) -> Any:
+    """What changes while a run goes on: units that workers have done, and trials."""
+    try:
+        store = Store(f"sqlite:///{database}", read_only=True)
+        rows = [(row["worker"], row["doing"], row["done"]) for row in store.workers("small")]
+        return rows, [len(store.trial_log(study).trials()) for study in store.study_names("small")]
+    except VispcoError:
+        return None
+
+
 def listening(pids: set[int]) -> set[str]:
     """Addresses on which processes listen, from the kernel's tables."""
     inodes = set()
@@ -405,7 +408,7 @@ def test_nothing_survives_its_driver(how: signal.Signals, tmp_path: Path) -> Non
     database = tmp_path / "a.db"
     driver = command("run", "--workers", "1", database=database, text=LONG)
     try:
-        rows = wait_for(lambda: working(database))
+        rows = wait_for(lambda: working(database), driver)
         below = children_of(driver.pid)
         assert {row["pid"] for row in rows} <= below
         loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -413,13 +416,13 @@ def test_nothing_survives_its_driver(how: signal.Signals, tmp_path: Path) -> Non
         assert ports
         assert ports <= loopback
         os.kill(driver.pid, how)
-        _, errors = driver.communicate(timeout=60)
+        _, errors = outlast(driver)
         if how == signal.SIGINT:
             assert driver.returncode == 130
             assert errors.strip().splitlines()[-1].startswith("vispco: stopped")
             assert Store(f"sqlite:///{database}").workers("small") == []
-        wait_for(lambda: not alive({row["pid"] for row in rows}), 15)
-        wait_for(lambda: not alive(below), 120)
+        wait_for(lambda: not alive({row["pid"] for row in rows}))
+        wait_for(lambda: not alive(below))
     finally:
         driver.kill()
 
@@ -427,7 +430,7 @@ def test_nothing_survives_its_driver(how: signal.Signals, tmp_path: Path) -> Non
 def test_without_ray_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('no ray here')\n")
     done = command("run", "--workers", "2", database=tmp_path / "a.db", PYTHONPATH=str(tmp_path))
-    _, errors = done.communicate(timeout=120)
+    _, errors = outlast(done)
     assert done.returncode == 2
     assert errors.splitlines() == ["vispco: workers need Ray, which is not installed; run: pip install 'vispco[ray]'"]
 
@@ -435,7 +438,7 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://somewhere", "nonsense"])
 def test_no_cluster_is_one_line(tmp_path: Path, address: str) -> None:
     done = command("run", "--ray", address, database=tmp_path / "a.db")
-    _, errors = done.communicate(timeout=120)
+    _, errors = outlast(done)
     assert done.returncode == 2
     (line,) = errors.splitlines()
     assert line.startswith(f"vispco: no Ray cluster at '{address}'")
@@ -487,7 +490,7 @@ def head_and_worker() -> Iterator[tuple[str, dict[str, str], subprocess.Popen[by
         for node in reversed(nodes):
             node.terminate()
             node.wait(60)
-        wait_for(lambda: not alive(below), 120)
+        wait_for(lambda: not alive(below))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -498,10 +501,10 @@ def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
     database = tmp_path / "cluster.db"
     driver = command("run", "--ray", address, database=database, text=MEDIUM, **settings)
     try:
-        wait_for(lambda: len(working(database)) == 2)
+        wait_for(lambda: len(working(database)) == 2, driver)
         (raylet,) = [pid for pid in children_of(node.pid) if "raylet" in name_of(pid)]
         os.kill(raylet, signal.SIGKILL)
-        output, errors = driver.communicate(timeout=300)
+        output, errors = outlast(driver, lambda: done_so_far(database))
     finally:
         driver.kill()
     assert driver.returncode == 0, errors
