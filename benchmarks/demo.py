@@ -51,9 +51,15 @@ def main() -> int:
         ("held-out accuracy without the picture", found["no_image"]["accuracy"], "<=", 0.45),
         ("best step schedule over those up to 0.1 cheaper", gap, ">=", 0.04),
         (f"changes of the layer along the grid's front {layers}", changes, ">=", 2),
-        ("lagrangian minus grid, budget_score", distance, ">=", -0.015),
+        ("lagrangian minus grid, budget_score", distance, ">=", 0.0),
         ("lagrangian over grid, hypervolume on the search split", learned["hypervolume_ratio_to_grid"], ">=", 0.97),
-        ("lagrangian over grid, charged compute", learned["cost_ratio_to_grid"], "<=", 0.5),
+        ("lagrangian over grid, charged compute", learned["cost_ratio_to_grid"], "<=", 0.15),
+        ("lagrangian over grid, spent compute", learned["spent_ratio_to_grid"], "<=", 0.15),
+        ("lagrangian over grid, seconds", learned["seconds_ratio_to_grid"], "<=", 0.2),
+        *[
+            (f"lagrangian minus {n}, budget_score", learned["budget_score"] - searches[n]["budget_score"], ">=", 0.0)
+            for n in ("random", "tpe")
+        ],
         ("lagrangian, most that a trial exceeds its budget by", over, "<=", 1e-9),
     ]
     good = True

@@ -25,6 +25,7 @@ from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
 from vispco.analysis.entries import against
 from vispco.analysis.layers import layer_record
+from vispco.analysis.violations import violations
 from vispco.errors import ConfigError, StorageError
 from vispco.export import export_steps
 from vispco.outputs import HTML, check_output, write_output
@@ -69,6 +70,7 @@ def report_record(comparison: Comparison) -> dict[str, Any]:
         "answer": answer(comparison),
         "points": comparison.points(),
         "paths": gradient_paths(comparison),
+        "violations": violations(comparison),
         "seeds": over_seeds(comparison),
         "layers": layer_record(comparison),
         "export": export_steps(comparison),
@@ -175,7 +177,7 @@ def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -
         *_tasks(drawn, comparison),
         *_schedules(drawn, comparison),
         _layers(drawn, record["layers"]),
-        *_paths(drawn, record["paths"]),
+        *_paths(drawn, record["paths"], tables.violations(record["violations"])),
         *_pictures(pictures),
         "<h2>Provenance</h2>",
         tables.provenance(record["provenance"]),
@@ -299,15 +301,16 @@ def _layers(drawn: Figures, record: dict[str, Any]) -> str:
     return f"<h2>What each layer is worth</h2><ul>{told}</ul>{_pair(*maps)}"
 
 
-def _paths(drawn: Figures, paths: dict[str, dict[str, Any]]) -> list[str]:
+def _paths(drawn: Figures, paths: dict[str, dict[str, Any]], held: str) -> list[str]:
     if not paths:
         return []
     shown = {name: figures.trajectory(name, path["steps"], path["budgets"]) for name, path in paths.items()}
     note = (
         "Violation is (flops_ratio - budget) / budget of the relaxed schedule: above 0 it is over the budget. The "
-        "multiplier grows while it is, the penalty with every dual step."
+        "multiplier grows while it is. With every dual step the budgets are restored by steps on the constraints "
+        "alone, so each line jumps back; the table says where it ended, before the snap."
     )
-    return ["<h2>How the gradient search went</h2>", f"<p>{note}</p>", _choice(drawn, "path", "Search", shown)]
+    return ["<h2>How the gradient search went</h2>", f"<p>{note}</p>", _choice(drawn, "path", "Search", shown), held]
 
 
 def _pictures(pictures: Sequence[Mapping[str, str]]) -> list[str]:

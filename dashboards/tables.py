@@ -26,13 +26,10 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else in_html(str(value))
 
 
-def _share(part: int | None, whole: int | None) -> float | None:
-    return None if part is None or not whole else part / whole
-
-
 def searches(comparison: dict[str, Any]) -> str:
     """Every run's costs and scores."""
-    heads = ["search", "trials", "cost / grid", "budget_score", "95 % interval", "missed", "hypervolume / grid"]
+    heads = ["search", "trials", "budget_score", "95 % interval", "missed", "hypervolume / grid"]
+    heads += ["charged / grid", "spent / grid", "seconds"]
     rows = []
     for search in comparison["searches"]:
         ci = search["budget_score_ci"]
@@ -40,21 +37,22 @@ def searches(comparison: dict[str, Any]) -> str:
             [
                 search["name"],
                 search["trials"],
-                search["cost_ratio_to_grid"],
                 search["budget_score"],
                 f"{ci[0]:.3f} to {ci[1]:.3f}" if ci else None,
                 search["budgets_missed"],
                 search["hypervolume_ratio_to_grid"],
-                _share(search["spent_flops"], search["charged_flops"]),
+                search["cost_ratio_to_grid"],
+                search["spent_ratio_to_grid"],
+                round(search["wall_seconds"]),
             ]
         )
     note = (
         "<p>budget_score is the mean over budgets of the held-out accuracy of the schedule that a search would choose; "
         "a missed budget counts as the model without the picture. Intervals resample pictures; they are conditional on "
-        "the schedules found and say nothing of other seeds. Costs are what a search would have cost alone, without "
-        "cache and sharing; spent / charged is what was left of that.</p>"
+        "the schedules found and say nothing of other seeds. Charged is what a search would have cost alone, without "
+        "cache and sharing, over the grid's cost of that kind; spent is what was run, over what the grid spent.</p>"
     )
-    found = table([*heads, "spent / charged"], rows)
+    found = table(heads, rows)
     if len(rows) > FEW:
         found = f"<details><summary>All {len(rows)} searches</summary>{found}</details>"
     return found + note
@@ -95,7 +93,7 @@ def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
 def against(found: dict[str, Any]) -> str:
     """Entries over their seeds, against one of them."""
     heads = ["entry", "seeds", "budget_score", "difference", "95 % interval", "p (Holm)", "verdict"]
-    heads += ["propose / grid", "cost / grid", "budgets missed"]
+    heads += ["propose / grid", "charged / grid", "spent / grid", "seconds", "budgets missed"]
     rows = []
     for row in found["entries"]:
         told = points_interval(row["difference_ci"]) if row["difference_ci"] else None
@@ -112,6 +110,8 @@ def against(found: dict[str, Any]) -> str:
                 row["verdict"],
                 row["propose_share"],
                 row["charged_share"],
+                row["spent_share"],
+                round(row["wall_seconds"]),
                 round(row["budgets_missed"], 1),
             ]
         )
@@ -122,6 +122,28 @@ def against(found: dict[str, Any]) -> str:
         "which a search has nothing, counts as the model without the picture."
     )
     return f"<p>{note}</p>" + table(heads, rows)
+
+
+def violations(found: dict[str, Any]) -> str:
+    """How gradient searches held their budgets: mean violation and KKT residuals per entry and budget."""
+    if not found["entries"]:
+        return ""
+    lines = []
+    for entry in found["entries"]:
+        within, share = 100 * found["within"], 100 * entry["held"] / entry["pairs"]
+        lines.append(
+            f"<p>{in_html(entry['entry'])}: {entry['held']} of {entry['pairs']} relaxed solutions within {within:g} % "
+            f"of their budgets before the snap ({share:.0f} %); the farthest is {100 * entry['farthest']:+.1f} %.</p>"
+        )
+        rows = []
+        for row in entry["budgets"]:
+            known = [100 * value for value in row["relaxed"] if value is not None]
+            told = f"{min(known):+.1f} to {max(known):+.1f} %" if known else None
+            rows.append([row["budget"], told, row["stationarity"], row["feasibility"], row["complementarity"]])
+        heads = ["budget", "violation before the snap", "stationarity", "feasibility", "complementarity"]
+        lines.append(table(heads, rows))
+    note = "Residuals of the Karush-Kuhn-Tucker conditions, means over seeds: all are 0 at a solution."
+    return "".join(lines) + f"<p>{note}</p>"
 
 
 def provenance(source: dict[str, Any]) -> str:

@@ -120,12 +120,20 @@ def _cost(found: dict[str, Any], row: dict[str, Any]) -> str:
     if row["charged_share"] is None or row["entry"] == found["grid"]:
         return ""
     others = [
-        f"{in_html(other['entry'])} {other['charged_share']:.2f}"
+        f"{in_html(other['entry'])} {_costs(other)}"
         for other in found["entries"]
         if other is not row and other["entry"] != found["grid"] and other["charged_share"] is not None
     ]
     rest = f" (others: {', '.join(others)})" if others else ""
-    return f"To find, {in_html(row['entry'])} cost {row['charged_share']:.2f} of the compute of the dense grid{rest}."
+    return (
+        f"To find, {in_html(row['entry'])} cost {_costs(row)} of the compute of the dense grid{rest}: the first number "
+        f"alone, the second as both were run here, with sharing. It took {row['wall_seconds']:.0f} seconds."
+    )
+
+
+def _costs(row: dict[str, Any]) -> str:
+    spent = "-" if row["spent_share"] is None else f"{row['spent_share']:.2f}"
+    return f"{row['charged_share']:.2f} / {spent}"
 
 
 def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
@@ -153,7 +161,7 @@ def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
     if row["difference"] is not None:
         tiles.append((points(row["difference"]), "points to the grid's choice", _span(row["difference_ci"])))
     if row["charged_share"] is not None and row["entry"] != found["grid"]:
-        tiles.append((f"{row['charged_share']:.2f}", "of the grid's compute, to find it", ""))
+        tiles.append((_costs(row), "of the grid's compute to find it, alone / with sharing", ""))
     shown = "".join(
         f'<div class="tile"><b>{number}</b><span>{what}</span><small>{interval}</small></div>'
         for number, what, interval in tiles

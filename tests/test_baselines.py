@@ -24,14 +24,15 @@ from vispco.analysis.indicators import hypervolume
 from vispco.cli.listing import listing
 from vispco.config import parse_study
 from vispco.costs import prefill_flops, unpruned_flops
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.runtime import prune
-from vispco.pruning.schedules import Ratios, Step, parse_schedule
+from vispco.pruning.schedules import MultiStep, Ratios, Step, parse_schedule
+from vispco.search.dop import solve
 from vispco.search.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops
 from vispco.search.gsearch import greedy
 from vispco.search.observed import observe
@@ -614,3 +615,115 @@ def test_configurations_that_do_not_fit_are_left_out() -> None:
     assert said == [
         "fastv:k3-r50 is left out: step(layer=3, keep=0.5) prunes at layer 3, but the model has layers 0 to 2"
     ]
+
+
+# --- DOP -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_the_knapsack_finds_what_trying_everything_finds(most: int) -> None:
+    """Of every budget, the least sum of divergences among all schedules with at most so many steps."""
+    rng, groups, layers = np.random.default_rng(most), 3, 5
+    table = np.cumsum(rng.exponential(size=(groups + 1, layers)), axis=0)
+    table[0] = 0
+    table[:, 0] = 0
+    costs = np.sort(rng.uniform(0.02, 0.2, size=(layers, groups + 1)), axis=1)[:, ::-1]
+    found = solve(table.tolist(), costs.tolist(), most)
+    everything = []
+    for gone in itertools.combinations_with_replacement(range(groups + 1), layers - 1):
+        path = (0, *gone)
+        if sum(b > a for a, b in itertools.pairwise(path)) <= most:
+            value = sum(table[b][n + 1] - table[a][n + 1] for n, (a, b) in enumerate(itertools.pairwise(path)))
+            everything.append((sum(costs[layer][k] for layer, k in enumerate(path)), value, path))
+    assert {path for *_, path in found} <= {path for *_, path in everything}
+    for budget in np.linspace(min(costs.min(axis=1).sum(), 0.3), costs.max(axis=1).sum(), 12):
+        best = min((value for cost, value, _ in everything if cost <= budget - 0.003), default=None)
+        if best is not None:
+            assert min(value for cost, value, _ in found if cost <= budget) <= best + 1e-12
+
+
+def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = BASELINES.split("searches:")[0] + "searches:\n"
+    for family in ("step", "multistep", "layerwise"):
+        text += f"  {family}: {{kind: dop, family: {family}, samples: 8, batch: 8, groups: 3, candidates: 2}}\n"
+    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    whole, store = Store(f"sqlite:///{tmp_path}/whole.db"), Store(f"sqlite:///{tmp_path}/a.db")
+    Run(made, whole).run()
+    budgets = whole.require_experiment("small")["facts"]["budgets"]
+    for family in ("step", "multistep", "layerwise"):
+        trials = whole.trial_log(f"small/{family}").complete()
+        assert [t.user_attrs["budget"] for t in trials] == sorted(budgets, reverse=True)
+        assert all(t.values[1] <= t.user_attrs["budget"] + 1e-9 for t in trials)
+        assert [t.user_attrs["propose_flops"] > 0 for t in trials] == [True, False, False]
+        assert 0 < trials[0].user_attrs["spent_flops"] < trials[0].user_attrs["charged_flops"]  # the table is a tree
+        assert set(trials[0].params) == set(FAMILIES[family](8).distributions())
+    add, stored = TrialLog.add, 0
+
+    def one(self: TrialLog, *args: Any, **kwargs: Any) -> None:
+        nonlocal stored
+        if stored == 4:
+            raise KeyboardInterrupt
+        stored += 1
+        add(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrialLog, "add", one)
+    with pytest.raises(KeyboardInterrupt):
+        Run(made, store).run()
+    monkeypatch.setattr(TrialLog, "add", add)
+    assert Run(made, store).run() == 5
+    for family in ("step", "multistep", "layerwise"):
+        pairs = zip(*(s.trial_log(f"small/{family}").complete() for s in (store, whole)), strict=True)
+        for again, first in pairs:
+            assert (again.values, again.params) == (first.values, first.params)
+            assert again.user_attrs["charged_flops"] == first.user_attrs["charged_flops"]
+    with pytest.raises(ConfigError, match=r"searches.x: kind 'dop' has no schedules of family 'sigmoid'"):
+        text = BASELINES.split("searches:")[0] + "searches:\n  x: {kind: dop, family: sigmoid}\n"
+        validate(Problem(parse_study(text), text, model=problem.model, processor=problem.processor))
+
+
+# --- warm starts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["step", "multistep", "layerwise"])
+def test_families_find_their_schedule_of_keep_ratios(family: str) -> None:
+    made = FAMILIES[family](8)
+    for schedule in (Step(2, 0.5), Step(7, 0.0), Ratios([1.0] * 8), MultiStep((1, 4), (0.5, 0.25))):
+        own = made.from_ratios(schedule.keep_ratio(8))
+        if family == "step" and isinstance(schedule, MultiStep):
+            assert own is None
+            continue
+        assert own is not None
+        assert own.keep_ratio(8) == schedule.keep_ratio(8)
+        assert made.schedule(made.parameters(own)).keep_ratio(8) == pytest.approx(own.keep_ratio(8), abs=2e-4)
+    falling = [1 - layer / 8 for layer in range(8)]
+    assert (made.from_ratios(falling) is None) == (family != "layerwise")
+
+
+def test_samplers_start_from_what_is_enqueued(problem: Problem, tmp_path: Path) -> None:
+    text = BASELINES.split("searches:")[0] + "searches:\n"
+    given = "enqueue: ['fastv:k2-r50', 'step(layer=3, keep=0.25)', 'fitprune:50']"
+    text += f"  random: {{kind: random, trials: 4, {given}}}\n"
+    text += f"  tpe: {{kind: tpe, trials: 5, batch: 3, {given}}}\n"
+    text += "  cold: {kind: random, trials: 4}\n"
+    text += "  published: {kind: random, trials: 14, family: multistep, enqueue: published}\n"
+    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
+    progress = Silent()
+    progress.say = said.append  # type: ignore[method-assign]
+    Run(made, store, progress).run()
+    schedules = {
+        name: [t.user_attrs["schedule"] for t in store.trial_log(f"small/{name}").complete()]
+        for name in ("random", "tpe", "cold", "published")
+    }
+    for name in ("random", "tpe"):
+        assert schedules[name][:2] == ["step(layer=2, keep=0.5)", "step(layer=3, keep=0.25)"]
+        assert f"small/{name}: fitprune:50 is no schedule of family 'step' and is not enqueued" in said
+    assert schedules["random"][2:] == schedules["cold"][2:]  # what comes after is drawn as ever
+    assert {"multistep(layers=(2,), keeps=(0.5,))", "multistep(layers=(2, 4, 6), keeps=(0.5, 0.25, 0.125))"} <= {
+        *schedules["published"]
+    }
+    wrong = text.replace("'fitprune:50'", "'fitprune:55'")
+    with pytest.raises(ScheduleError, match="no published configuration 'fitprune:55'"):
+        Run(Problem(parse_study(wrong), wrong, model=problem.model, processor=problem.processor), store).run(fresh=True)

@@ -17,8 +17,9 @@ from vispco.evaluation.prepared import prepare
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.relaxed import relaxed
-from vispco.pruning.schedules import Step, keep_all
-from vispco.search.calibration import Calibration
+from vispco.pruning.runtime import prune
+from vispco.pruning.schedules import MultiStep, Step, keep_all
+from vispco.search.calibration import Calibration, _kl
 from vispco.tasks.mosaic_vqa import MosaicVQA
 
 
@@ -101,6 +102,30 @@ def test_no_pruning_has_no_loss_and_pruning_has_some(evaluator: Evaluator) -> No
     assert calibration.loss(0, torch.ones(layers), 0.1).item() == pytest.approx(0.0, abs=1e-5)
     hard = calibration.pruned_loss(Step(1, 0.0), 2)
     assert hard > 0.01
+
+
+def test_schedules_checked_together_give_what_each_gives_alone(evaluator: Evaluator) -> None:
+    """And what each gives with the model physically pruned, without the tree; what they share is spent once."""
+    method, shape = make_method("fastv"), evaluator.problem.shape
+    calibration = Calibration(evaluator, method, 8, seed=0)
+    schedules = [Step(2, 0.5), MultiStep((2, 4), (0.5, 0.1)), keep_all(), Step(1, 0.0)]
+    calibration.charged = calibration.spent = 0
+    together, weights = calibration.pruned_losses(schedules, 0, 2)
+    charged, spent = calibration.charged, calibration.spent
+    calibration.charged = calibration.spent = 0
+    for schedule, row in zip(schedules, together, strict=True):
+        alone, same = calibration.pruned_losses([schedule], 0, 2)
+        torch.testing.assert_close(alone[0], row, rtol=1e-3, atol=1e-5)
+        assert torch.equal(same, weights)
+        slow = []
+        for micro in calibration.micros:
+            assert micro.teacher is not None
+            with torch.no_grad(), prune(evaluator.problem.model, method=method, schedule=schedule) as session:
+                session.sample_keys, session.vision = micro.batch.keys, micro.batch.vision_for(method)
+                slow.append(_kl(micro.teacher, calibration._logits(micro.batch, micro.teacher.answer)).double())
+        torch.testing.assert_close(torch.cat(slow), row, rtol=1e-3, atol=1e-5)
+    assert calibration.charged == calibration.spent == charged
+    assert 0 < spent < charged - shape.hidden
 
 
 def test_relaxed_loss_is_the_pruned_loss_at_a_hard_schedule(evaluator: Evaluator) -> None:

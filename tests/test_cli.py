@@ -94,6 +94,7 @@ def test_compare_json_is_the_contract(cli: Cli, ran: tuple[str, Path]) -> None:
             *("wall_seconds", "budget_score", "budget_score_ci", "hypervolume", "hypervolume_ratio_to_grid"),
             *("cost_ratio_to_grid", "igd_plus", "epsilon", "front"),
             *("budgets_missed", "score_within_budget", "score_within_budget_ci"),
+            *("spent_ratio_to_grid", "seconds_ratio_to_grid"),
         }
         # No grid was run: ratios to it cannot be had.
         assert search["hypervolume_ratio_to_grid"] is search["cost_ratio_to_grid"] is search["igd_plus"] is None

@@ -15,15 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from vispco.dashboards import figures
+from vispco.dashboards import tables as report_tables
 
 from conftest import SMALL
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.entries import against, compare_against, entries
+from vispco.analysis.regret import best_known
 from vispco.analysis.selection import choices_at, choose, fits
 from vispco.analysis.statistics import holm, mean_scores
 from vispco.analysis.two_level import estimate, resample
+from vispco.analysis.violations import compare_violations, violations
 from vispco.cli.main import main
 from vispco.config import CHECKPOINTS, parse_study
 from vispco.errors import ConfigError, StorageError
@@ -558,3 +561,98 @@ def test_checkpoints_of_a_study() -> None:
     for wrong in ("[]", "[0]", "[-0.1]", "many"):
         with pytest.raises(ConfigError, match="anytime"):
             parse_study(f"{SMALL}anytime: {wrong}\n")
+
+
+# --- violations ----------------------------------------------------------------------------------
+
+
+def test_the_violation_table_has_every_seed_and_budget(cli: Cli, tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill_entries(store, entries={"grid": ENTRIES["grid"]})
+    assert violations(Comparison(store, "exp"))["entries"] == []
+    with pytest.raises(StorageError, match=r"no gradient search that says how it held its budgets"):
+        compare_violations(store, ["exp"])
+    facts = store.require_experiment("exp")["facts"]
+    for seed in (0, 1):
+        facts["studies"][f"exp/learned@{seed}"] = {
+            **facts["studies"]["exp/grid"],
+            "entry": "learned",
+            "seed": seed,
+            "kind": "lagrangian",
+            "deterministic": False,
+        }
+        for budget in BUDGETS:
+            off = 0.5 if seed and budget == BUDGETS[0] else 0.01
+            said = {"budget": budget, "relaxed_flops_ratio": budget * (1 + off), "stationarity": 0.2 + 0.2 * seed}
+            store.trial_log(f"exp/learned@{seed}").add(
+                made(np.random.default_rng(seed), f"{seed}{budget}", "search", 0.5, budget - 0.01, 0.5),
+                parameters={"layer": 2, "keep": 0.5},
+                distributions=StepFamily(4).distributions(),
+                seconds=0.1,
+                attributes={**said, "feasibility": off},
+            )
+    store.save_facts("exp", facts)
+    found = violations(Comparison(store, "exp"))
+    (entry,) = found["entries"]
+    assert (entry["entry"], entry["seeds"]) == ("learned", [0, 1])
+    assert (entry["pairs"], entry["held"]) == (2 * len(BUDGETS), 2 * len(BUDGETS) - 1)
+    assert entry["farthest"] == pytest.approx(0.5)
+    assert entry["over"] == pytest.approx(-0.01)
+    first = entry["budgets"][0]
+    page = report_tables.violations(found)
+    assert "of their budgets before the snap" in page
+    assert "+1.0 to +50.0 %" in page
+    assert first["relaxed"] == pytest.approx([0.01, 0.5])
+    assert (first["stationarity"], first["complementarity"]) == (pytest.approx(0.3), None)
+    url = f"sqlite:///{tmp_path}/a.db"
+    code, out, _ = cli("compare", "exp", "--violations", "--storage", url)
+    assert code == 0
+    assert all(len(line) <= 80 for line in out.splitlines()), out
+    assert f"{len(BUDGETS)} of" not in out
+    assert f"{2 * len(BUDGETS) - 1} of {2 * len(BUDGETS)} within 2 %" in out
+    assert "none above its budget" in out
+    code, out, _ = cli("compare", "exp", "--violations", "--csv", "--storage", url)
+    assert len(out.splitlines()) == 1 + 2 * len(BUDGETS)
+
+
+# --- regret --------------------------------------------------------------------------------------
+
+
+def test_regret_is_told_against_everything_that_was_found(cli: Cli, tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill_entries(store, entries={name: ENTRIES[name] for name in ("grid", "same", "dear")})
+    alone = best_known(Comparison(store, "exp"))
+    fill_entries(store, "more", {"good": ("nsga2", 10, 4, 0.6, 0.25)})
+    comparison = Comparison(store, "exp")
+    best = best_known(comparison)
+    assert (alone.experiments, best.experiments) == (["exp"], ["exp", "more"])
+    assert best.trials > alone.trials
+    pool = [
+        (t, name, study)
+        for name in ("exp", "more")
+        for study in store.study_names(name)
+        for t in store.trial_log(study).complete()
+    ]
+    for budget, delivered in zip(BUDGETS, best.delivered, strict=True):
+        trial, name, _ = min(
+            (one for one in pool if one[0].values[1] <= budget), key=lambda one: (-one[0].values[0], one[0].values[1])
+        )
+        key = (f"fastv|{trial.user_attrs['schedule']}", "held_out")
+        measured = store.get_evaluation(store.linked(name, "schedule")[key])
+        assert measured is not None
+        assert delivered.accuracy == measured.accuracy
+    table = against(comparison, "best-known")
+    score = np.mean([evaluation.accuracy for evaluation in best.delivered])
+    assert table["best_known"]["budget_score"] == pytest.approx(score)
+    for found in table["entries"]:
+        assert found["regret"] == pytest.approx(score - found["budget_score"]) == -found["difference"]
+        assert found["entry"] in ("grid", "same", "dear")
+    assert row(table, "same")["verdict"] == "worse"
+    assert against(comparison, "grid")["best_known"] is None
+    code, out, _ = cli("compare", "exp", "--against", "best-known", "--storage", f"sqlite:///{tmp_path}/a.db")
+    assert code == 0
+    assert all(len(line) <= 80 for line in out.splitlines()), out
+    assert f"best known: {score:.3f}, of {best.trials} trials" in out
+    facts = store.require_experiment("more")["facts"]
+    store.save_facts("more", {**facts, "budgets": [0.123]})
+    assert best_known(Comparison(store, "exp")).experiments == ["exp"]

@@ -13,11 +13,18 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+import vispco
+from conftest import SMALL
 from test_copying import fill
 from vispco.analysis.comparison import Comparison
 from vispco.cli.main import main
+from vispco.config import parse_study
 from vispco.errors import ConfigError, LockedError, StorageError
+from vispco.evaluation.evaluator import Evaluator
 from vispco.export import export_schedule
+from vispco.problem import Problem
+from vispco.pruning.schedules import parse_schedule
+from vispco.search.runner import Run, Silent
 from vispco.storage.importing import import_trials
 from vispco.storage.store import Store
 
@@ -295,3 +302,43 @@ def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     row = next(search for search in comparison.to_dict()["searches"] if search["name"] == "mine")
     assert row["charged_flops"] == sum(t.user_attrs["charged_flops"] for t in mine.trials) > 0
     assert (row["evaluations"], row["propose_flops"]) == (2, 0)
+
+
+def test_a_search_of_the_users_own_gets_a_held_out_score(problem: Problem, tmp_path: Path) -> None:
+    text = SMALL.split("searches:")[0] + "searches:\n  random: {kind: random, trials: 2}\n"
+    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
+    Run(made, store).run()
+    own = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=3))
+    own.optimize(vispco.objective(made), n_trials=4)
+    for name, attributes in (("mine", None), ("theirs", {"schedule": "step(layer=2, keep=0.5)", "evaluation": "x"})):
+        study = optuna.create_study(
+            study_name=name, storage=store.optuna, directions=["maximize", "minimize"], sampler=own.sampler
+        )
+        for trial in own.trials:
+            kept = trial.user_attrs if attributes is None else attributes
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=trial.params, distributions=trial.distributions, values=trial.values, user_attrs=kept
+                )
+            )
+        import_trials(store, name, "small")
+    before = {row["name"]: row["budget_score"] for row in Comparison(store, "small").to_dict()["searches"]}
+    assert before["mine"] is None
+    progress = Silent()
+    progress.say = said.append  # type: ignore[method-assign]
+    Run(made, store, progress).run()
+    comparison = Comparison(store, "small")
+    found = {row["name"]: row["budget_score"] for row in comparison.to_dict()["searches"]}
+    evaluator, blind = Evaluator(made), comparison.reference("no_image", "held_out")
+    assert blind is not None
+    scores = []
+    for budget in comparison.budgets:
+        fitting = [t for t in own.trials if t.values[1] <= budget]
+        best = min(fitting, key=lambda t: (-t.values[0], t.values[1], t.number), default=None)
+        schedule = None if best is None else parse_schedule(best.user_attrs["schedule"])
+        scores.append(evaluator.evaluate([schedule], "held_out")[0].accuracy if schedule else blind.accuracy)
+    assert found["mine"] == pytest.approx(sum(scores) / len(scores))
+    assert found["theirs"] is None
+    assert any(line.startswith("small/theirs: ") and "are not measured on held_out" in line for line in said)
+    assert not any(line.startswith("small/mine") for line in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,17 @@ from vispco.export import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
+from vispco.pruning.schedules import Step
+from vispco.search.budget import RelaxedCost
+from vispco.search.checking import nearest, nearest_of_each
 from vispco.search.descent import Descent
-from vispco.search.lagrangian import GradientOptions, LagrangianSearch
+from vispco.search.kkt import residuals
+from vispco.search.lagrangian import GradientOptions, LagrangianSearch, not_held, widest
 from vispco.search.predicted import PredictedPolicy, is_predicted, parse_policy, snapped_policy
 from vispco.search.predictor import RatioPredictor, from_text, shifted_counts, to_text
 from vispco.search.runner import Run
 from vispco.storage.store import Store
+from vispco.storage.trials import TrialLog
 
 STUDY = """
 experiment: learned
@@ -35,6 +41,7 @@ searches:
 """
 COST = "dual_steps: 2, primal_steps: 2, batch: 8, check: 8, between: 1"
 STEPS = 4
+HELD_BY = ("step", "multistep", "layerwise", "sigmoid")
 LONGER = COST.replace("dual_steps: 2", "dual_steps: 6")
 KINDS = [(kind, predictor) for kind in ("lagrangian", "on_budget") for predictor in ("static", "budget", "input")]
 
@@ -136,16 +143,132 @@ def test_by_construction_every_step_costs_its_budget(problem: Problem, tmp_path:
             assert trial.user_attrs["relaxed_flops_ratio"] == pytest.approx(trial.user_attrs["budget"], abs=1e-3)
 
 
-@pytest.mark.parametrize("family", ["step", "multistep", "layerwise", "sigmoid"])
-def test_a_predictor_holds_every_budget_before_the_snap(problem: Problem, tmp_path: Path, family: str) -> None:
-    study = made(problem, f"  one: {{kind: lagrangian, predictor: budget, family: {family}, {COST}}}\n")
+@pytest.mark.parametrize(
+    ("predictor", "family"), [("static", "step"), ("static", "multistep"), *(("budget", f) for f in HELD_BY)]
+)
+def test_every_budget_is_held_before_the_snap(problem: Problem, tmp_path: Path, predictor: str, family: str) -> None:
+    study = made(problem, f"  one: {{kind: lagrangian, predictor: {predictor}, family: {family}, {COST}}}\n")
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(study, store).run()
     solved = [t for t in store.trial_log("learned/one").complete() if not t.user_attrs.get("interpolated")]
     assert len(solved) == 3
     for trial in solved:
-        assert trial.user_attrs["relaxed_flops_ratio"] == pytest.approx(trial.user_attrs["budget"], abs=0.01)
-        assert trial.values[1] <= trial.user_attrs["budget"] + 1e-9
+        said = trial.user_attrs
+        assert said["relaxed_flops_ratio"] == pytest.approx(said["budget"], abs=0.0051)
+        assert trial.values[1] <= said["budget"] + 1e-9
+        over = said["relaxed_flops_ratio"] / said["budget"] - 1
+        assert said["feasibility"] == pytest.approx(max(0.0, over), abs=1e-9)
+        assert 0 <= said["stationarity"] <= 1 + 1e-9
+        assert said["complementarity"] >= 0
+    assert not_held(solved) == ""
+
+
+def test_kkt_residuals_vanish_at_a_solution(problem: Problem) -> None:
+    """A loss that falls in proportion to the cost is stationary on its budget; one that rises with it is not."""
+    family, cost = FAMILIES["layerwise"](8), RelaxedCost(Evaluator(problem))
+    free = family.start().double()
+    ratios = family.relaxed(free, 1.0).requires_grad_(True)
+    price = cost(ratios)
+    (slope,) = torch.autograd.grad(price, [ratios])
+    budget = float(price.detach())
+    found = residuals(family, cost, free, 1.0, (-3 * slope).tolist(), budget)
+    assert found == pytest.approx({"stationarity": 0, "feasibility": 0, "complementarity": 0}, abs=1e-9)
+    over = residuals(family, cost, free, 1.0, (-3 * slope).tolist(), budget / 1.1)
+    # d loss = -3 d cost, and the violation is cost / budget - 1: the multiplier is 3 budget.
+    assert over == pytest.approx(
+        {"stationarity": 0, "feasibility": 0.1, "complementarity": 3 * budget / 1.1 * 0.1}, abs=1e-6
+    )
+    assert residuals(family, cost, free, 1.0, slope.tolist(), budget)["stationarity"] == pytest.approx(1)
+    one_layer = [0.0] * 7 + [-1.0]
+    assert 0.1 < residuals(family, cost, free, 1.0, one_layer, budget)["stationarity"] < 1
+
+
+def test_budgets_that_are_not_held_are_reported() -> None:
+    def trial(budget: float, relaxed: float) -> Any:
+        return SimpleNamespace(user_attrs={"budget": budget, "relaxed_flops_ratio": relaxed})
+
+    trials = [trial(0.5, 0.505), trial(0.4, 0.5), trial(0.3, 0.27), SimpleNamespace(user_attrs={"budget": 0.2})]
+    assert not_held(trials) == "2 of 3 budgets not held within 2% before the snap: 0.300 (-10%), 0.400 (+25%)"
+    assert not_held(trials[:1]) == ""
+
+
+def test_groups_are_checked_together_as_each_alone() -> None:
+    rng = torch.Generator().manual_seed(0)
+    table = {Step(layer, 0.5): 0.02 * layer + torch.rand(64, generator=rng).double() for layer in range(1, 8)}
+    asked: list[int] = []
+
+    def losses(schedules: Any, first: int, last: int) -> Any:
+        asked.append(len(schedules) * (last - first))
+        return torch.stack([table[one][8 * first : 8 * last] for one in schedules]), torch.ones(8 * (last - first))
+
+    calibration: Any = SimpleNamespace(batches=list(range(8)), pruned_losses=losses)
+    shapes = list(table)
+    groups = [shapes[:3], shapes[1:5], [shapes[6]], [*shapes[4:], shapes[4]]]
+    alone = [nearest(calibration, group, 1, 8) for group in groups]
+    each, asked[:] = sum(asked), []
+    assert nearest_of_each(calibration, groups, 1, 8) == alone
+    assert sum(asked) < each  # schedules of several groups are asked for once
+    assert {len(group) for group in alone} == {3, 4, 1}
+
+
+def test_the_widest_gaps_are_tried_and_half_a_gap_counts_a_quarter() -> None:
+    ends = [
+        (budget, SimpleNamespace(values=(accuracy, budget)))
+        for budget, accuracy in ((0.2, 0.2), (0.4, 0.8), (1.0, 0.9))
+    ]
+    found = widest(ends, 3)
+    assert [middle for middle, *_ in found] == pytest.approx([0.3, 0.7, 0.25])
+    assert [(above.values[1], below.values[1]) for _, above, below in found] == [(0.4, 0.2), (1.0, 0.4), (0.4, 0.2)]
+
+
+def test_a_raced_search_is_resumed_as_it_was(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    race = "race: {first: 2, margin: 0.9, alpha: 0.9, reserve: 1}"
+    study = made(problem, f"  one: {{kind: lagrangian, {COST}, {race}}}\n")
+    whole = Store(f"sqlite:///{tmp_path}/whole.db")
+    Run(study, whole).run()
+    trials = whole.trial_log("learned/one").settled()
+    assert sum(not t.user_attrs.get("interpolated", False) for t in trials) == 3
+    store, add, stored = Store(f"sqlite:///{tmp_path}/a.db"), TrialLog.add, 0
+
+    def one(self: TrialLog, *args: Any, **kwargs: Any) -> None:
+        nonlocal stored
+        if stored == 2:
+            raise KeyboardInterrupt
+        stored += 1
+        add(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrialLog, "add", one)
+    with pytest.raises(KeyboardInterrupt):
+        Run(study, store).run()
+    monkeypatch.setattr(TrialLog, "add", add)
+    Run(study, store).run()
+    assert outcomes(store, "learned/one") == outcomes(whole, "learned/one")
+    assert [t.state for t in store.trial_log("learned/one").settled()] == [t.state for t in trials]
+    assert Run(study, store).run() == 0
+
+
+def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem, tmp_path: Path) -> None:
+    """Without that, its new seeds would be another search under the same name."""
+    cost = "dual_steps: 1, primal_steps: 1, batch: 8, check: 8"
+    study = made(problem, f"  one: {{kind: lagrangian, {cost}, between: 0, seeds: [0]}}\n")
+    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
+    Run(study, store).run()
+    facts = store.require_experiment("learned")["facts"]
+    assert facts["studies"]["learned/one@0"].pop("defaults") == 2
+    store.save_facts("learned", facts)
+    more = Problem(
+        parse_study(study.text.replace("seeds: [0]", "seeds: [1]")),
+        study.text.replace("seeds: [0]", "seeds: [1]"),
+        model=problem.model,
+        processor=problem.processor,
+    )
+    run = Run(more, store)
+    monitor = run.progress
+    monitor.say = said.append  # type: ignore[method-assign]
+    run.run()
+    assert "learned/one@1: goes on with the defaults that it began with (predictor: static, learning_rate: 0.3)" in said
+    assert store.trajectory("learned/one@0").keys() - store.trajectory("learned/one@1").keys() == {"predictor"}
+    assert store.require_experiment("learned")["facts"]["studies"]["learned/one@1"]["defaults"] == 1
 
 
 def test_a_short_training_for_many_budgets_ends_on_each(problem: Problem, tmp_path: Path) -> None:
@@ -285,8 +408,10 @@ def test_snapping_a_policy(problem: Problem) -> None:
 
 
 def test_defaults_depend_on_the_predictor() -> None:
-    assert GradientOptions().settled().dual_steps == 3
-    assert GradientOptions(predictor="budget").settled().dual_steps == 12
+    one = GradientOptions().settled()
+    assert (one.predictor, one.dual_steps, one.check, one.between) == ("budget", 4, 32, 2)
+    static = GradientOptions(predictor="static", check=0).settled()
+    assert (static.dual_steps, static.check, static.between) == (3, 0, 6)
     assert GradientOptions(predictor="input", dual_steps=5).settled().dual_steps == 5
     assert LagrangianSearch.Options is GradientOptions
     assert set(FAMILIES) >= {"step", "multistep", "layerwise"}

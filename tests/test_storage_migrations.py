@@ -112,6 +112,7 @@ def near(value: Any) -> Any:
 def without_added(search: dict[str, Any]) -> dict[str, Any]:
     """A search of the comparison without the keys that it did not have then."""
     added = {"budgets_missed", "score_within_budget", "score_within_budget_ci"}
+    added |= {"spent_ratio_to_grid", "seconds_ratio_to_grid"}
     assert added <= search.keys()
     return {key: value for key, value in search.items() if key not in added}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison
+from vispco.analysis.comparison import Comparison, share
 from vispco.analysis.entries import SEEDS_NEEDED, Entry, entries
 from vispco.analysis.selection import choose
 from vispco.analysis.two_level import Runs, estimate, resample
@@ -157,6 +157,8 @@ def _row(
     blind = comparison.reference_point()[0]
     charged = [total for run in entry.runs if (total := run.total("charged_flops")) is not None]
     cost = float(np.mean(charged)) if len(charged) == len(entry.runs) else None
+    paid = [total for run in entry.runs if (total := run.total("spent_flops")) is not None]
+    spent = float(np.mean(paid)) if len(paid) == len(entry.runs) else None
     whole = comparison.grid_flops()
     key, known = ("at", entry.name), estimates.measured
     row: dict[str, Any] = {
@@ -177,7 +179,9 @@ def _row(
         "difference_ci": None,
         "difference_covers": None,
         "charged_flops": cost,
-        "charged_share": cost / whole if cost is not None and whole else None,
+        "charged_share": share(cost, whole),
+        "spent_share": share(spent, comparison.grid_spent()),
+        "wall_seconds": float(np.mean([run.seconds for run in entry.runs])),
     }
     if key in known:
         row["accuracy_held_out"] = known[key].accuracy

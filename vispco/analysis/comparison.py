@@ -29,6 +29,10 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "spent_flops": int,
     "propose_flops": int,
     "budget": (int, float),
+    "relaxed_flops_ratio": (int, float),
+    "stationarity": (int, float),
+    "feasibility": (int, float),
+    "complementarity": (int, float),
 }
 
 
@@ -69,6 +73,11 @@ class Searched:
         """Sum of an attribute over the trials that cost something; None if one does not say."""
         values = [trial.user_attrs.get(name) for trial in self.paid]
         return None if None in values else sum(value for value in values if value is not None)
+
+    @property
+    def seconds(self) -> float:
+        """Of proposing and measuring all trials."""
+        return sum(trial.duration.total_seconds() for trial in self.paid if trial.duration is not None)
 
 
 class Comparison:
@@ -129,10 +138,11 @@ class Comparison:
 
     def _confirmed_evaluations(self) -> dict[str, str]:
         """Search-split evaluation -> key of its schedule's link. Equal ids are equal measurements, so an imported
-        trial has the held-out numbers of the trial of ours that it repeats."""
+        trial has the held-out numbers of the trial of ours that it repeats, or of a run that measured its choices."""
         if not any(search.imported for search in self.searches):
             return {}
-        found: dict[str, str] = {}
+        linked = self._links["schedule"].items()
+        found = {evaluation: key for (key, split), evaluation in linked if split == "search"}
         for search in self.searches:
             for trial in search.trials if not search.imported else []:
                 evaluation, key = trial.user_attrs.get("evaluation", ""), _link_key(search, trial)
@@ -200,6 +210,11 @@ class Comparison:
         grid = self.grid()
         known = _naive(grid) if grid else None
         return known if known is not None else self.facts.get("anytime", {}).get("grid_flops")
+
+    def grid_spent(self) -> int | None:
+        """What the dense grid cost as it was run here, with sharing; None if that is not known."""
+        grid = self.grid()
+        return grid.total("spent_flops") if grid else None
 
     def grid(self) -> Searched | None:
         """The first complete grid: the empirical frontier that others are compared with. Half a grid is none."""
@@ -361,7 +376,7 @@ class Comparison:
             "charged_flops": charged,
             "spent_flops": search.total("spent_flops"),
             "propose_flops": search.total("propose_flops"),
-            "wall_seconds": sum(t.duration.total_seconds() for t in search.paid if t.duration is not None),
+            "wall_seconds": search.seconds,
             "budget_score": score,
             "budget_score_ci": score_ci,
             "budgets_missed": self.missed(search),
@@ -369,7 +384,9 @@ class Comparison:
             "score_within_budget_ci": score_ci,
             "hypervolume": volume,
             "hypervolume_ratio_to_grid": volume / grid_volume if grid_volume else None,
-            "cost_ratio_to_grid": charged / grid_charged if charged is not None and grid_charged else None,
+            "cost_ratio_to_grid": share(charged, grid_charged),
+            "spent_ratio_to_grid": share(search.total("spent_flops"), self.grid_spent()),
+            "seconds_ratio_to_grid": share(search.seconds, grid.seconds if grid else None),
             "igd_plus": igd_plus(points, reference_set=grid_points) if grid_points else None,
             "epsilon": additive_epsilon(points, reference_set=grid_points) if grid_points else None,
             "front": [self._point(search, trial) for trial in self.front(search)],
@@ -435,6 +452,11 @@ class Comparison:
         """``mean`` and ``ci`` of the mean of several held-out accuracies minus one, given these schedules."""
         drawn = np.mean([self._drawn(evaluation) for evaluation in several], axis=0) - self._drawn(second)
         return {"mean": fmean(e.accuracy for e in several) - second.accuracy, "ci": interval(drawn)}
+
+
+def share(part: float | None, whole: float | None) -> float | None:
+    """``part`` over ``whole``; None where either is not known."""
+    return part / whole if part is not None and whole else None
 
 
 def _by_task(evaluation: Evaluation | None) -> dict[str, float]:

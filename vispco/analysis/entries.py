@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, Searched, together
+from vispco.analysis.comparison import Comparison, Searched, share, together
+from vispco.analysis.regret import BEST_KNOWN, BestKnown, best_known
 from vispco.analysis.statistics import Scores, holm, mean_scores
 from vispco.analysis.two_level import LEVEL, RESAMPLES, Estimate, Runs, estimate, resample
 from vispco.errors import ConfigError
@@ -83,6 +84,8 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
 
     The differences that have seeds enough for a verdict are one family for Holm's correction. Differences are those of
     means over runs; runs of two entries are not paired, since equal seeds of two searches have nothing in common.
+    ``reference`` may be ``best-known``, which is no entry: see :func:`~vispco.analysis.regret.best_known`; then rows
+    say their ``regret``.
     What is not measured yet is None.
 
     Raises:
@@ -90,8 +93,10 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
     """
     if score not in SCORES:
         raise ConfigError(f"unknown score {score!r}; {suggest(score, list(SCORES))}")
-    base, found = named(comparison, reference), entries(comparison)
-    drawn = _resampled(comparison, found)
+    found = entries(comparison)
+    best = best_known(comparison) if reference == BEST_KNOWN and reference not in found else None
+    base = Entry(BEST_KNOWN, []) if best else named(comparison, reference)
+    drawn = _resampled(comparison, found, best)
     estimates = {
         name: estimate(drawn[name], drawn[reference])
         for name in found
@@ -111,6 +116,7 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
         if made is not None:
             told = verdict(entry, base, made.value, adjusted.get(name))
         row.update(
+            regret=-made.value if best and made else None,
             difference=made.value if made else None,
             difference_ci=_interval(made),
             covers=made.covers if made else None,
@@ -129,12 +135,13 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
         "seeds_needed": SEEDS_NEEDED,
         "budgets": len(comparison.budgets),
         "grid_flops": comparison.grid_flops(),
+        "best_known": {**best.facts(), **_scores(drawn, BEST_KNOWN)} if best else None,
         "entries": rows,
     }
 
 
-def _resampled(comparison: Comparison, found: dict[str, Entry]) -> dict[str, Runs]:
-    """Runs by entry, for entries of which every run is measured."""
+def _resampled(comparison: Comparison, found: dict[str, Entry], best: BestKnown | None) -> dict[str, Runs]:
+    """Runs by entry, for entries of which every run is measured; the best-known front is one of them if given."""
     measured: dict[str, list[Scores]] = {}
     for name, entry in found.items():
         chosen = [comparison.delivered(run) for run in entry.runs]
@@ -143,6 +150,9 @@ def _resampled(comparison: Comparison, found: dict[str, Entry]) -> dict[str, Run
         if len(scores) == len(entry.runs):
             measured[name] = scores
     fixed = [name for name in measured if found[name].deterministic]
+    if best is not None:
+        measured[BEST_KNOWN] = [mean_scores([comparison.parts.of(evaluation) for evaluation in best.delivered])]
+        fixed.append(BEST_KNOWN)
     return resample(measured, comparison.parts.groups, fixed=fixed)
 
 
@@ -162,6 +172,7 @@ def _interval(made: Estimate | None) -> list[float] | None:
 def _facts(comparison: Comparison, entry: Entry) -> dict[str, Any]:
     facts, grid_flops = entry.runs[0].facts, comparison.grid_flops()
     charged, propose = _mean_total(entry, "charged_flops"), _mean_total(entry, "propose_flops")
+    spent = _mean_total(entry, "spent_flops")
     return {
         "entry": entry.name,
         "kind": facts["kind"],
@@ -174,8 +185,11 @@ def _facts(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "hypervolume_ratio_to_grid": _hypervolume_ratio(comparison, entry),
         "charged_flops": charged,
         "propose_flops": propose,
-        "charged_share": charged / grid_flops if charged is not None and grid_flops else None,
-        "propose_share": propose / grid_flops if propose is not None and grid_flops else None,
+        "charged_share": share(charged, grid_flops),
+        "propose_share": share(propose, grid_flops),
+        "spent_flops": spent,
+        "spent_share": share(spent, comparison.grid_spent()),
+        "wall_seconds": float(np.mean([run.seconds for run in entry.runs])),
     }
 
 

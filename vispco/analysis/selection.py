@@ -10,6 +10,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 FITS = 1e-9
+HELD = 0.02  # of a budget: a relaxed solution that misses it by more does not hold it
 
 
 class Measured(Protocol):

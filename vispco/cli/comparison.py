@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vispco.cli.output import columns_that_fit, page_width, print_table, print_text
+from vispco.search.so_far import in_flops
 
 SCHEDULE = 26  # columns for the best schedule: a step with four digits
 CELL = 6  # of an accuracy that is marked
@@ -19,6 +20,8 @@ def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             "search": search["name"],
             "trials": search["trials"],
             "cost_ratio_to_grid": search["cost_ratio_to_grid"],
+            "spent_ratio_to_grid": search["spent_ratio_to_grid"],
+            "seconds_ratio_to_grid": search["seconds_ratio_to_grid"],
             "budget_score": search["budget_score"],
             "budget_score_low": search["budget_score_ci"][0] if search["budget_score_ci"] else None,
             "budget_score_high": search["budget_score_ci"][1] if search["budget_score_ci"] else None,
@@ -61,22 +64,25 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     if not comparison["searches"]:
         print("no trials yet")
         return
+    best_first = sorted(search_rows(comparison), key=lambda row: -(row["budget_score"] or 0.0))
     print_table(
         [
             {
                 "search": row["search"],
-                "trials": row["trials"],
-                "cost/grid": row["cost_ratio_to_grid"],
                 "budget_score": row["budget_score"],
                 "95 % interval": _interval(row["budget_score_low"], row["budget_score_high"]),
                 "missed": row["budgets_missed"],
-                "hv/grid": row["hypervolume_ratio_to_grid"],
+                "charged": _cost(row["cost_ratio_to_grid"], row["charged_flops"]),
+                "spent": _cost(row["spent_ratio_to_grid"], row["spent_flops"]),
                 "seconds": round(row["wall_seconds"]),
+                "hv/grid": row["hypervolume_ratio_to_grid"],
             }
-            for row in search_rows(comparison)
+            for row in best_first
         ],
         page_width(),
     )
+    if any(row["cost_ratio_to_grid"] is not None for row in best_first):
+        print("\ncharged, spent: shares of the grid's FLOPs, without and with sharing")
     share = f", a share of {comparison['cost']}" if "cost" in comparison else ""
     print(f"\naccuracy of the schedule that each search would choose, per budget{share}\n")
     names = [search["name"] for search in comparison["searches"]]
@@ -154,6 +160,11 @@ def _explain_missed(comparison: dict[str, Any]) -> None:
 
 def _missed(chosen: dict[str, Any]) -> str:
     return "*" if chosen["missed"] else ""
+
+
+def _cost(ratio: float | None, flops: int | None) -> float | str | None:
+    """As a share of the grid's, or in FLOPs where there is none."""
+    return ratio if ratio is not None or flops is None else in_flops(flops)
 
 
 def _number(value: float | None) -> str:

@@ -195,6 +195,9 @@ def compare(
     ] = None,
     anytime: Annotated[bool, typer.Option("--anytime", help="What each entry had found by which cost.")] = False,
     per_task: Annotated[bool, typer.Option("--per-task", help="Each search's choices, task by task.")] = False,
+    violations: Annotated[
+        bool, typer.Option("--violations", help="How gradient searches held their budgets, seed by seed.")
+    ] = False,
     with_published: Annotated[
         bool, typer.Option("--with-published", help="The paper's tables beside the choices for its budgets.")
     ] = False,
@@ -214,6 +217,7 @@ def compare(
         "--against": against is not None,
         "--anytime": anytime,
         "--per-task": per_task,
+        "--violations": violations,
         "--with-published": with_published,
         "--per-target": per_target,
     }
@@ -245,6 +249,12 @@ def compare(
 
             found = compare_targets(store, experiments)
             rows_of, show = target_rows, print_targets
+        elif violations:
+            from vispco.analysis.violations import compare_violations
+            from vispco.cli.violations import print_violations, violation_rows
+
+            found = compare_violations(store, experiments)
+            rows_of, show = violation_rows, print_violations
         elif with_published:
             from vispco.analysis.published_results import compare_published
             from vispco.cli.published import print_published, published_rows

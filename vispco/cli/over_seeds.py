@@ -23,9 +23,11 @@ def against_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             **_spread(row, "score_within_budget"),
             "budgets_missed": row["budgets_missed"],
             **_spread(row, "difference"),
+            "regret": row["regret"],
             **{key: row[key] for key in ("covers", "p_value", "p_holm", "verdict")},
             **{key: row[key] for key in ("trials", "hypervolume_ratio_to_grid", "charged_flops", "propose_flops")},
-            **{key: row[key] for key in ("charged_share", "propose_share")},
+            **{key: row[key] for key in ("charged_share", "propose_share", "spent_flops", "spent_share")},
+            "wall_seconds": row["wall_seconds"],
         }
         for row in found["entries"]
     ]
@@ -40,6 +42,12 @@ def print_against(found: dict[str, Any]) -> None:
     """Two tables: what each entry delivers against the reference, and what it cost."""
     tests = found["comparisons"]
     print_text(f"{found['experiment']}: budget_score on held-out samples, mean over seeds, against {found['against']}")
+    if (best := found["best_known"]) is not None:
+        cost = "" if not found["grid_flops"] else f", {best['charged_flops'] / found['grid_flops']:.1f} dense grids"
+        print_text(
+            f"best known: {best['budget_score']:.3f}, of {best['trials']} trials{cost} charged, "
+            f"in {', '.join(best['experiments'])}; regret is minus the points"
+        )
     print("differences in points, with 95 % intervals over seeds and samples;")
     print(f"p after Holm's correction for {tests} comparison{'' if tests == 1 else 's'}\n")
     print_table(
@@ -65,6 +73,8 @@ def print_against(found: dict[str, Any]) -> None:
                 "trials": round(row["trials"]),
                 "propose": row["propose_share"],
                 "charged": row["charged_share"],
+                "spent": row["spent_share"],
+                "seconds": round(row["wall_seconds"]),
                 "hv/grid": row["hypervolume_ratio_to_grid"],
                 "missed": f"{row['budgets_missed']:.1f}",
             }
@@ -72,8 +82,9 @@ def print_against(found: dict[str, Any]) -> None:
         ],
         page_width(),
     )
+    print("\nspent: with sharing, over what the grid spent so; propose, charged: without")
     if any(row["budgets_missed"] for row in found["entries"]):
-        print("\nmissed: budgets that nothing fits; each counts as the model without the picture")
+        print("missed: budgets that nothing fits; each counts as the model without the picture")
     if any(row["covers"] == "samples" for row in found["entries"]):
         print("s: over samples only, given the schedules that were found")
 

@@ -207,6 +207,14 @@ class Evaluator:
             made[i] = outcome if isinstance(outcome, Failed) else replace(outcome, spent_flops=0, seconds=0.0)
         return found
 
+    def ids(self, policies: Sequence[Policy], split: str, method: Method | None = None) -> list[str]:
+        """Evaluation id of each policy, whether or not it is measured.
+
+        Raises:
+            ScheduleError: a policy does not fit the model or the method.
+        """
+        return self._ask(policies, split, method or self.problem.default_method)[0]
+
     def _ask(self, policies: Sequence[Policy], split: str, method: Method) -> tuple[list[str], dict[str, Pending]]:
         """Evaluation ids of policies in order, and one pending measurement for each distinct id."""
         counts = [self.counts(policy, split, method) for policy in policies]

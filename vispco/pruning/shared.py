@@ -147,6 +147,21 @@ class SharedPrefill(PruningSession):
             ended = ended | torch.isin(tokens[-1], stops)
         return torch.stack(tokens, dim=1)
 
+    @torch.inference_mode()
+    def given(self, tokens: Tensor) -> Tensor:
+        """Logits [B, m, V] behind each of ``tokens`` [B, m], which follow the prompt of the policies just named.
+
+        Asked for once per yield of :meth:`logits`, with ``cached``.
+        """
+        leaf, mask = self._leaf, self._mask
+        assert leaf is not None
+        assert leaf.cache is not None
+        prompt = leaf.prefill.prompt.valid
+        mask = torch.cat([prompt.long() if mask is None else mask, torch.ones_like(tokens)], dim=1)
+        more = self.adapter.decoding_inputs(mask, tokens.shape[1])
+        out = self.adapter.model(input_ids=tokens, attention_mask=mask, past_key_values=leaf.cache, **more)
+        return out.logits  # type: ignore[no-any-return]
+
     # --- the first path, in the model's own forward ------------------------------------------------
 
     def _start(self, prompt: Prompt, counts: Tensor, attention: str, drafts: int = 0) -> Prefill:

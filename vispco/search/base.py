@@ -39,7 +39,7 @@ class Proposal:
     """A schedule to be measured, or another policy, and what its trial shall say.
 
     ``parameters``, with their ``distributions``: default, those that the family reads off the schedule; a policy has
-    none, ``{}``. ``seconds``, ``propose_flops``: what finding it took.
+    none, ``{}``. ``seconds``, ``propose_flops``: what finding it took; ``propose_spent``: after sharing, if less.
     """
 
     schedule: Schedule | TextPolicy
@@ -48,6 +48,7 @@ class Proposal:
     seconds: float = 0.0
     attributes: Mapping[str, Any] = field(default_factory=dict)
     distributions: Mapping[str, BaseDistribution] | None = None
+    propose_spent: int | None = None
 
 
 class Options(BaseModel):
@@ -97,6 +98,8 @@ class Search(ABC):
     ``reads_calibration``: what it proposes depends on the split ``calibration``.
     ``before_decoder``: it can use families that drop tokens before layer 0.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
+    ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
+    (:meth:`as_begun`), so that its trials are never mixed.
     """
 
     kind: ClassVar[str]
@@ -105,6 +108,12 @@ class Search(ABC):
     fixed_family: ClassVar[str | None] = None
     reads_calibration: ClassVar[bool] = False
     before_decoder: ClassVar[bool] = False
+    defaults: ClassVar[int] = 1
+
+    @classmethod
+    def as_begun(cls, options: Any, defaults: int) -> Any:
+        """``options`` of an entry that began under earlier ``defaults``, with those filled in."""
+        return options
 
     @classmethod  # noqa: B027  (most kinds refuse nothing)
     def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
@@ -192,7 +201,11 @@ class Search(ABC):
                     context.say(f"{outcome.schedule} failed {attempt} times and is left out: {outcome.error}")
                 else:
                     seconds = proposal.seconds + outcome.seconds
-                    context.log.add(outcome, seconds=seconds, propose_flops=proposal.propose_flops, **settings)
+                    settings["propose_flops"], settings["propose_spent"] = (
+                        proposal.propose_flops,
+                        proposal.propose_spent,
+                    )
+                    context.log.add(outcome, seconds=seconds, **settings)
                 landed += 1
                 advance(landed)
             proposals = again

@@ -19,15 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vispco.costs import layer_flops, plain_flops, prefill_flops, read_at, relaxed_backward_flops
+from vispco.costs import layer_flops, plain_flops, prefill_flops, read_at, relaxed_backward_flops, shared_flops
 from vispco.errors import MeasurementError
 from vispco.evaluation.decoding import answer_length, generated, stop_tokens
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
+from vispco.pruning.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.relaxed import relaxed
-from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import Schedule
+from vispco.pruning.shared import SharedPrefill
 from vispco.search.distributed import Alone, Team
 from vispco.search.predictor import prompt_features
 
@@ -57,7 +58,9 @@ class MicroBatch:
 
 
 class Calibration:
-    """Fixed random mini-batches of the calibration split. ``charged`` counts every FLOP from here on.
+    """Fixed random mini-batches of the calibration split.
+
+    ``charged`` counts every FLOP from here on as if nothing were shared, ``spent`` those that were run.
 
     Who computes them is no matter.
 
@@ -82,7 +85,7 @@ class Calibration:
         self.problem, self.adapter, self.method = evaluator.problem, evaluator.problem.adapter, method
         self.team: Team = team or Alone()
         self.recompute = recompute
-        self.charged = 0
+        self.charged = self.spent = 0
         self.micros: list[MicroBatch] = []
         if self.team.rank == 0:
             self.team.command(
@@ -114,13 +117,17 @@ class Calibration:
                 relaxing += int(method.begin_flops(shape, visual, text).sum())
                 relaxing += recompute * (plain - int(layer_flops(shape, tokens[batch.rows], 0).sum()))
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
-                self.charged += plain if task.max_new_tokens == 1 else 2 * plain
+                self._pay(plain if task.max_new_tokens == 1 else 2 * plain)
                 self.micros.append(MicroBatch(batch, teacher, visual, text, plain, relaxing))
         self.batches = _interleaved(by_task)
         self._features: dict[int, Tensor] = {}
         self._widest = max((len(micro) for micro in self.micros), default=0)
         weights = self._shared(range(len(self.micros)), lambda _, teacher: teacher.weight.sum(dim=1).tolist())
         self._weights = [torch.tensor(row, dtype=torch.float64) for row in weights]
+
+    def _pay(self, charged: int, spent: int | None = None) -> None:
+        self.charged += charged
+        self.spent += charged if spent is None else spent
 
     def _is_mine(self, number: int) -> bool:
         return number % self.team.size == self.team.rank
@@ -216,7 +223,7 @@ class Calibration:
         """
         numbers = self.batches[number % len(self.batches)]
         micros = [self.micros[n] for n in numbers]
-        self.charged += sum(micro.relaxed_flops for micro in micros)
+        self._pay(sum(micro.relaxed_flops for micro in micros))
         rows = ratios.expand(sum(len(micro) for micro in micros), -1)
         fed = rows.detach().float()
         self.team.command({"do": "loss", "micros": numbers, "ratios": fed.tolist(), "temperature": temperature})
@@ -249,37 +256,56 @@ class Calibration:
 
         return self._shared(numbers, one, 1 + self.problem.shape.layers)
 
-    def pruned_losses(self, schedule: Schedule, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def pruned_losses(self, schedules: Sequence[Schedule], first: int, last: int) -> tuple[Tensor, Tensor]:
         """The same KL for the physically pruned model on mini-batches ``first`` to ``last - 1``; charges what it runs.
 
-        float64 [n] and the samples' answer tokens [n].
+        The schedules run as a tree: what they have in common is run once. Float64 [P, n], and the samples' answer
+        tokens [n].
         """
         numbers = [number for batch in self.batches[first:last] for number in batch]
-        self.team.command({"do": "pruned", "micros": numbers, "schedule": schedule.text()})
-        found = self.share_of_pruned(numbers, schedule)
+        texts = [schedule.text() for schedule in schedules]
+        self.team.command({"do": "pruned", "micros": numbers, "schedules": texts})
+        found = self.share_of_pruned(numbers, schedules)
         shape = self.problem.shape
         for number in numbers:
             micro = self.micros[number]
-            counts = schedule.counts(micro.n_visual, shape.layers)
-            self.charged += int(prefill_flops(shape, counts, micro.n_visual, micro.n_text, self.method).sum())
-        values = [x for number, row in zip(numbers, found, strict=True) for x in row[: len(self.micros[number])]]
-        return torch.tensor(values, dtype=torch.float64), torch.cat([self._weights[number] for number in numbers])
+            lengths = micro.n_visual, micro.n_text
+            counts = self._counts(micro, schedules)
+            charged = sum(int(prefill_flops(shape, one, *lengths, self.method).sum()) for one in counts)
+            self._pay(charged, int(shared_flops(shape, list(counts), *lengths, self.method).sum()))
+        values = [torch.tensor(row, dtype=torch.float64).view(len(schedules), -1) for row in found]
+        return torch.cat(values, dim=1), torch.cat([self._weights[number] for number in numbers])
 
     def pruned_loss(self, schedule: Schedule, batches: int) -> float:
         """Weighted mean of :meth:`pruned_losses` on the first ``batches``."""
-        values, weights = self.pruned_losses(schedule, 0, batches)
-        return float((values * weights).sum() / weights.sum())
+        values, weights = self.pruned_losses([schedule], 0, batches)
+        return float((values[0] * weights).sum() / weights.sum())
 
-    def share_of_pruned(self, numbers: Sequence[int], schedule: Schedule) -> list[list[float]]:
-        """Losses [b] of micro-batches under the physically pruned model, complete on rank 0."""
+    def share_of_pruned(self, numbers: Sequence[int], schedules: Sequence[Schedule]) -> list[list[float]]:
+        """Losses [P * b], policy by policy, of micro-batches under the physically pruned model; complete on rank 0."""
 
         def one(number: int, teacher: Teacher) -> list[float]:
-            batch = self.micros[number].batch
-            with torch.no_grad(), prune(self.problem.model, method=self.method, schedule=schedule) as session:
-                session.sample_keys, session.vision = batch.keys, batch.vision_for(self.method)
-                return _kl(teacher, self._logits(batch, teacher.answer)).double().tolist()
+            micro = self.micros[number]
+            losses = torch.zeros(len(schedules), len(micro), dtype=torch.float64)
+            limit = self.problem.study.memory_limit
+            shared = SharedPrefill(self.adapter, self.method, self._counts(micro, schedules), limit)
+            shared.vision = micro.batch.vision_for(self.method)
+            inputs = self.adapter.with_features(micro.batch.inputs, micro.batch.features)
+            fed = teacher.answer[:, :-1]
+            for members, logits in shared.logits(inputs, micro.batch.keys, cached=fed.shape[1] > 0):
+                student = logits[:, None].float()
+                if fed.shape[1]:
+                    student = torch.cat([student, shared.given(fed).float()], dim=1)
+                losses[members] = _kl(teacher, student).double().cpu()
+            return losses.flatten().tolist()
 
-        return self._shared(numbers, one)
+        return self._shared(numbers, one, len(schedules))
+
+    def _counts(self, micro: MicroBatch, schedules: Sequence[Schedule]) -> NDArray[np.int64]:
+        """[P, b, L]."""
+        layers = self.problem.shape.layers
+        given = [schedule.counts(micro.n_visual, layers) for schedule in schedules]
+        return np.stack([checked_counts(one, micro.n_visual, layers, self.method) for one in given])
 
     def _shared(
         self, numbers: Sequence[int], one: Callable[[int, Teacher], list[float]], each: int = 1

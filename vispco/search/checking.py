@@ -14,30 +14,60 @@ CLEAR = 2.0  # standard errors of a paired difference
 
 
 def nearest(calibration: Calibration, candidates: Sequence[Schedule], first: int, most: int) -> list[Schedule]:
-    """``candidates`` by KL(teacher || pruned model), nearest first; ties in the given order.
+    """``candidates`` by KL(teacher || pruned model), nearest first; ties in the given order."""
+    return nearest_of_each(calibration, [candidates], first, most)[0]
 
-    All are tried on ``first`` mini-batches; those that are within two standard errors of the best go on to twice as
-    many, up to ``most``. A heuristic that saves compute, no test: it is repeated without correction.
+
+def nearest_of_each(
+    calibration: Calibration, groups: Sequence[Sequence[Schedule]], first: int, most: int
+) -> list[list[Schedule]]:
+    """:func:`nearest` of several groups, all measured together, so that what schedules have in common runs once.
+
+    In a group all are tried on ``first`` mini-batches; those that are within two standard errors of the best go on to
+    twice as many, up to ``most``. A heuristic that saves compute, no test: it is repeated without correction. What a
+    group decides does not depend on the others.
     """
     most = min(most, len(calibration.batches))
     done, until = 0, min(max(1, first), most)
-    losses: dict[Schedule, Tensor] = {candidate: torch.zeros(0, dtype=torch.float64) for candidate in candidates}
+    races = [_Race(list(dict.fromkeys(group))) for group in groups]
+    losses: dict[Schedule, Tensor] = {}
     weights = torch.zeros(0, dtype=torch.float64)
-    left = list(candidates)
-    dropped: list[Schedule] = []
-    while True:
-        for candidate in left:
-            more, weight = calibration.pruned_losses(candidate, done, until)
-            losses[candidate] = torch.cat([losses[candidate], more])
+    while wanted := list(dict.fromkeys(one for race in races if race.open for one in race.left)):
+        values, weight = calibration.pruned_losses(wanted, done, until)
+        empty = torch.zeros(0, dtype=torch.float64)
+        losses.update(
+            {one: torch.cat([losses.get(one, empty), more]) for one, more in zip(wanted, values, strict=True)}
+        )
         weights = torch.cat([weights, weight])
-        left.sort(key=lambda candidate: float((losses[candidate] * weights).sum()))
-        best = losses[left[0]]
-        near = [candidate for candidate in left if not _clearly_worse(losses[candidate] - best, weights)]
-        dropped = [candidate for candidate in left if candidate not in near] + dropped
-        left = near
-        if until >= most or len(left) == 1:
-            return [*left, *dropped]
+        for race in races:
+            if race.open:
+                race.look(losses, weights)
+        if until >= most:
+            break
         done, until = until, min(2 * until, most)
+    return [race.ranked for race in races]
+
+
+class _Race:
+    """One group: ``left`` are still in it, nearest first."""
+
+    def __init__(self, group: list[Schedule]) -> None:
+        self.left, self._dropped = group, list[Schedule]()
+
+    @property
+    def open(self) -> bool:
+        return len(self.left) > 1
+
+    @property
+    def ranked(self) -> list[Schedule]:
+        return [*self.left, *self._dropped]
+
+    def look(self, losses: dict[Schedule, Tensor], weights: Tensor) -> None:
+        self.left.sort(key=lambda candidate: float((losses[candidate] * weights).sum()))
+        best = losses[self.left[0]]
+        near = [candidate for candidate in self.left if not _clearly_worse(losses[candidate] - best, weights)]
+        self._dropped = [candidate for candidate in self.left if candidate not in near] + self._dropped
+        self.left = near
 
 
 def _clearly_worse(difference: Tensor, weights: Tensor) -> bool:

@@ -31,6 +31,7 @@ LEVEL, LEAST = 0.3, 0.02  # what losses are scaled to, and the loss below which 
 SAVE_SECONDS = 20.0
 RESTORING, FINISHING = 400, 4000  # most steps on the constraints alone: on the way, and at the end
 RESTORING_RATE = 0.003
+DAMPING = 1e-3, 1e-9, 1e6  # of Levenberg-Marquardt steps: the first, the least and the most
 RESTORED_ON = 4  # mini-batches, where samples are read
 
 
@@ -51,7 +52,8 @@ class Descent:
         name: gives, with the number of the step, the random choice of mini-batches.
         save: called now and then with text from which :meth:`restore` goes on.
         tolerance: if given, ``module`` is brought within half of it of every budget by steps on the constraints alone,
-            which run no model: before the first step, with every dual step and at the end.
+            which run no model: before the first step, with every dual step and at the end. (The restoration phase of
+            inexact-restoration methods: Martinez and Pilotta, 2000.)
     """
 
     calibration: Calibration | None
@@ -101,7 +103,7 @@ class Descent:
                 self._back_on_budget()
             self._step()
             if self.steps % self.options.primal_steps == 0 and self._dual_step():
-                return
+                break
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save(self.text())
                 saved = time.monotonic()
@@ -112,6 +114,9 @@ class Descent:
         if self.tolerance is None or self.restored == self.steps:
             return
         self.restored, features = self.steps, self._features_of(RESTORED_ON)
+        if len(self.budgets) == 1:
+            self._least_change(most, features)
+            return
         optimizer = torch.optim.Adam(self.module.parameters(), lr=RESTORING_RATE)
         for _ in range(most):
             relative = self._violation(self.family.relaxed(self.free(features), self.sharpness))
@@ -120,6 +125,43 @@ class Descent:
             optimizer.zero_grad()
             relative.square().mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+
+    def _least_change(self, most: int, features: Tensor | None) -> None:
+        """Levenberg-Marquardt steps: the least change by which, to first order, the violation vanishes.
+
+        For one budget; a network that many budgets share takes Adam's small steps.
+        """
+        weights = [weight for weight in self.module.parameters() if weight.requires_grad]
+        (damping, least, largest), tolerance = DAMPING, (self.tolerance or 0.0) / 2
+        violation = self._over(features)
+        for _ in range(most):
+            if float(violation.detach().abs().max()) <= tolerance or damping > largest:
+                return
+            here, before = float(violation.detach()), [weight.detach().clone() for weight in weights]
+            slope = _flat(torch.autograd.grad(violation.sum(), weights, allow_unused=True), weights)
+            square = float(slope @ slope)
+            while damping <= largest:
+                self._move(weights, before, -slope * here / (square * (1 + damping) + 1e-12))
+                violation = self._over(features)
+                if abs(float(violation.detach())) < abs(here):
+                    damping = max(least, damping / 10)
+                    break
+                damping *= 10
+            else:
+                self._move(weights, before, torch.zeros_like(slope))
+
+    def _over(self, features: Tensor | None) -> Tensor:
+        """Relaxed flops_ratio minus budget [K], absolute."""
+        relaxed = self.family.relaxed(self.free(features), self.sharpness)
+        return self._violation(relaxed) * self.budgets
+
+    @staticmethod
+    def _move(weights: Sequence[Tensor], before: Sequence[Tensor], by: Tensor) -> None:
+        """Set ``weights`` to ``before`` plus their parts of ``by``, which is flat."""
+        with torch.no_grad():
+            parts = torch.split(by, [weight.numel() for weight in weights])
+            for weight, old, part in zip(weights, before, parts, strict=True):
+                weight.copy_(old + part.view_as(weight))
 
     def _features_of(self, most: int) -> Tensor | None:
         """[N, F] of at ``most`` so many mini-batches of the calibration split, if the module reads them."""
@@ -244,6 +286,12 @@ class Descent:
         self.constraint.restore([[math.inf if v is None else v for v in one] for one in state["constraint"]])
         if self.calibration is not None:
             self.calibration.charged = state["charged"]
+
+
+def _flat(row: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
+    """Gradients of all weights as one vector; 0 where a weight plays no part."""
+    known = (torch.zeros_like(w) if part is None else part for part, w in zip(row, weights, strict=True))
+    return torch.cat([part.flatten() for part in known])
 
 
 def _mean_of(slope: Tensor, weights: Tensor, mine: Tensor) -> list[float] | None:

@@ -223,7 +223,7 @@ def follow() -> None:
                 ratios = torch.tensor(command["ratios"], dtype=torch.float32)
                 calibration.share_of_losses(command["micros"], ratios, command["temperature"])
             elif calibration is not None and command["do"] == "pruned":
-                calibration.share_of_pruned(command["micros"], parse_schedule(command["schedule"]))
+                calibration.share_of_pruned(command["micros"], [parse_schedule(s) for s in command["schedules"]])
     finally:
         team.close()
 

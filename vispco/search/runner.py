@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from vispco.analysis.selection import checkpoints_to_confirm, points_to_confirm
+from vispco.analysis.selection import checkpoints_to_confirm, choose, front, is_measured, points_to_confirm
 from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
 from vispco.costs import Prompts, Setting, read_profile
-from vispco.errors import ConfigError, LockedError, MeasurementError, StorageError, VispcoError
+from vispco.errors import ConfigError, LockedError, MeasurementError, ScheduleError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
@@ -28,7 +28,7 @@ from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.published import PUBLISHED, named_schedule
-from vispco.pruning.schedules import Policy, Ratios, keep_all
+from vispco.pruning.schedules import Policy, Ratios, Schedule, keep_all, parse_schedule
 from vispco.pruning.targets import target_named
 from vispco.registry import suggest
 from vispco.search import SEARCHES
@@ -384,6 +384,7 @@ class Run:
         """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""
         stored = self.store.experiment(self.study.experiment)
         studies = dict(stored["facts"].get("studies", {})) if stored else {}
+        begun = {facts["entry"]: facts.get("defaults", 1) for facts in studies.values()}
         for item in plan(self.study):
             method = self.problem.method(item.config)
             points = len(list(self.problem.family(item.config).dense_grid())) if item.config.kind == "grid" else None
@@ -397,6 +398,7 @@ class Run:
                 "family": item.config.family or self.study.family,
                 "points": points,
                 "deterministic": SEARCHES[item.config.kind].deterministic,
+                "defaults": begun.get(item.entry, SEARCHES[item.config.kind].defaults),
                 "settings": _fixed(self.study.searches[item.entry]),
             }
         return {"studies": studies}
@@ -407,6 +409,7 @@ class Run:
         if failed:
             self.progress.say(f"{item.study}: {failed} trials left by a dead driver marked as failed")
         cls: type[Search] = SEARCHES[item.config.kind]
+        options = self._as_begun(item, cls)
         with self.progress.track(title, lambda: result_so_far(log, budgets, self._blind)) as advance:
             context = SearchContext(
                 evaluator=self.evaluator,
@@ -421,9 +424,20 @@ class Run:
                 say=lambda text: self.progress.say(f"{item.study}: {text}"),
                 team=self.team,
             )
-            search = cls(context, item.options)
+            search = cls(context, options)
             search.run()
             self._policies[item.study] = search.policy
+
+    def _as_begun(self, item: Planned, cls: type[Search]) -> Any:
+        """The entry's options; one that began under earlier defaults keeps them, so that its trials are of one kind."""
+        stored = self.store.experiment(self.study.experiment)
+        defaults = stored["facts"]["studies"][item.study].get("defaults", 1) if stored else cls.defaults
+        options = cls.as_begun(item.options, defaults)
+        changed = {key: value for key, value in options if value != getattr(item.options, key)}
+        if changed:
+            told = ", ".join(f"{key}: {value}" for key, value in changed.items())
+            self.progress.say(f"{item.study}: goes on with the defaults that it began with ({told})")
+        return options
 
     def _allowance(self, item: Planned) -> int | None:
         """FLOPs an entry may be charged, if they are limited: a share of the grid's cost, or what another entry was
@@ -474,6 +488,7 @@ class Run:
             for text in wanted:
                 if text not in schedules:
                     schedules[text] = self._policies[item.study](text)
+        self._add_imported(todo, budgets)
         total, done = sum(len(schedules) for _, schedules in todo.values()), 0
         with self.progress.track("held-out") as advance:
             for key, (method, schedules) in todo.items():
@@ -486,6 +501,43 @@ class Run:
                         self.store.link(self.study.experiment, "schedule", f"{key}|{schedule}", outcome)
                     done += 1
                     advance(done, total, schedule)
+
+    def _add_imported(self, todo: dict[str, tuple[Method, dict[str, Policy]]], budgets: list[float]) -> None:
+        """What imported studies would have chosen, where a trial's evaluation shows that we would measure the same."""
+        stored = self.store.experiment(self.study.experiment)
+        studies = stored["facts"]["studies"] if stored else {}
+        names = [name for name, facts in studies.items() if facts["kind"] == "imported"]
+        own = [self.problem.method(entry) for entry in self.study.searches.values()]
+        methods = {_method_key(method): method for method in (self.problem.default_method, *own)}
+        for name in names:
+            trials = [trial for trial in self.store.trial_log(name).complete() if is_measured(trial)]
+            chosen = {t.number: t for t in (*(choose(trials, b) for b in budgets), *front(trials)) if t is not None}
+            unknown = 0
+            for trial in chosen.values():
+                found = self._measured_as(trial, methods)
+                unknown += found is None
+                if found is not None:
+                    key, schedule = found
+                    (evaluation,) = self.evaluator.evaluate([schedule], "search", methods[key])
+                    self.store.link(self.study.experiment, "schedule", f"{key}|{schedule.text()}", evaluation)
+                    todo.setdefault(key, (methods[key], {}))[1].setdefault(schedule.text(), schedule)
+            if unknown:
+                self.progress.say(
+                    f"{name}: {unknown} of {len(chosen)} choices are not measured on held_out: their trials do not say "
+                    "a schedule and an evaluation of this experiment (vispco.objective notes both)"
+                )
+
+    def _measured_as(self, trial: FrozenTrial, methods: Mapping[str, Method]) -> tuple[str, Schedule] | None:
+        """Key of the method with which the evaluator would measure what an imported trial did, and its schedule."""
+        text, evaluation = trial.user_attrs.get("schedule"), trial.user_attrs.get("evaluation")
+        if not isinstance(text, str):
+            return None
+        for key, method in methods.items():
+            with suppress(ScheduleError):
+                schedule = parse_schedule(text)
+                if self.evaluator.ids([schedule], "search", method) == [evaluation]:
+                    return key, schedule
+        return None
 
 
 def evaluate_once(problem: Problem, schedule: str | None, split: str, method: str | None = None) -> Evaluation:

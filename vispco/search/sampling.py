@@ -10,14 +10,16 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
 from pydantic import Field, field_validator, model_validator
 
+from vispco.errors import ScheduleError
 from vispco.evaluation.records import Outcome
+from vispco.pruning.published import PUBLISHED, named_schedule
 from vispco.pruning.schedules import parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search
 from vispco.search.racing import RacingOptions
@@ -29,6 +31,10 @@ class SamplingOptions(Options):
     ``compute``: an entry, for as much as that was charged, or a share of the dense grid's naive cost. Drawing ends at
     the first schedule that would exceed it, so that a smaller share gives the first trials of a larger one.
 
+    ``enqueue``: schedules that are proposed first: ``published``, those that papers publish for any method, or a list
+    of their names and of schedules as text. Of the entry's method only the schedule counts; what the family cannot
+    express is left out.
+
     ``batch``: proposals asked together; part of the search's definition, so that parallel and resumed runs
     propose the same.
     """
@@ -36,6 +42,7 @@ class SamplingOptions(Options):
     trials: int | None = Field(None, ge=1)
     compute: str | float | None = None
     batch: int = Field(1, ge=1)
+    enqueue: Literal["published"] | tuple[str, ...] = ()
 
     @field_validator("compute", mode="before")
     @classmethod
@@ -103,7 +110,7 @@ class SamplingSearch(Search):
                 n for n in itertools.count(0, self.together) if not settled.keys() >= {*range(n, n + self.together)}
             )
             started = time.monotonic()
-            notes, drawn = self.notes(start), self.propose(start, self.together)
+            notes, drawn = self.notes(start), self.drawn(start, self.together)
             seconds = (time.monotonic() - started) / len(drawn)
             wanted: list[Proposal] = []
             for number, parameters in enumerate(drawn, start=start):
@@ -124,6 +131,30 @@ class SamplingSearch(Search):
                 context.say("not one schedule was measured: the first one alone exceeds the compute")
             known = self.outcomes(start, wanted) if wanted else None
             self.measure(wanted, partial(self._advance, len(settled), wanted), known)
+
+    def drawn(self, start: int, count: int) -> list[dict[str, Any]]:
+        """:meth:`propose`, with what is enqueued in the place of the first."""
+        given = self._enqueued[start : start + count]
+        return [*given, *self.propose(start, count)[len(given) :]]
+
+    @cached_property
+    def _enqueued(self) -> list[dict[str, Any]]:
+        """Parameters of what is proposed first."""
+        family, names = self.context.family, self.options.enqueue
+        found: dict[str, dict[str, Any]] = {}
+        for name in PUBLISHED if names == "published" else names:
+            try:
+                ratios = named_schedule(name, family.layers)[0].keep_ratio(family.layers)
+            except ScheduleError:
+                if names != "published":
+                    raise
+                continue  # for deeper models
+            own = family.from_ratios(ratios) if ratios[0] == 1 else None
+            if own is not None:
+                found.setdefault(own.text(), family.parameters(own))
+            elif names != "published":
+                self.context.say(f"{name} is no schedule of family {family.name!r} and is not enqueued")
+        return list(found.values())
 
     def outcomes(self, start: int, wanted: list[Proposal]) -> dict[str, Outcome] | None:
         """Outcomes of the wanted proposals, if they are not simply measured."""
@@ -161,7 +192,7 @@ class RandomSearch(SamplingSearch):
     def outcomes(self, start: int, wanted: list[Proposal]) -> dict[str, Outcome] | None:
         if self.options.race is None:
             return None
-        drawn = [self.context.family.schedule(parameters) for parameters in self.propose(start, self.together)]
+        drawn = [self.context.family.schedule(parameters) for parameters in self.drawn(start, self.together)]
         return self.race(drawn, self.options.race)
 
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:

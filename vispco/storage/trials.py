@@ -121,11 +121,13 @@ class TrialLog:
         distributions: Mapping[str, BaseDistribution],
         seconds: float,
         propose_flops: int = 0,
+        propose_spent: int | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """Store a measured schedule, COMPLETE, or one that a race stopped, PRUNED.
 
-        ``charged_flops`` is the whole price, measuring and proposing, as if nothing had been cached. A PRUNED trial
+        ``charged_flops`` is the whole price, measuring and proposing, as if nothing had been cached or shared;
+        ``spent_flops`` what was run, of proposing ``propose_spent`` (None: all of ``propose_flops``). A PRUNED trial
         has no values, so that it can be on no front; ``accuracy`` so far and ``flops_ratio`` become user attributes
         beside ``samples``, the number of samples seen, and
         ``full_flops``, what measuring all would have cost.
@@ -149,7 +151,7 @@ class TrialLog:
                 "keep_ratio": list(evaluation.keep_ratio),
                 "evaluation": evaluation.id,
                 "charged_flops": evaluation.flops + propose_flops,
-                "spent_flops": evaluation.spent_flops + propose_flops,
+                "spent_flops": evaluation.spent_flops + (propose_flops if propose_spent is None else propose_spent),
                 "propose_flops": propose_flops,
                 **stopped,
                 **(attributes or {}),

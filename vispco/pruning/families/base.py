@@ -6,9 +6,10 @@ is what the lagrangian search optimises. They agree where the differentiable one
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vispco.errors import ConfigError
@@ -87,6 +88,10 @@ class ScheduleFamily(ABC):
     def snap(self, schedule: Schedule, fits: Fits) -> Schedule:
         """The schedule of the same shape with the most tokens that still ``fits``; the cheapest if none does."""
 
+    def from_ratios(self, keep_ratio: Sequence[float]) -> Schedule | None:
+        """The family's schedule with these keep ratios [L], the first of which is 1; None if it has none."""
+        return None
+
     def invert(self, schedule: Schedule, free: Tensor) -> Tensor:
         """Free parameters whose :meth:`discrete` form is near ``schedule``; ``free`` is where the search stood."""
         return free
@@ -97,6 +102,13 @@ class ScheduleFamily(ABC):
         ``by``: how far away, in the family's smallest steps.
         """
         return []
+
+
+def steps_of(keep_ratio: Sequence[float]) -> list[tuple[int, float]]:
+    """(layer, ratio that enters it) wherever ratios [L] fall from layer 1 on, rounded down to four digits."""
+    ratios = [1.0, *map(down, keep_ratio[1:])]
+    pairs = enumerate(itertools.pairwise(ratios), start=1)
+    return [(layer, after) for layer, (before, after) in pairs if after < before]
 
 
 def logit(p: float) -> float:

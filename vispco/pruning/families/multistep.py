@@ -7,7 +7,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vispco.pruning.families.base import FAMILIES, SHAPE_SHARE, Fits, ScheduleFamily, down, largest, logit, sigmoid
+from vispco.pruning.families.base import (
+    FAMILIES,
+    SHAPE_SHARE,
+    Fits,
+    ScheduleFamily,
+    down,
+    largest,
+    logit,
+    sigmoid,
+    steps_of,
+)
 from vispco.pruning.schedules import MultiStep, Ratios, Schedule, Step
 
 if TYPE_CHECKING:
@@ -128,6 +138,10 @@ class MultiStepFamily(ScheduleFamily):
         layers = [min(self.layers - 1, int(centres[j]) + 1) for j in order]
         return _merged(layers, list(itertools.accumulate((factors[j] for j in order), lambda a, b: a * b)))
 
+    def from_ratios(self, keep_ratio: Sequence[float]) -> Schedule | None:
+        steps = steps_of(keep_ratio) or [(1, 1.0)]
+        return MultiStep(*zip(*steps, strict=True)) if len(steps) <= self.steps else None
+
     def invert(self, schedule: Schedule, free: Tensor) -> Tensor:
         import torch
 
@@ -212,6 +226,9 @@ class LayerwiseFamily(ScheduleFamily):
 
     def discrete(self, free: Tensor) -> Schedule:
         return Ratios([1.0, *(down(float(r)) for r in self.relaxed(free, 1.0)[1:])])
+
+    def from_ratios(self, keep_ratio: Sequence[float]) -> Schedule | None:
+        return Ratios([1.0, *map(down, keep_ratio[1:])])
 
     def invert(self, schedule: Schedule, free: Tensor) -> Tensor:
         import torch

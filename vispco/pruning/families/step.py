@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vispco.pruning.families.base import FAMILIES, SHAPE_SHARE, Fits, ScheduleFamily, down, largest, logit
+from vispco.pruning.families.base import FAMILIES, SHAPE_SHARE, Fits, ScheduleFamily, down, largest, logit, steps_of
 from vispco.pruning.schedules import Schedule, Step
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class StepFamily(ScheduleFamily):
 
         centre = float((self.layers - 1) * torch.sigmoid(free[0]))
         return Step(layer=min(self.layers - 1, int(centre) + 1), keep=float(torch.sigmoid(free[1])))
+
+    def from_ratios(self, keep_ratio: Sequence[float]) -> Schedule | None:
+        steps = steps_of(keep_ratio)
+        return Step(*(steps or [(1, 1.0)])[0]) if len(steps) <= 1 else None
 
     def invert(self, schedule: Schedule, free: Tensor) -> Tensor:
         import torch

@@ -1,0 +1,105 @@
+"""The best-known front of an experiment, from everything that was ever found for it: what regret is told against.
+
+A run's regret is the ``budget_score`` of the best-known front less its own. Both choose on the search split and are
+judged on the held-out split; so a regret may be below 0, by chance of the samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.selection import choose
+from vispco.errors import StorageError
+from vispco.evaluation.records import Evaluation
+from vispco.storage.reading import TrialRecord
+
+BEST_KNOWN = "best-known"
+WITHIN = {"step": {"step"}, "multistep": {"step", "multistep"}}  # families that a family contains
+SAME = ("model", "tasks", "budgets")
+
+
+@dataclass(frozen=True)
+class BestKnown:
+    """``delivered``: held-out measurements of the best-known choice for each budget; a missed one has no picture."""
+
+    experiments: list[str]
+    trials: int
+    charged_flops: int
+    delivered: list[Evaluation]
+    schedules: list[str | None]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "experiments": self.experiments,
+            "trials": self.trials,
+            "charged_flops": self.charged_flops,
+            "schedules": self.schedules,
+        }
+
+
+def best_known(comparison: Comparison) -> BestKnown:
+    """Over all experiments of the database with the same model, tasks and budgets, and all entries with the
+    experiment's method and its family, or one that this contains; the experiment's own entries always.
+
+    Raises:
+        StorageError: a choice was not measured on the held-out split.
+    """
+    pool: list[tuple[Comparison, Searched, TrialRecord]] = []
+    names, charged = [], 0
+    for name in comparison.store.experiment_names():
+        other = comparison if name == comparison.experiment else _alike(comparison, name)
+        if other is None:
+            continue
+        searches = [search for search in other.searches if other is comparison or _fits(comparison, search)]
+        if searches:
+            names.append(name)
+        for search in searches:
+            charged += search.total("charged_flops") or 0
+            pool += [(other, search, trial) for trial in search.trials]
+    delivered, schedules = [], []
+    candidates = [_Candidate(number, trial) for number, (_, _, trial) in enumerate(pool)]
+    for budget in comparison.budgets:
+        best = choose(candidates, budget)
+        if best is None:
+            where, found, schedule = comparison, comparison.reference("no_image", "held_out"), None
+        else:
+            where, search, trial = pool[best.number]
+            found, schedule = where.held_out(search, trial), trial.user_attrs.get("schedule")
+        if found is None:
+            raise StorageError(
+                f"the best-known schedule for budget {budget:.3f} was not measured on held_out; "
+                f"run its experiment to the end (vispco resume {where.experiment})"
+            )
+        delivered.append(found)
+        schedules.append(schedule)
+    return BestKnown(names, len(pool), charged, delivered, schedules)
+
+
+class _Candidate:
+    """A trial of the pool, numbered in it."""
+
+    def __init__(self, number: int, trial: TrialRecord) -> None:
+        self.number, self.values, self.user_attrs = number, trial.values, trial.user_attrs
+
+
+def _alike(comparison: Comparison, name: str) -> Comparison | None:
+    """Another experiment on the same samples; None if it is on others, or has no results."""
+    stored = comparison.store.require_experiment(name)
+    ours, theirs = comparison.stored["identity"], stored["identity"]
+    if not stored["facts"] or any(ours.get(key) != theirs.get(key) for key in SAME):
+        return None
+    same = stored["facts"]["budgets"] == comparison.budgets
+    return Comparison(comparison.store, name) if same else None
+
+
+def _fits(comparison: Comparison, search: Searched) -> bool:
+    """Whether an entry of another experiment searched among this one's schedules, by this one's method."""
+    own = {
+        (ours.facts.get("method_key"), ours.facts.get("family")) for ours in comparison.searches if not ours.imported
+    }
+    method, family = search.facts.get("method_key"), search.facts.get("family")
+    return not search.imported and any(
+        method == key and (of == "layerwise" or family in WITHIN.get(str(of), {of})) for key, of in own
+    )

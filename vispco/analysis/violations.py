@@ -1,0 +1,82 @@
+"""How gradient searches held their budgets, seed by seed: the object of ``vispco compare --violations --json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from vispco.analysis.comparison import Comparison, Searched, together
+from vispco.analysis.entries import entries
+from vispco.analysis.selection import HELD
+from vispco.errors import StorageError
+from vispco.storage.store import Store
+
+RESIDUALS = ("stationarity", "feasibility", "complementarity")
+
+
+def violations(comparison: Comparison) -> dict[str, Any]:
+    """Per entry and budget (flops_ratio - budget) / budget of the relaxed solution, before the snap, of each run.
+
+    ``held``: of how many (seed, budget) ``pairs`` it is at most 0.02 either way. ``over``: the most by which any
+    trial is above its budget on the search split, after the snap. The Karush-Kuhn-Tucker residuals are means over runs
+    (:mod:`vispco.search.kkt`); None where a search does not say.
+    """
+    found: list[dict[str, Any]] = []
+    for entry in entries(comparison).values():
+        runs = [run for run in entry.runs if _relaxed(run)]
+        if runs:
+            rows = [_row(runs, budget) for budget in comparison.budgets]
+            known = [value for row in rows for value in row["relaxed"] if value is not None]
+            over = [
+                trial.values[1] - trial.user_attrs["budget"] for run in runs for trial in run.trials if trial.values
+            ]
+            found.append(
+                {
+                    "entry": entry.name,
+                    "seeds": [run.facts["seed"] for run in runs],
+                    "budgets": rows,
+                    "pairs": len(known),
+                    "held": sum(abs(value) <= HELD for value in known),
+                    "farthest": max(known, key=abs),
+                    "over": max(over, default=None),
+                }
+            )
+    return {"experiment": comparison.experiment, "within": HELD, "entries": found}
+
+
+def _relaxed(run: Searched) -> dict[float, dict[str, Any]]:
+    """Attributes of the first trial of each budget that has a relaxed solution."""
+    solved: dict[float, dict[str, Any]] = {}
+    for trial in run.paid:
+        if {"relaxed_flops_ratio", "budget"} <= trial.user_attrs.keys():
+            solved.setdefault(trial.user_attrs["budget"], dict(trial.user_attrs))
+    return solved
+
+
+def _row(runs: Sequence[Searched], budget: float) -> dict[str, Any]:
+    said = [_relaxed(run).get(budget, {}) for run in runs]
+    row: dict[str, Any] = {
+        "budget": budget,
+        "relaxed": [(one["relaxed_flops_ratio"] - budget) / budget if one else None for one in said],
+    }
+    for name in RESIDUALS:
+        values = [one[name] for one in said if name in one]
+        row[name] = fmean(values) if values else None
+    return row
+
+
+def compare_violations(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
+    """:func:`violations` of one experiment, or of several under ``experiments``.
+
+    Raises:
+        StorageError: no such experiment, one without results, or without a gradient search.
+    """
+    found = [violations(Comparison(store, name)) for name in experiments]
+    for one in found:
+        if not one["entries"]:
+            raise StorageError(
+                f"experiment {one['experiment']!r} has no gradient search that says how it held its budgets; "
+                "run one: {kind: lagrangian}"
+            )
+    return together(found)
