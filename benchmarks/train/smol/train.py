@@ -100,7 +100,7 @@ class Run:
             groups = {
                 "projector": (projector, 1e-3, "adamw"),
                 "updates": (self.updates, 1e-3, "adamw"),
-                "tower": (tower, 5e-4, "adamw"),
+                "tower": (tower, 1.5e-4, "adamw"),
                 "readers": (readers, 5e-4, "adamw"),
             }
         for params, _, _ in groups.values():
@@ -236,7 +236,7 @@ class Run:
         each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (each * weights).sum() / weights.sum()
         reading, right = readers_loss(self.readers, features, scenes, places=True)
-        total = loss + 0.2 * reading
+        total = loss + 0.3 * reading
         parts = {"loss": float(loss.detach()), "reading": float(reading.detach())}
         if self.step % self.options.text_every == 0:
             away = distance(self.head, self.decoder, self.answers, rng, 4)
