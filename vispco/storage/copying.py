@@ -146,7 +146,7 @@ def _check(there: Connection, found: _Source, name: str, shown: str) -> None:
     if row is not None:
         theirs, mine = json.loads(row.identity), json.loads(found.row["identity"])
         named = {**theirs, **mine}.keys() - {"content"}
-        differ = sorted(key for key in named if theirs.get(key) != mine.get(key))
+        differ = sorted(repr(key) for key in named if theirs.get(key) != mine.get(key))
         differ = differ or changes(theirs.get("content") or {}, mine.get("content") or {})
         if differ:
             raise StorageError(f"{shown} holds another experiment {name!r}: its {differ[0]} differs; {way_out}")
