@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -278,3 +279,20 @@ def test_flash_attention_does_not_see_past_a_window() -> None:
             session._refuse(None, "flex_attention", 5)
     finally:
         session.remove()
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name.startswith("qwen3_5")])
+def test_a_pruned_cache_with_recurrent_states_is_not_cropped(name: str) -> None:
+    """What a recurrence has read cannot be taken back; a copy made before goes on as if nothing had followed."""
+    tiny: Any = TINY[name]
+    model, batch = tiny.model(), tiny.batch([(3, 1, 5)])
+    new = torch.tensor([[7], [8]])
+    with torch.no_grad(), vispco.prune(model, method="random", schedule=Step(1, 0.5)):
+        cache = model(**batch, use_cache=True).past_key_values
+        kept = copy.deepcopy(cache)
+        expected = model(input_ids=new[:1], past_key_values=copy.deepcopy(cache)).logits
+        cache.activate_past_recording()
+        model(input_ids=new[1:], past_key_values=cache)
+        with pytest.raises(ModelError, match=r"crop\(-1\) cannot take back"):
+            cache.crop(-1)
+        assert torch.allclose(model(input_ids=new[:1], past_key_values=kept).logits, expected, atol=1e-5)

@@ -67,13 +67,15 @@ class PrunedLayer(CacheLayerMixin):  # type: ignore[misc]
     """A layer of a cache; ``stored`` is the layer that keeps the entries, of whatever kind.
 
     Every update must be announced by :meth:`expect`, which the hooks of a prune block do: without them the model's mask
-    would not fit. A layer that holds no pruned prompt is what ``stored`` is.
+    would not fit. A layer that holds no pruned prompt is what ``stored`` is. ``beside_recurrent``: other layers of the
+    cache hold recurrent states, which no crop can roll back.
     """
 
     def __init__(self, stored: Any) -> None:
         self.stored = stored
         self.kept: Kept | None = None
         self.length = 0  # in places of the prompt and what came after it
+        self.beside_recurrent = False
         self._owner: _Owner | None = None
         self._coming: Kept | None = None
         self._expected: int | None = None
@@ -175,6 +177,11 @@ class PrunedLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.kept is None or tokens_to_remove > 0:
             self.stored.crop(tokens_to_remove)
             return
+        if tokens_to_remove and self.beside_recurrent:
+            raise ModelError(
+                f"crop({tokens_to_remove}) cannot take back what linear-attention layers have read; copy the cache "
+                "before what you may want to undo, or prefill again"
+            )
         left = self.length + tokens_to_remove
         into_prompt = self.kept.length - left
         if into_prompt > 0:

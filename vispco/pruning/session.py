@@ -83,6 +83,7 @@ class PruningSession:
         self._drafts = DraftWatch(adapter.model)
         check_needs(method, adapter)
         self._tower = TowerReader(adapter, method)
+        self._recurrent = any(map(adapter.recurrent, range(len(adapter.layers()))))
 
     # --- what callers may ask --------------------------------------------------------------------
 
@@ -268,17 +269,19 @@ class PruningSession:
             call = thread.prefill.on_layer(number, args, kwargs)
             if cache is not None and thread.prefill.cuts and not self.adapter.recurrent(number):
                 kept, thread.cache = self._kept(thread.prefill), cache
-                to_be_pruned(cache, number).expect(module, kept.index.shape[1], kept)
+                layer = to_be_pruned(cache, number)
+                layer.beside_recurrent = self._recurrent
+                layer.expect(module, kept.index.shape[1], kept)
             return call
-        layer = pruned_layer(cache, number)
-        if layer is None:
+        filled = pruned_layer(cache, number)
+        if filled is None:
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         given, new = kwargs.get("attention_mask"), hidden.shape[1]
-        layer.expect(module, new)
-        key = (id(layer.kept), id(given), layer.is_sliding, layer.length)
+        filled.expect(module, new)
+        key = (id(filled.kept), id(given), filled.is_sliding, filled.length)
         if key not in thread.masks:
-            thread.masks[key] = layer.mask(given, new, self.adapter.attention(), hidden)
+            thread.masks[key] = filled.mask(given, new, self.adapter.attention(), hidden)
         return args, {**kwargs, "attention_mask": thread.masks[key]}
 
     def _kept(self, prefill: Prefill) -> Kept:
