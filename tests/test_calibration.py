@@ -65,7 +65,7 @@ def test_padding_behind_an_answer_has_no_weight(
     config = evaluator.problem.model.generation_config
     ends = {"its own": [7], "the end token": [7], "the end token, of several": [5, 7], "nothing ends": None}[pad]
     fill = 0 if pad == "its own" else 7
-    said = torch.tensor([[4, 7, fill, fill], [7, fill, fill, fill], [4, 4, 4, 7], [4, 6, 4, 4]])
+    said = torch.tensor([[9, 7, fill, fill], [7, fill, fill, fill], [9, 9, 9, 7], [9, 6, 9, 9]])
     monkeypatch.setattr(config, "eos_token_id", ends)
     calibration = Calibration(evaluator, make_method("fastv"), 8, seed=0)
     batch = calibration.micros[0].batch

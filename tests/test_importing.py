@@ -90,6 +90,7 @@ def test_a_study_that_says_nothing_is_compared(store: Store) -> None:
         "schedule": None,
         "accuracy_held_out": None,
         "flops_ratio": 0.15,
+        "missed": False,
         "tasks": {},
     }
     assert found["by_budget"][0]["difference_to_grid"]["their-study"] is None
@@ -157,7 +158,7 @@ def test_a_trial_that_repeats_a_measurement_has_its_held_out_numbers(store: Stor
     # What another study measured is not exported under a method that nobody knows.
     exported = export_schedule(comparison, 1.0)
     assert exported["search"] == "grid"
-    assert exported["keep_ratio"] == grid[-1]["keep_ratio"]
+    assert exported["keep_ratio"] == next(p["keep_ratio"] for p in grid if p["schedule"] == exported["schedule"])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_every_view_copes(cli: Callable[..., tuple[int, str, str]], tmp_path: Pa
     assert code == 0
     assert "theirs" in out
     code, out, _ = cli("compare", "exp", "--csv", *storage)
-    assert out.splitlines()[3].startswith("exp,theirs,3,,,,")
+    assert out.splitlines()[3].startswith("exp,theirs,3,,,,,,,0,")
     code, out, _ = cli("status", "exp", "--json", *storage)
     assert [(row["kind"], row["complete"], row["pruned"], row["failed"]) for row in json.loads(out)] == [
         ("grid", 4, 0, 0),

@@ -11,15 +11,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vispco
+from vispco.models.base import adapter_for
 from vispco.pruning.methods import METHODS, make_method
+from vispco.pruning.methods.scope import covering
+from vispco.pruning.needs import missing
 from vispco.pruning.relaxed import relaxed
 from vispco.pruning.schedules import MultiStep, Step
-from vispco.testing.tiny import IMAGE, TEXT
+from vispco.testing.tiny import IMAGE, TEXT, TINY
 
 PICTURES = 4
 TOKENS = 4 * 1024
-# Its greedy picks are made orthogonal to one another, and so each has a row of floats: 4 N * keep bytes.
-EXCEPT = {"cdpruner"}
+# Greedy picks of `cdpruner` are made orthogonal to one another, and so each has a row of floats: 4 N * keep bytes.
+# `scope` compares every pair of tokens, which has a test of its own.
+EXCEPT = {"cdpruner", "scope"}
+GIVEN = {name for name in METHODS if not missing(make_method(name), adapter_for(TINY["llava"].model()))}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -84,7 +89,7 @@ def measure(model: Any, batch: dict[str, torch.Tensor]) -> LiveBytes:
 
 
 @pytest.mark.parametrize("schedule", [Step(2, 0.5), MultiStep((1, 2, 3), (0.6, 0.3, 0.1))], ids=["step", "three steps"])
-@pytest.mark.parametrize("method", sorted(set(METHODS) - EXCEPT))
+@pytest.mark.parametrize("method", sorted(GIVEN - EXCEPT))
 def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, method: str, schedule: Any) -> None:
     plain, chosen = measure(model, batch), make_method(method)
     with torch.no_grad():
@@ -97,6 +102,14 @@ def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, meth
     assert pruned.peak <= plain.peak, f"{pruned.peak / plain.peak:.3f} of the plain peak"
     assert pruned.largest < TOKENS**2 / 4, "a full attention matrix was formed"
     assert plain.peak > 3 * TOKENS * 176 * 4, "the counter sees too little"
+
+
+def test_scope_holds_every_pair_twice() -> None:
+    """As its docstring says: 8 N² bytes while it picks."""
+    vectors = torch.nn.functional.normalize(torch.randn(1024, 8), dim=-1)
+    with torch.no_grad(), LiveBytes() as live:
+        covering(vectors, torch.rand(1024), 8)
+    assert 8 * 1024**2 <= live.peak <= 8.2 * 1024**2
 
 
 @pytest.mark.parametrize("layers", [8, 16])

@@ -102,7 +102,7 @@ def test_unexpected_failures_show_no_password(
 ) -> None:
     from vispco.cli import main as module
 
-    def broken(standalone_mode: bool) -> None:
+    def broken(**_: Any) -> None:
         raise RuntimeError(f"{'x' * 480} lost {DEAD_URL}")
 
     monkeypatch.setattr(module, "app", broken)

@@ -386,7 +386,7 @@ class Comparison:
             "hypervolume_ratio_to_grid": volume / grid_volume if grid_volume else None,
             "cost_ratio_to_grid": share(charged, grid_charged),
             "spent_ratio_to_grid": share(search.total("spent_flops"), self.grid_spent()),
-            "seconds_ratio_to_grid": share(search.seconds, grid.seconds if grid else None),
+            "seconds_ratio_to_grid": share(search.seconds, grid.seconds if grid else None) if charged else None,
             "igd_plus": igd_plus(points, reference_set=grid_points) if grid_points else None,
             "epsilon": additive_epsilon(points, reference_set=grid_points) if grid_points else None,
             "front": [self._point(search, trial) for trial in self.front(search)],
