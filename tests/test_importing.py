@@ -343,3 +343,15 @@ def test_a_search_of_the_users_own_gets_a_held_out_score(problem: Problem, tmp_p
     assert found["theirs"] is None
     assert any(line.startswith("small/theirs: ") and "are not measured on held_out" in line for line in said)
     assert not any(line.startswith("small/mine") for line in said)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), "0.5", True, [0.5]])
+def test_a_budget_that_is_none_is_not_believed(store: Store, odd: Any) -> None:
+    """An imported trial may call anything a budget; JSON has no NaN."""
+    told(foreign(store), 0.35, 0.15, budget=odd, schedule=odd, charged_flops=odd)
+    import_trials(store, "their study", "exp")
+    found = Comparison(store, "exp").to_dict()
+    json.dumps(found, allow_nan=False)
+    (point,) = found["searches"][2]["front"]
+    assert point["budget"] is None
+    assert point["schedule"] == (odd if isinstance(odd, str) else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -475,6 +476,7 @@ def _values(trial: TrialRecord) -> tuple[float, ...]:
 def _believed(trial: TrialRecord) -> TrialRecord:
     """An imported trial without attributes that only share our names."""
     attrs = {k: v for k, v in trial.user_attrs.items() if isinstance(v, ATTRIBUTES[k]) and not isinstance(v, bool)}
+    attrs = {k: v for k, v in attrs.items() if not isinstance(v, float) or math.isfinite(v)}
     if "charged_flops" in attrs:
         attrs.setdefault("propose_flops", 0)  # proposing was the user's own affair
     return replace(trial, user_attrs=attrs)

@@ -17,6 +17,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
         ConfigError, ModelError, DataError, ScheduleError: the first thing that is wrong.
     """
     from vispco.evaluation.evaluator import Evaluator
+    from vispco.evaluation.prepared import check_prunable
     from vispco.problem import Problem
     from vispco.search.runner import plan, validate
 
@@ -25,6 +26,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     for task in problem.tasks:
         task.check()
     evaluator = Evaluator(problem)
+    check_prunable(problem, evaluator.prepared("search"))
     floor = evaluator.flops_ratio(problem.family().cheapest(), "search")
     budgets = problem.budgets(floor)
     shape = problem.shape

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vispco.config import content_hash
 from vispco.content import picture_key, sample_rows
-from vispco.errors import ConfigError, DataError, shortened
+from vispco.errors import ConfigError, DataError, ModelError, shortened
 from vispco.evaluation.pixels import limited
 from vispco.models.resolution import rescaled
 from vispco.models.templates import render_chat
@@ -127,6 +127,22 @@ class PreparedSplit:
         order = [batch.rows.tolist() for batch in self.batches]
         read = [self.n_visual.tolist(), self.n_text.tolist(), self.tokens, self.pictures]
         return content_hash([sample_rows(self.samples), order, read, features])
+
+
+def check_prunable(problem: Problem, parts: Sequence[PreparedSplit]) -> None:
+    """Refuse a task whose pictures leave no visual token in any prompt: nothing of them could be pruned.
+
+    Raises:
+        ModelError: names the token that the model's configuration takes for a visual one.
+    """
+    for part in parts:
+        if not part.n_visual.any() and any(sample.images for sample in part.samples):
+            tokens = ", ".join(map(str, problem.adapter.visual_token_ids()))
+            raise ModelError(
+                f"nothing can be pruned on task {part.task.name!r}: no prompt of a sample with a picture has a visual "
+                f"token (number {tokens} by the model's configuration); correct image_token_id in config.json, or take "
+                "the processor that belongs to the model"
+            )
 
 
 def render_prompt(processor: Any, sample: Sample) -> str:

@@ -95,7 +95,9 @@ def _resolved(
     if schedule is None:
         raise ScheduleError("prune needs schedule=, for example vispco.Step(layer=2, keep=0.5)")
     policy: Policy
-    if not isinstance(schedule, (str, pathlib.Path)) and not callable(getattr(schedule, "counts", None)):
+    if not isinstance(schedule, (str, pathlib.Path)) and (
+        isinstance(schedule, type) or not callable(getattr(schedule, "counts", None))
+    ):
         raise ScheduleError(
             f"schedule is {shortened(schedule)}, which is no schedule; write for example vispco.Step(layer=2, keep=0.5)"
         )

@@ -19,7 +19,7 @@ from vispco.content import Content, calibration_content, changes, listed, merged
 from vispco.costs import Prompts, Setting, read_profile
 from vispco.errors import ConfigError, LockedError, MeasurementError, ScheduleError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.prepared import vision_flops
+from vispco.evaluation.prepared import check_prunable, vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
 from vispco.problem import Problem
@@ -207,6 +207,7 @@ class Run:
             self._check_unchanged()
             with self.progress.track("prepare") as advance:
                 advance(0, 3, "model and samples")
+                check_prunable(self.problem, self.evaluator.prepared("search"))
                 floor = self.evaluator.flops_ratio(self.problem.family().cheapest(), "search")
                 budgets = self.problem.budgets(floor)
                 self._check_entries_fit()
