@@ -124,7 +124,7 @@ def mutate_tree(choose: Choices, tree: Any) -> None:
         at = choose.number(0, max(0, len(name) - 1))
         holder[choose.of([name[:at] + name[at + 1 :], name + "s", name.upper(), choose.of(SCALARS)])] = holder.pop(key)
     elif kind == "repeat":
-        holder[key] = [copy.deepcopy(holder[key]) for _ in range(choose.of([2, 3, 300]))]
+        holder[key] = [copy.deepcopy(holder[key]) for _ in range(choose.of([2, 3, 30]))]
     elif kind == "wrap":
         holder[key] = choose.of([[holder[key]], {"name": holder[key]}, {"a": holder[key]}, str(holder[key])])
     elif kind == "swap":

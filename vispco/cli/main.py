@@ -86,7 +86,7 @@ def _run(
     from vispco.cli.progress import TerminalProgress
     from vispco.search.distributed import follow, is_follower, launched, leading, leave
     from vispco.search.runner import Run
-    from vispco.storage.store import open_store
+    from vispco.storage.store import open_store, read_results
 
     if is_follower():
         follow()
@@ -102,10 +102,12 @@ def _run(
                     added = driver.run(only, fresh=fresh)
                 except VispcoError:
                     if driver.failures:  # what the others have found is worth seeing
-                        print_comparison(compare(store, [name]))
+                        with read_results(store):
+                            print_comparison(compare(store, [name]))
                     raise
             progress.say(f"{name}: {added} new trials" if added else f"{name}: finished before, nothing to do")
-            print_comparison(compare(store, [name]))
+            with read_results(store):
+                print_comparison(compare(store, [name]))
     if launched():
         leave()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -113,6 +113,8 @@ class Store:
             if row is None:
                 return None
             found = dict(row._mapping)
+            if not isinstance(found["spec_text"], str):
+                raise TypeError(f"the study of experiment {name!r} is no text")
             for key in ("identity", "facts", "provenance"):
                 found[key] = json.loads(found[key])
                 if not isinstance(found[key], dict):
@@ -340,9 +342,15 @@ class Store:
             .join(evaluations, evaluations.c.groups_id == groups.c.id)
             .where(evaluations.c.id == evaluation_id)
         )
-        text = self._read(lambda connection: connection.execute(query).scalar())
-        found: dict[str, list[str]] = json.loads(text) if text else {}
-        return found
+
+        def read(connection: Connection) -> dict[str, list[str]]:
+            text = connection.execute(query).scalar()
+            found = json.loads(text) if text else {}
+            if not isinstance(found, dict):
+                raise TypeError(f"the groups of evaluation {evaluation_id} are no mapping")
+            return found
+
+        return self._read(read)
 
     # --- links and trajectories --------------------------------------------------------------------
 
@@ -396,19 +404,27 @@ class Store:
 
 
 @contextmanager
+def read_results(store: Store) -> Iterator[None]:
+    """Inside, only what is stored is read: what fails there is what somebody changed, said in one line."""
+    try:
+        yield
+    except VispcoError:
+        raise
+    except UNREADABLE as error:
+        raise damaged(redact(store.url), error) from error
+
+
+@contextmanager
 def open_store(
     url: str | None, *, create: bool = True, read_only: bool = False, patience: float = PATIENCE_SECONDS
 ) -> Iterator[Store]:
     """A store that is closed at the end; database errors inside become one line."""
     store = Store(url, create=create, read_only=read_only, patience=patience)
+    only_reads = read_only or not create
     try:
-        yield store
-    except VispcoError:
-        raise
-    except UNREADABLE as error:
-        if create and not read_only:  # whoever runs a model inside may have other reasons
-            raise
-        raise damaged(redact(store.url), error) from error
+        # Whoever runs a model inside may have other reasons to fail than what is stored.
+        with read_results(store) if only_reads else nullcontext():
+            yield store
     except DATABASE_ERRORS as error:
         raise failure(redact(store.url), error) from error
     finally:
