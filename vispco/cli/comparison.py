@@ -65,24 +65,26 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         print("no trials yet")
         return
     best_first = sorted(search_rows(comparison), key=lambda row: -(row["budget_score"] or 0.0))
+    has_grid = any(row["hypervolume_ratio_to_grid"] is not None for row in best_first)
     print_table(
         [
             {
                 "search": row["search"],
                 "budget_score": row["budget_score"],
-                "95 % interval": _interval(row["budget_score_low"], row["budget_score_high"]),
+                "95 %": _interval(row["budget_score_low"], row["budget_score_high"]),
                 "missed": row["budgets_missed"],
                 "charged": _cost(row["cost_ratio_to_grid"], row["charged_flops"]),
                 "spent": _cost(row["spent_ratio_to_grid"], row["spent_flops"]),
                 "seconds": round(row["wall_seconds"]),
-                "hv/grid": row["hypervolume_ratio_to_grid"],
+                **({"hv/grid": row["hypervolume_ratio_to_grid"]} if has_grid else {}),
             }
             for row in best_first
         ],
         page_width(),
     )
+    print("\n95 %: interval of budget_score over samples")
     if any(row["cost_ratio_to_grid"] is not None for row in best_first):
-        print("\ncharged, spent: shares of the grid's FLOPs, without and with sharing")
+        print("charged, spent: shares of the grid's FLOPs, without and with sharing")
     share = f", a share of {comparison['cost']}" if "cost" in comparison else ""
     print(f"\naccuracy of the schedule that each search would choose, per budget{share}\n")
     names = [search["name"] for search in comparison["searches"]]
