@@ -95,7 +95,7 @@ def test_lines_are_the_numbers_of_compare(store: Store, told: dict[str, Any]) ->
         ({"what": "schedules", "search": "_gird"}, "did you mean '_grid'"),
         ({"what": "trajectory", "search": "_grid"}, "no search '_grid' with a trajectory"),
         ({"output": "f.jpg"}, "end it with .pdf, .svg, .png"),
-        ({"output": "nowhere/f.pdf"}, "choose another file with -o"),
+        ({"output": "nowhere/f.pdf"}, "there is no folder"),
     ],
 )
 def test_mistakes_say_what_to_do(store: Store, tmp_path: Path, options: dict[str, Any], message: str) -> None:
