@@ -158,7 +158,9 @@ def test_a_trial_that_repeats_a_measurement_has_its_held_out_numbers(store: Stor
     # What another study measured is not exported under a method that nobody knows.
     exported = export_schedule(comparison, 1.0)
     assert exported["search"] == "grid"
-    assert exported["keep_ratio"] == next(p["keep_ratio"] for p in grid if p["schedule"] == exported["schedule"])
+    # The cheapest of the grid within one standard error of its best.
+    assert exported["keep_ratio"] == [1.0, 1.0, 0.2, 0.2]
+    assert exported["keep_ratio"] in [point["keep_ratio"] for point in grid]
 
 
 @pytest.mark.parametrize(
