@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -204,6 +205,58 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     assert Run(fresh(problem, BASELINES + curves), finished)._grid_flops == price != run._grid_flops
 
 
+def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
+    """Shares of what the whole grid costs together; a smaller one gives the first trials of a larger one."""
+    header = BASELINES.split("searches:")[0].replace("small", "paid") + "searches:\n"
+    kinds = {"random": "", "nsga2": "population: 3, batch: 3, "}
+    shares = (0.05, 0.2)
+    for kind, more in kinds.items():
+        header += "".join(f"  {kind}-{share}: {{kind: {kind}, {more}spent: {share}}}\n" for share in shares)
+    header += "  after: {kind: tpe, spent: nsga2-0.2, family: multistep}\n"
+    for kind in kinds:
+        drawn_at = []
+        for share in shares:
+            # Each in a database of its own: nothing is known before.
+            made, store = fresh(problem, header), Store(f"sqlite:///{tmp_path}/{kind}{share}.db")
+            run = Run(made, store)
+            run.run([f"{kind}-{share}"])
+            schedules, method = run._dense_grid
+            limit = share * run.evaluator.shared_price(schedules, "search", method)
+            log = store.trial_log(f"paid/{kind}-{share}")
+            assert 0.5 * limit < log.spent_flops() <= limit
+            assert log.spent_flops() < log.charged_flops()
+            drawn_at.append([outcome(trial) for trial in log.complete()])
+        few, many = drawn_at
+        assert 0 < len(few) < len(many)
+        assert few == many[: len(few)]
+    Run(made, store).run(["after"])
+    paid = store.trial_log("paid/nsga2-0.2").spent_flops()
+    assert 0 < store.trial_log("paid/after").charged_flops() <= paid  # one by one nothing is shared
+    again = Store(f"sqlite:///{tmp_path}/random0.2.db")
+    Run(made, again).run(["random-0.05"])
+    with pytest.raises(ConfigError, match=r"'random-0.05' spent nothing.*use compute: random-0.05"):
+        text = header + "  then: {kind: tpe, spent: random-0.05}\n"
+        Run(fresh(problem, text), again).run(["then"])
+
+
+def test_studies_that_only_propose_are_not_announced(caplog: pytest.LogCaptureFixture) -> None:
+    from vispco.search.sampling import new_study
+
+    told = logging.getLogger("optuna")
+    before, told.propagate = told.propagate, True
+    level = optuna.logging.get_verbosity()
+    try:
+        optuna.logging.set_verbosity(optuna.logging.INFO)
+        new_study(optuna.samplers.RandomSampler())
+        assert not caplog.messages
+        optuna.create_study(study_name="their own")
+        assert set(caplog.messages) == {"A new study created in memory with name: their own"}
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        told.propagate = before
+        optuna.logging.set_verbosity(level)
+
+
 def test_budgets_are_kept_and_used(problem: Problem, finished: Store) -> None:
     budgets = finished.require_experiment("small")["facts"]["budgets"]
     for entry in ("gsearch", "fit"):
@@ -244,6 +297,9 @@ def test_they_can_be_compared_and_reported(finished: Store, tmp_path: Path) -> N
         ("{kind: nsga2, compute: '0.1'}", r"searches.x.compute names no entry: '0.1'"),
         ("{kind: random, compute: 0.1, race: {}}", "a race needs trials: N"),
         ("{kind: nsga2}", "give either trials: N or compute: ENTRY"),
+        ("{kind: nsga2, compute: 0.1, spent: 0.1}", "give either trials: N or compute: ENTRY"),
+        ("{kind: tpe, spent: 0}", r"searches.x.spent = 0: name an entry, or give a share"),
+        ("{kind: tpe, spent: lagrangean}", r"searches.x.spent names no entry: 'lagrangean'"),
         ("{kind: gp, trials: 5, batch: 0}", r"searches.x.batch = 0"),
         ("{kind: gp, trails: 5}", r"unknown key 'searches.x.trails' for kind 'gp'; did you mean 'trials'"),
         ("{kind: gsearch, levels: 1}", r"searches.x.levels = 1"),

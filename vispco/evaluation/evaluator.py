@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vispco.config import content_hash
 from vispco.content import Content, model_content
-from vispco.costs import Setting, kv_cache_bytes, prefill_flops, unpruned_flops
+from vispco.costs import Setting, kv_cache_bytes, prefill_flops, shared_flops, unpruned_flops
 from vispco.errors import MeasurementError, VispcoError
 from vispco.evaluation.decoding import changed_logits, check_decoding
 from vispco.evaluation.job import Job, Order, Pending, Place
@@ -413,6 +413,20 @@ class Evaluator:
         method = method or self.problem.default_method
         parts = zip(self.prepared(split), self.counts(policy, split, method), strict=True)
         return sum(int(self._cost(part, counts, method)[0].sum()) for part, counts in parts)
+
+    def shared_price(self, policies: Sequence[Policy], split: str = "search", method: Method | None = None) -> int:
+        """FLOPs of measuring ``policies`` together with nothing cached; equals the sum of their ``spent_flops``."""
+        method = method or self.problem.default_method
+        pending = [Pending("", _text(policy), self.counts(policy, split, method), []) for policy in policies]
+        job = Job(self.prepared(split), self.problem.shape, split, method, pending)
+        price = 0
+        for chunk in job.chunks():
+            for task, part in enumerate(job.parts):
+                for batch in part.batches:
+                    counts = [waiting.counts[task][batch.rows] for waiting in chunk]
+                    lengths = part.n_visual[batch.rows], part.n_text[batch.rows]
+                    price += int(shared_flops(self.problem.shape, counts, *lengths, method).sum())
+        return price
 
     def _cost(
         self, part: PreparedSplit, counts: Counts, method: Method

@@ -69,7 +69,8 @@ class Options(BaseModel):
 class SearchContext:
     """Everything a search may use.
 
-    ``allowance``: FLOPs that the entry may be charged, if its compute is limited.
+    ``allowance``: FLOPs that the entry may be charged, if its compute is limited; ``paid_allowance``: that it may
+    spend, after sharing.
     ``advance(done, total, note)`` reports progress, ``watch(units)`` work within a measurement, ``say`` what a
     person should read. ``team``: the processes that share gradients.
     """
@@ -82,6 +83,7 @@ class SearchContext:
     log: TrialLog
     store: Store
     allowance: int | None = None
+    paid_allowance: int | None = None
     advance: Advance = field(default=lambda done, total, note: None)
     watch: Callable[[int], None] = field(default=lambda units: None)
     say: Callable[[str], None] = field(default=lambda text: None)

@@ -36,6 +36,7 @@ from vispco.search.base import Advance, Search, SearchContext
 from vispco.search.distributed import Alone, Team
 from vispco.search.so_far import result_so_far
 from vispco.storage.store import Store
+from vispco.storage.trials import TrialLog
 from vispco.tasks.aggregation import MEAN
 
 ACCOUNTING = "exact"
@@ -96,13 +97,14 @@ def plan(study: Study, only: Sequence[str] | None = None) -> list[Planned]:
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             raise ConfigError(f"searches take their compute from each other in a circle: {' -> '.join([*path, name])}")
-        source = getattr(options[name], "compute", None)
-        if isinstance(source, str):
-            if source not in study.searches:
-                raise ConfigError(
-                    f"searches.{name}.compute names no entry: {source!r}; {suggest(source, list(study.searches))}"
-                )
-            visit(source, (*path, name))
+        for key in ("compute", "spent"):
+            source = getattr(options[name], key, None)
+            if isinstance(source, str):
+                if source not in study.searches:
+                    raise ConfigError(
+                        f"searches.{name}.{key} names no entry: {source!r}; {suggest(source, list(study.searches))}"
+                    )
+                visit(source, (*path, name))
         if name not in ordered:
             ordered.append(name)
 
@@ -421,6 +423,7 @@ class Run:
                 log=log,
                 store=self.store,
                 allowance=self._allowance(item),
+                paid_allowance=self._paid_allowance(item),
                 advance=advance,
                 say=lambda text: self.progress.say(f"{item.study}: {text}"),
                 team=self.team,
@@ -448,18 +451,37 @@ class Run:
             return None
         if isinstance(source, float):
             return int(source * self._grid_flops)
+        return self._mean_of(item, source, TrialLog.charged_flops)
+
+    def _paid_allowance(self, item: Planned) -> int | None:
+        """FLOPs an entry may spend after sharing, if they are limited: a share of what the dense grid costs when it
+        is measured together, or what another entry spent."""
+        source = getattr(item.options, "spent", None)
+        if source is None:
+            return None
+        if isinstance(source, float):
+            schedules, method = self._dense_grid
+            return int(source * self.evaluator.shared_price(schedules, "search", method))
+        return self._mean_of(item, source, TrialLog.spent_flops)
+
+    def _mean_of(self, item: Planned, source: str, total: Callable[[TrialLog], int]) -> int:
+        """``total`` of entry ``source``, at the same seed if it ran there, else its mean."""
         entry = self.study.searches[source]
         seeds = entry.seeds if entry.seeds is not None else [None]
         wanted = [item.seed] if item.seed in seeds else seeds
-        charged = [
-            self.store.trial_log(study_name(self.study.experiment, source, seed)).charged_flops() for seed in wanted
-        ]
-        if not all(charged):
+        logs = [self.store.trial_log(study_name(self.study.experiment, source, seed)) for seed in wanted]
+        if not all(log.complete() for log in logs):
             raise ConfigError(
                 f"searches.{item.entry}: entry {source!r}, whose compute it may spend, has no trials yet; "
                 f"run both: --search {source} --search {item.entry}"
             )
-        return sum(charged) // len(charged)
+        totals = [total(log) for log in logs]
+        if not all(totals):
+            raise ConfigError(
+                f"searches.{item.entry}: entry {source!r} spent nothing, as all that it measured was known before; "
+                f"use compute: {source}, or a share of the grid's cost"
+            )
+        return sum(totals) // len(totals)
 
     def _checkpoints(self) -> dict[str, Any]:
         """The study's ``anytime`` shares, and the dense grid's naive cost that they are shares of; {} without."""
@@ -468,11 +490,16 @@ class Run:
 
     @cached_property
     def _grid_flops(self) -> int:
-        """The dense grid's naive cost, of the study's first grid; where it has none, of the dense step grid."""
+        """The dense grid's naive cost."""
+        grid, method = self._dense_grid
+        return sum(self.evaluator.price(schedule, "search", method) for schedule in grid)
+
+    @cached_property
+    def _dense_grid(self) -> tuple[list[Schedule], Method]:
+        """Of the study's first grid; where it has none, the dense step grid."""
         entries = [entry for entry in self.study.searches.values() if entry.kind == "grid"]
         entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
-        grid, method = self.problem.family(entry).dense_grid(), self.problem.method(entry)
-        return sum(self.evaluator.price(schedule, "search", method) for schedule in grid)
+        return list(self.problem.family(entry).dense_grid()), self.problem.method(entry)
 
     def _confirm(self, planned: list[Planned], budgets: list[float], checkpoints: dict[str, Any]) -> None:
         """Measure on the held-out split what a search would have chosen, and its front. Nothing is chosen here."""

@@ -5,11 +5,15 @@ The samplers of Optuna that learn from earlier trials are in :mod:`vispco.search
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import logging
 import math
 import time
+import uuid
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -20,16 +24,19 @@ from pydantic import Field, field_validator, model_validator
 from vispco.errors import ScheduleError
 from vispco.evaluation.records import Outcome
 from vispco.pruning.published import PUBLISHED, named_schedule
-from vispco.pruning.schedules import parse_schedule
+from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search
 from vispco.search.racing import RacingOptions
 
 
 class SamplingOptions(Options):
-    """``trials``: how many, or ``compute``: what may be charged for them. One of the two.
+    """``trials``: how many, or ``compute``: what may be charged for them, or ``spent``: what may be paid. One of them.
 
     ``compute``: an entry, for as much as that was charged, or a share of the dense grid's naive cost. Drawing ends at
     the first schedule that would exceed it, so that a smaller share gives the first trials of a larger one.
+
+    ``spent``: the same after sharing: as much as an entry spent, or a share of what the dense grid costs when it is
+    measured together. Proposals are priced by what those that are asked together cost together, with nothing cached.
 
     ``enqueue``: schedules that are proposed first: ``published``, those that papers publish for any method, or a list
     of their names and of schedules as text. Of the entry's method only the schedule counts; what the family cannot
@@ -41,10 +48,11 @@ class SamplingOptions(Options):
 
     trials: int | None = Field(None, ge=1)
     compute: str | float | None = None
+    spent: str | float | None = None
     batch: int = Field(1, ge=1)
     enqueue: Literal["published"] | tuple[str, ...] = ()
 
-    @field_validator("compute", mode="before")
+    @field_validator("compute", "spent", mode="before")
     @classmethod
     def _entry_or_share(cls, value: Any) -> Any:
         share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
@@ -54,8 +62,10 @@ class SamplingOptions(Options):
 
     @model_validator(mode="after")
     def _one_limit(self) -> SamplingOptions:
-        if (self.trials is None) == (self.compute is None):
-            raise ValueError("give either trials: N or compute: ENTRY (or a share of the grid's cost)")
+        if [self.trials, self.compute, self.spent].count(None) != 2:
+            raise ValueError(
+                "give either trials: N or compute: ENTRY (or a share of the grid's cost), or spent: likewise"
+            )
         return self
 
 
@@ -112,25 +122,46 @@ class SamplingSearch(Search):
             started = time.monotonic()
             notes, drawn = self.notes(start), self.drawn(start, self.together)
             seconds = (time.monotonic() - started) / len(drawn)
+            schedules = [context.family.schedule(parameters) for parameters in drawn]
+            most = start + self._affordable(start, schedules, settled)
             wanted: list[Proposal] = []
-            for number, parameters in enumerate(drawn, start=start):
-                if options.trials is not None and number >= options.trials:
+            for number, (parameters, schedule) in enumerate(zip(drawn, schedules, strict=True), start=start):
+                if number >= most or (options.trials is not None and number >= options.trials):
                     limited = True
                     break
                 if number in settled:
                     continue
-                schedule = context.family.schedule(parameters)
-                price = context.evaluator.price(schedule, "search", context.method)
-                if context.allowance is not None and charged + price > context.allowance:
-                    limited = True
-                    break
-                charged += price
+                if context.allowance is not None:
+                    charged += context.evaluator.price(schedule, "search", context.method)
+                    if charged > context.allowance:
+                        limited = True
+                        break
                 attributes = {"proposal": number, **notes}
                 wanted.append(Proposal(schedule, parameters, seconds=seconds, attributes=attributes))
             if limited and not wanted and not settled:
                 context.say("not one schedule was measured: the first one alone exceeds the compute")
             known = self.outcomes(start, wanted) if wanted else None
             self.measure(wanted, partial(self._advance, len(settled), wanted), known)
+
+    def _affordable(self, start: int, drawn: Sequence[Schedule], settled: Mapping[int, FrozenTrial]) -> int:
+        """How many of the proposals from ``start`` on may be paid, after those before; all without such a limit."""
+        limit = self.context.paid_allowance
+        if limit is None:
+            return len(drawn)
+        for first in range(0, start, self.together):
+            if first not in self._paid:
+                batch = [settled[n].user_attrs["schedule"] for n in range(first, first + self.together)]
+                self._paid[first] = self._price([parse_schedule(text) for text in batch])
+        left = limit - sum(price for first, price in self._paid.items() if first < start)
+        return bisect.bisect_right(range(1, len(drawn) + 1), left, key=lambda count: self._price(drawn[:count]))
+
+    def _price(self, schedules: Sequence[Schedule]) -> int:
+        return self.context.evaluator.shared_price(schedules, "search", self.context.method)
+
+    @cached_property
+    def _paid(self) -> dict[int, int]:
+        """Price of each batch of proposals that is settled, by the number of its first."""
+        return {}
 
     def drawn(self, start: int, count: int) -> list[dict[str, Any]]:
         """:meth:`propose`, with what is enqueued in the place of the first."""
@@ -173,6 +204,8 @@ class SamplingSearch(Search):
         note = wanted[landed - 1].schedule.text()
         if context.allowance is not None:
             note += f", {context.log.charged_flops() / context.allowance:.0%} of the compute"
+        if context.paid_allowance is not None:
+            note += f", {context.log.spent_flops() / context.paid_allowance:.0%} of the compute"
         context.advance(before + landed, self.options.trials, note)
 
 
@@ -205,6 +238,23 @@ class RandomSearch(SamplingSearch):
 
 def new_study(sampler: optuna.samplers.BaseSampler, history: Sequence[FrozenTrial] = ()) -> optuna.Study:
     """A study in memory with copies of ``history``, numbered from 0."""
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    name = f"proposals-{uuid.uuid4().hex}"
+    with _unannounced(name):
+        study = optuna.create_study(study_name=name, directions=["maximize", "minimize"], sampler=sampler)
     study.add_trials(history)
     return study
+
+
+@contextmanager
+def _unannounced(name: str) -> Iterator[None]:
+    """Keep Optuna from announcing study ``name``: its user sees it nowhere. What others announce stays."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return name not in record.getMessage()
+
+    logger = logging.getLogger("optuna.storages._in_memory")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -113,6 +113,11 @@ class TrialLog:
         counted = self.trials(TrialState.COMPLETE, TrialState.PRUNED)
         return sum(int(trial.user_attrs["charged_flops"]) for trial in counted)
 
+    def spent_flops(self) -> int:
+        """Compute that the search did cost, after sharing and the cache."""
+        counted = self.trials(TrialState.COMPLETE, TrialState.PRUNED)
+        return sum(int(trial.user_attrs["spent_flops"]) for trial in counted)
+
     def add(
         self,
         evaluation: Evaluation | Stopped,
