@@ -26,7 +26,19 @@ PLACE = "<image>"
 # Modules of the built-in tasks; importing one registers it.
 BUILTIN = (
     "llava_instruct",
-    *("scene_vqa", "mosaic_vqa", "a_okvqa", "vizwiz", "seed_bench", "mmbench", "mme", "chartqa", "ocrbench", "textvqa"),
+    *(
+        "scene_vqa",
+        "scene_moving",
+        "mosaic_vqa",
+        "a_okvqa",
+        "vizwiz",
+        "seed_bench",
+        "mmbench",
+        "mme",
+        "chartqa",
+        "ocrbench",
+        "textvqa",
+    ),
     *("scienceqa", "mmmu", "pope", "gqa", "ai2d", "vqa_json"),
 )
 # What lmms-eval calls them.

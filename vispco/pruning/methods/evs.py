@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from vispco.errors import ConfigError
 from vispco.pruning.methods.base import METHODS
 from vispco.pruning.methods.order import StaticOrder, unit
 
@@ -23,14 +24,26 @@ class EVS(StaticOrder):
     decoder. The whole first frame comes first, as does every token of a picture, in their order.
 
     Source: arXiv 2510.14624 and vllm/multimodal/evs.py; ``evs:0.25`` is the paper's fourfold reduction. Deviation:
-    there at least one frame is kept whatever the ratio; here the schedule's count holds.
+    there at least one frame is kept whatever the ratio; here the schedule's count holds. ``frames: pictures`` takes
+    the pictures of a prompt for the frames of one video, for models that read videos so.
     """
 
+    frames: str = "video"
     name: ClassVar[str] = "evs"
+
+    def __post_init__(self) -> None:
+        if self.frames not in ("video", "pictures"):
+            raise ConfigError(f"method 'evs' got frames: {self.frames!r}; it is video or pictures")
+
+    def parameters(self) -> dict[str, Any]:
+        """Results from before there was a choice keep their identity."""
+        return {} if self.frames == "video" else super().parameters()
 
     def order(self, prompt: Prompt, row: int, tokens: Tensor, most: int) -> Tensor:
         embeddings = prompt.embeddings[row]
         places = prompt.coordinates[row, tokens.to(prompt.coordinates.device)]
+        if self.frames == "pictures":
+            places = places[:, [1, 0, 2, 3]]  # each picture is a frame of the only video
         vectors = unit(embeddings[tokens.to(embeddings.device)])
         return changes(vectors, places).argsort(descending=True, stable=True)
 
