@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
+TEST_FLAGS ?=
 
 .PHONY: demo test test-all docs faults fuzz lint format clean
 
@@ -14,10 +15,10 @@ demo: $(STAMP)
 	@$(BIN)/vispco report quickstart -o quickstart.html
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow' $(TEST_FLAGS)
 
 test-all: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TEST_FLAGS)
 
 # The pages of docs/ as a site that opens from disk.
 docs: $(STAMP)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--inputs", type=int, default=100, help="how many inputs tests/test_fuzz.py mutates, over all kinds"
     )
     parser.addoption("--kills", type=int, default=4, help="how often tests/test_faults.py kills, over its four cases")
+    parser.addoption("--complete", action="store_true", help="fail where the machine lacks what a test needs")
+
+
+# Servers, browsers and clusters take long to start; the same code is tested on SQLite and in the process.
+SLOW_FIXTURES = {"browser", "impatient", "pg_server", "pg_url", "pool", "server"}
+# Reasons to skip a test that no installation takes away.
+NO_LACK = (
+    "does not apply: ",
+    "in the long form only",
+    "root may",
+    "mounting needs root",
+    "no tmpfs",
+    "lmms-eval is not",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    return complete((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    return complete((yield), collector.config)
+
+
+def complete(report: Any, config: pytest.Config) -> Any:
+    """With ``--complete``: what was skipped for want of a browser, a server or a package has failed."""
+    if report.skipped and not hasattr(report, "wasxfail") and config.getoption("--complete"):
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        if not reason.startswith(NO_LACK):
+            report.outcome, report.longrepr = "failed", f"skipped, and --complete forbids that: {reason}"
+    return report
 
 
 @pytest.fixture
@@ -124,7 +164,7 @@ def pg_url(pg_server: Any) -> Iterator[str]:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def database_url(request: Any, tmp_path: Any) -> Any:
     """URL of a new, empty database of each kind."""
     return f"sqlite:///{tmp_path}/a.db" if request.param == "sqlite" else request.getfixturevalue("pg_url")

@@ -124,6 +124,7 @@ def wait_for_steps(database: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("no search began")
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(study: Path, tmp_path: Path) -> None:
     script = tmp_path / "noted.py"
     script.write_text(SCRIPT)
@@ -148,6 +149,7 @@ def test_two_processes_find_what_one_finds(study: Path, tmp_path: Path) -> None:
     assert {key: len(rows) for key, rows in steps.items() if key != "predictor"} == {"budget-0": 4, "budget-1": 4}
 
 
+@pytest.mark.slow
 def test_a_follower_that_dies_ends_the_run_and_nothing_is_lost(
     study: Path, tmp_path: Path, processes: Callable[..., list[subprocess.Popen[str]]]
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_follower_that_dies_ends_the_run_and_nothing_is_lost(
     assert Store(f"sqlite:///{database}").holders() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_followers_end_with_their_driver(
     how: signal.Signals, study: Path, tmp_path: Path, processes: Callable[..., list[subprocess.Popen[str]]]
@@ -180,6 +183,7 @@ def test_followers_end_with_their_driver(
     outlast(follower)
 
 
+@pytest.mark.slow
 def test_followers_end_when_the_driver_finishes_or_fails_at_once(
     study: Path, tmp_path: Path, processes: Callable[..., list[subprocess.Popen[str]]]
 ) -> None:

@@ -24,6 +24,7 @@ TOKENS = 4 * 1024
 # Greedy picks of `cdpruner` are made orthogonal to one another, and so each has a row of floats: 4 N * keep bytes.
 # `scope` compares every pair of tokens, which has a test of its own.
 EXCEPT = {"cdpruner", "scope"}
+QUICK = {"fastv", "pool"}  # one that drops and one that merges
 GIVEN = {name for name in METHODS if not missing(make_method(name), adapter_for(TINY["llava"].model()))}
 
 
@@ -89,7 +90,10 @@ def measure(model: Any, batch: dict[str, torch.Tensor]) -> LiveBytes:
 
 
 @pytest.mark.parametrize("schedule", [Step(2, 0.5), MultiStep((1, 2, 3), (0.6, 0.3, 0.1))], ids=["step", "three steps"])
-@pytest.mark.parametrize("method", sorted(GIVEN - EXCEPT))
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in sorted(GIVEN - EXCEPT)],
+)
 def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, method: str, schedule: Any) -> None:
     plain, chosen = measure(model, batch), make_method(method)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.export import export_schedule
+from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
@@ -66,7 +66,11 @@ def policies(study: Problem, store: Store) -> Any:
     return run._policies["learned/input"]
 
 
-@pytest.mark.parametrize(("kind", "predictor"), KINDS, ids=lambda value: value)
+@pytest.mark.parametrize(
+    ("kind", "predictor"),
+    [pytest.param(*one, marks=[] if one == ("lagrangian", "budget") else pytest.mark.slow) for one in KINDS],
+    ids=lambda value: value,
+)
 def test_interrupted_at_any_step_and_resumed(
     problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, predictor: str
 ) -> None:

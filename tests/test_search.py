@@ -192,6 +192,7 @@ def outcome(trial: Any) -> tuple[Any, ...]:
     return trial.values, trial.params, attributes
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_an_undisturbed_one(finished: tuple[Store, Path], tmp_path: Path) -> None:
     """kill -9 at three random moments, then run, then resume: the same COMPLETE trials, none RUNNING."""
     (tmp_path / "study.yaml").write_text(SMALL)
@@ -232,7 +233,7 @@ def count(path: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize("lucky", [3, None])
+@pytest.mark.parametrize("lucky", [pytest.param(3, marks=pytest.mark.slow), None])
 def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     problem: Problem, finished: tuple[Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lucky: int | None
 ) -> None:
@@ -289,6 +290,7 @@ searches:
 """
 
 
+@pytest.mark.slow
 def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: Path) -> None:
     """Stopped ones are PRUNED trials with their sample count and on no front; the others have their full values.
 
@@ -418,6 +420,10 @@ def test_tpe_after_a_resume_in_mid_batch(problem: Problem, tmp_path: Path) -> No
     assert run(f"sqlite:///{tmp_path}/parts.db", 14) == whole
 
 
+def slowly(value: str) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 SHAPES = """
 experiment: shapes
 model: demo
@@ -431,7 +437,7 @@ searches:
 """
 
 
-@pytest.mark.parametrize("method", ["fastv", "fitprune", "sparsevlm"])
+@pytest.mark.parametrize("method", [slowly("fastv"), "fitprune", slowly("sparsevlm")])
 def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Path, method: str) -> None:
     """Budgets hold and trials lie inside their family's bounds, whatever the method."""
     text, families = SHAPES.replace("METHOD", method), ["multistep", "linear"]

@@ -113,6 +113,7 @@ def test_a_second_driver_is_told_who_holds_it(store: Store) -> None:
     assert store.holders() == {}
 
 
+@pytest.mark.slow
 def test_of_eight_that_start_at_once_one_wins(database_url: str) -> None:
     drivers = [start_driver(database_url, 3) for _ in range(8)]
     for driver in drivers:
@@ -124,6 +125,7 @@ def test_of_eight_that_start_at_once_one_wins(database_url: str) -> None:
     assert [driver.returncode for driver in drivers] == [0] * 8
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_dead_driver_one_wins(database_url: str) -> None:
     dead = start_driver(database_url, 60)
     go(dead)

@@ -46,6 +46,7 @@ def test_wheel_owns_one_name_and_carries_the_demo(wheel: Path) -> None:
         assert needed in names
 
 
+@pytest.mark.slow
 def test_installed_alone_the_command_line_works(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     binaries = tmp_path / "env" / "bin"

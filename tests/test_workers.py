@@ -403,6 +403,7 @@ def listening(pids: set[int]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_survives_its_driver(how: signal.Signals, tmp_path: Path) -> None:
     database = tmp_path / "a.db"
@@ -427,6 +428,7 @@ def test_nothing_survives_its_driver(how: signal.Signals, tmp_path: Path) -> Non
         driver.kill()
 
 
+@pytest.mark.slow
 def test_without_ray_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('no ray here')\n")
     done = command("run", "--workers", "2", database=tmp_path / "a.db", PYTHONPATH=str(tmp_path))
@@ -435,6 +437,7 @@ def test_without_ray_it_says_what_to_install(tmp_path: Path) -> None:
     assert errors.splitlines() == ["vispco: workers need Ray, which is not installed; run: pip install 'vispco[ray]'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://somewhere", "nonsense"])
 def test_no_cluster_is_one_line(tmp_path: Path, address: str) -> None:
     done = command("run", "--ray", address, database=tmp_path / "a.db")
@@ -494,6 +497,7 @@ def head_and_worker() -> Iterator[tuple[str, dict[str, str], subprocess.Popen[by
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
     tmp_path: Path, head_and_worker: tuple[str, dict[str, str], subprocess.Popen[bytes]]
 ) -> None:

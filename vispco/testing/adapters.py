@@ -76,7 +76,7 @@ class AdapterConformance:
         """In one pass with the features, in their order, and the same whatever pictures are encoded beside."""
         model, adapter = self.tiny.model(), adapter_for(self.tiny.model())
         if adapter.watch_vision() is None:
-            pytest.skip(f"the adapter of {self.tiny.name} does not watch its vision tower")
+            pytest.skip(f"does not apply: the adapter of {self.tiny.name} does not watch its vision tower")
         batch = self.tiny.batch(checks.RAGGED)
         before = checks.installed_hooks(model)
         with torch.no_grad():
@@ -96,7 +96,7 @@ class AdapterConformance:
         """Every row of every layer, computed beside the model, against the weights that eager attention returns."""
         model = self.tiny.model()
         if "attention" not in adapter_for(model).provides():
-            pytest.skip(f"no method may read the attention of {self.tiny.name}")
+            pytest.skip(f"does not apply: no method may read the attention of {self.tiny.name}")
         model.set_attn_implementation("eager")
         batch, adapter, seen = self.tiny.batch(checks.RAGGED), adapter_for(model), {}
         handles = []

@@ -24,7 +24,7 @@ SCHEDULES: tuple[Schedule, ...] = (Step(1, 0.5), Ratios([1, 0.75, 0.3, 0.1]), St
 def able(tiny: TinyFamily, method: Method) -> TinyFamily:
     """``tiny`` if ``method`` can run on it; else the test is skipped, and says what is missing."""
     if lacking := missing(method, adapter_for(tiny.model())):
-        pytest.skip(f"{tiny.name} has no {' and no '.join(NEEDS.get(need, need) for need in lacking)}")
+        pytest.skip(f"does not apply: {tiny.name} has no {' and no '.join(NEEDS.get(need, need) for need in lacking)}")
     return tiny
 
 
