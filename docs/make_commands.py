@@ -12,7 +12,8 @@ HEAD = """# Commands
 
 What `vispco --help` and `vispco COMMAND --help` print; written by `python docs/make_commands.py`. Every error is one
 line that begins with `vispco:`. The exit code is then 2 for what you can mend and 1 for what went wrong; with `--debug`
-before the command the traceback is shown.
+before the command the traceback is shown. Every command takes `--plugin FILE`, a Python file that registers
+[methods, tasks, ... of your own](extending.md).
 """
 
 

@@ -117,6 +117,7 @@ class Study(Frozen):
 
     ``target``: where schedules must be able to run (:data:`vispco.pruning.targets.TARGETS`).
     ``profile``: file of a hardware profile, which is stored with the experiment.
+    ``plugins``: Python files, relative to the study's, that register methods, tasks, ... of one's own.
     ``anytime``: shares of the dense grid's naive cost at which what a search would have chosen by then is measured on
     the held-out split too; True for the usual ones.
     """
@@ -135,6 +136,7 @@ class Study(Frozen):
     ) = 12
     defaults: list[str] = ["fastv:k2-r50"]
     profile: str | None = None
+    plugins: list[str] = []
     anytime: bool | Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = False
     batch_size: Annotated[int, Field(ge=1)] = 64
     memory_mib: Annotated[int, Field(ge=0)] = 2048
@@ -193,7 +195,7 @@ class Study(Frozen):
 
         A study without ``calibration`` has the hash from before that key was known.
         """
-        left_out = {"purpose", "memory_mib", "anytime", "target", "profile"}
+        left_out = {"purpose", "memory_mib", "anytime", "target", "profile", "plugins"}
         left_out |= {"calibration"} if self.calibration is None else set()
         return content_hash(self._dump(left_out))
 

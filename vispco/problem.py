@@ -11,6 +11,7 @@ import yaml
 
 from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.errors import ConfigError
+from vispco.plugins.files import load_plugins, require_plugins
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED
@@ -47,9 +48,9 @@ class Problem:
         if study.family not in FAMILIES:
             FAMILIES[study.family]
         make_method(study.method.name, study.method.parameters)
-        needed = [split for split in SPLITS if split != "calibration" or study.calibration is None]
         for task in self.tasks:
-            missing = [split for split in needed if split not in task.sizes]
+            # Split calibration is asked for by the searches that read it.
+            missing = [split for split in SPLITS if split != "calibration" and split not in task.sizes]
             if missing and tasks is None:
                 raise ConfigError(
                     f"task {task.name!r} gives no size for split {missing[0]!r}; splits: {', '.join(SPLITS)}"
@@ -74,6 +75,7 @@ class Problem:
             ConfigError: the file is wrong; the message names the fix.
         """
         study, text = load_study(path, overrides)
+        load_plugins(study.plugins, Path(path).parent)
         return cls(study, text, **kwargs)
 
     @classmethod
@@ -81,9 +83,11 @@ class Problem:
         """The same from the text of such a file; ``source`` names it in error messages.
 
         Raises:
-            ConfigError: as :meth:`from_yaml`.
+            ConfigError: as :meth:`from_yaml`, or a plug-in of the study is not loaded.
         """
-        return cls(parse_study(text, source), text, **kwargs)
+        study = parse_study(text, source)
+        require_plugins(study.plugins, source)
+        return cls(study, text, **kwargs)
 
     @property
     def has_given_model(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from vispco.errors import ConfigError
 
-T = TypeVar("T", bound=type[Any])
+T = TypeVar("T")
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -19,22 +19,30 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 class Registry(Mapping[str, Any]):
-    """Maps lower-case names to classes.
+    """Maps lower-case names to classes, or to functions.
+
+    ``attribute``: where a class keeps its name; registering sets it, unless the class does so itself.
 
     Third-party packages register by an entry point in the group ``vispco.<group>`` (for example
     ``vispco.methods``), whose import runs the decorator; entry points are read at the first miss.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
-        self.kind, self.group = kind, f"vispco.{group}"
+    def __init__(self, kind: str, group: str, attribute: str | None = None) -> None:
+        self.kind, self.group, self.attribute = kind, f"vispco.{group}", attribute
         self._classes: dict[str, Any] = {}
         self._plugins_loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        if not name or name != name.lower() or name in self._classes:
-            raise ValueError(f"{self.kind} name {name!r} must be lower-case and not taken ({sorted(self._classes)})")
+        if not name or name != name.lower():
+            raise ValueError(f"{self.kind} name {name!r} must be lower-case")
 
         def add(cls: T) -> T:
+            known = self._classes.get(name)
+            # The same class again, from a changed file or a cell of a notebook, takes its own place.
+            if known is not None and _place(known) != _place(cls):
+                raise ValueError(f"{self.kind} name {name!r} is taken by {'.'.join(_place(known))}; choose another")
+            if self.attribute is not None and self.attribute not in vars(cls):
+                setattr(cls, self.attribute, name)
             self._classes[name] = cls
             return cls
 
@@ -50,7 +58,10 @@ class Registry(Mapping[str, Any]):
         if name not in self._classes:
             self._load_plugins()
         if name not in self._classes:
-            raise ConfigError(f"unknown {self.kind} {name!r}; {suggest(name, list(self._classes))}")
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}; {suggest(name, list(self._classes))} (one of your own: give its file, "
+                "with plugins: in the study or with --plugin)"
+            )
         return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
@@ -64,3 +75,7 @@ class Registry(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._classes)
+
+
+def _place(thing: Any) -> tuple[str, str]:
+    return str(thing.__module__), str(thing.__qualname__)

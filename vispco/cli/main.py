@@ -60,9 +60,34 @@ StudyFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    plugin: Annotated[
+        Optional[list[Path]],
+        typer.Option(
+            help="Python file that registers methods, tasks, ... of your own; may be repeated, and follow the command."
+        ),
+    ] = None,
+) -> None:
     if debug:
         os.environ["VISPCO_DEBUG"] = "1"
+    if plugin:
+        from vispco.plugins.files import load_plugin
+
+        for path in plugin:
+            load_plugin(path)
+
+
+def plugins_first(arguments: list[str]) -> list[str]:
+    """Command-line arguments with every ``--plugin FILE`` before the command, which is where typer takes it."""
+    first: list[str] = []
+    rest = list(arguments)
+    while any(word == "--plugin" or word.startswith("--plugin=") for word in rest):
+        at = next(n for n, word in enumerate(rest) if word == "--plugin" or word.startswith("--plugin="))
+        size = 1 if "=" in rest[at] else 2
+        first += rest[at : at + size]
+        del rest[at : at + size]
+    return [*first, *rest]
 
 
 def _executor(problem: Any, workers: int | None, ray: str | None) -> Any:
@@ -515,7 +540,7 @@ def export(
 
     from vispco.analysis.comparison import Comparison
     from vispco.cli.choosing import cost_of, decided, pricing, question
-    from vispco.export import export_decision, export_schedule, server_settings
+    from vispco.exporting import export_decision, export_schedule, server_settings
     from vispco.outputs import JSON, SETTINGS, SETTINGS_HEAD, json_with, write_output
     from vispco.pruning.schedule_file import FORMAT
     from vispco.storage.store import open_store
@@ -641,6 +666,20 @@ def copy(
     print_rows(rows, as_json=as_json, as_csv=as_csv, empty="no experiments to copy")
 
 
+@app.command("rm")
+def remove_experiment(
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT[/ENTRY[@SEED]]", help="What to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Delete an experiment, an entry or one of its seeds; measured schedules stay in the cache."""
+    from vispco.cli.removing import remove
+    from vispco.storage.store import open_store
+
+    with open_store(storage, create=False) as store:
+        print(remove(store, name, sure=yes))
+
+
 @app.command("import")
 def import_study(
     study: Annotated[str, typer.Argument(help="Name of an Optuna study.")],
@@ -728,7 +767,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(prog_name="vispco", standalone_mode=False)
+        code = app(plugins_first(sys.argv[1:]), prog_name="vispco", standalone_mode=False)
         if code == 130:  # which is how typer ends after Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)

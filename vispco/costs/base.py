@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vispco.models.base import ModelAdapter
     from vispco.pruning.methods.base import Method
 
-COSTS = Registry("cost", "costs")
+COSTS = Registry("cost", "costs", "name")
 Floats = NDArray[np.float64]
 
 

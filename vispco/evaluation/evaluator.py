@@ -26,6 +26,7 @@ from vispco.evaluation.records import Evaluation as Evaluation
 from vispco.evaluation.records import Failed, Outcome, Stopped
 from vispco.evaluation.units import Executor, InProcess, UnitRunner
 from vispco.models.loading import weights_hash
+from vispco.plugins.files import code_of
 from vispco.pruning.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import check_needs
@@ -466,6 +467,13 @@ class Evaluator:
             **({"resolution": share} if (share := self.problem.study.model.resolution) != 1 else {}),
         }
 
+    def _plugin_code(self, method: Method) -> dict[str, str]:
+        """Of what comes from files of the user's."""
+        rules = {task.name: getattr(task, "scorers", {}).get(task.scorer) for task in self.problem.tasks}
+        tasks = {f"task {task.name}": task for task in self.problem.tasks}
+        scorers = {f"scorer of {name}": rule for name, rule in rules.items() if rule is not None}
+        return code_of(model=self.problem.adapter, method=method, **tasks, **scorers)
+
     def context(self, split: str, method: Method) -> dict[str, Any]:
         """Everything a result depends on, beside the counts."""
         changed = changed_logits(self.problem.model.generation_config)
@@ -483,6 +491,7 @@ class Evaluator:
             "evaluator": EVALUATOR_VERSION,
             # Before, methods rated tokens by products in the model's own precision.
             **({} if self.problem.adapter.dtype() == torch.float32 else {"products": "float32"}),
+            **({"code": code} if (code := self._plugin_code(method)) else {}),
         }
 
 

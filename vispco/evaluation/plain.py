@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from vispco.pruning.published import named_schedule
 from vispco.pruning.schedules import keep_all
 from vispco.tasks.aggregation import parts
 from vispco.tasks.base import Sample, Task, make_task
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SPLIT = "held_out"
 TOGETHER = 512  # samples whose visual features are held at a time
@@ -72,7 +69,7 @@ class Part(Task):
         self.scorer, self.answer_by = whole.scorer, whole.answer_by
         self.max_new_tokens, self.pixels = whole.max_new_tokens, whole.pixels
 
-    def dataset(self, split: str) -> Dataset:
+    def dataset(self, split: str) -> Iterable[Mapping[str, Any]]:
         return self.whole.dataset(split)
 
     def sample(self, row: Mapping[str, Any]) -> Sample:

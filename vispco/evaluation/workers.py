@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.board import Board, Worker, describe
 from vispco.evaluation.cluster import Cluster
 from vispco.evaluation.units import Unit, UnitResult, UnitRunner
+from vispco.plugins.files import load_sources, loaded_sources
 
 if TYPE_CHECKING:
     from vispco.evaluation.prepared import PreparedSplit
@@ -40,7 +41,7 @@ SECONDS_WITHOUT_WORKERS = 900.0
 class UnitWorker:
     """What runs inside an actor."""
 
-    def start(self, text: str, device: str, threads: int, folder: str) -> dict[str, Any]:
+    def start(self, text: str, device: str, threads: int, folder: str, plugins: Mapping[str, str]) -> dict[str, Any]:
         """Load the model; tells where that was, and with which software and weights."""
         import socket
 
@@ -52,6 +53,7 @@ class UnitWorker:
         if os.path.isdir(folder):
             os.chdir(folder)
         torch.set_num_threads(threads)
+        load_sources(plugins)
         study = parse_study(text)
         study = study.model_copy(update={"model": study.model.model_copy(update={"device": device})})
         self._runner = UnitRunner(Problem(study, text), study.memory_limit)
@@ -127,6 +129,7 @@ class RayWorkers:
             "cuda" if room.gpus else problem.study.model.device,
             threads,
             os.getcwd(),
+            loaded_sources(),
         )
         # Not restarted by Ray: only here is known whom to blame.
         self._actors = self.ray.remote(num_cpus=room.threads, num_gpus=room.gpus, max_restarts=0)(UnitWorker)

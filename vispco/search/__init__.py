@@ -12,12 +12,15 @@ from vispco.search import (
     sampling,
     vtw,
 )
-from vispco.search.base import SEARCHES, Search, SearchContext
+from vispco.search.base import SEARCHES, Proposal, Search, SearchContext
+from vispco.search.base import Options as SearchOptions
 
 __all__ = [
     "SEARCHES",
+    "Proposal",
     "Search",
     "SearchContext",
+    "SearchOptions",
     "dop",
     "fitprune_fit",
     "grid",

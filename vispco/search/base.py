@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vispco.storage.store import Store
 
-SEARCHES = Registry("search", "searches")
+SEARCHES = Registry("search", "searches", "kind")
 
 MOST_STEPS = 1_000_000
 

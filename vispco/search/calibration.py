@@ -24,6 +24,7 @@ from vispco.errors import MeasurementError
 from vispco.evaluation.decoding import answer_length, generated, stop_tokens
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
+from vispco.plugins.files import loaded_sources
 from vispco.pruning.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.relaxed import relaxed
@@ -92,6 +93,7 @@ class Calibration:
                 {
                     "do": "calibrate",
                     "study": self.problem.portable_text,
+                    "plugins": loaded_sources(),
                     "method": method.name,
                     "parameters": method.parameters(),
                     "batch": batch_size,

@@ -191,6 +191,7 @@ def follow() -> None:
     """
     from vispco.config import parse_study
     from vispco.evaluation.evaluator import Evaluator
+    from vispco.plugins.files import load_sources
     from vispco.problem import Problem
     from vispco.pruning.methods.base import make_method
     from vispco.pruning.schedules import parse_schedule
@@ -205,6 +206,7 @@ def follow() -> None:
             if command["do"] == "calibrate":
                 text = command["study"]
                 if text not in evaluators:
+                    load_sources(command["plugins"])
                     study = parse_study(text, "the driver's study")
                     if study.model.device == "cuda":
                         torch.cuda.set_device(local)

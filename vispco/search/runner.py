@@ -22,6 +22,7 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import check_prunable, vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
+from vispco.plugins.files import code_of
 from vispco.problem import Problem
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
@@ -141,6 +142,13 @@ def validate(problem: Problem) -> None:
     for planned in plan(problem.study):
         method = problem.method(planned.config)
         kind: type[Search] = SEARCHES[planned.config.kind]
+        if kind.reads_calibration and problem.study.calibration is None:
+            for task in problem.tasks:
+                if "calibration" not in task.sizes:
+                    raise ConfigError(
+                        f"searches.{planned.entry}: kind {planned.config.kind!r} reads split 'calibration', and task "
+                        f"{task.name!r} gives it no size; add calibration: N to its splits"
+                    )
         family = planned.config.family or problem.study.family
         made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
         try:
@@ -202,10 +210,11 @@ class Run:
             LockedError: another driver runs it.
         """
         validate(self.problem)
-        planned = plan(self.study, only)
+        plan(self.study, only)
         with self.store.lock(self.study.experiment, waiting=self.progress.say), self._workers_shown():
             if fresh:
                 self.store.delete_experiment(self.study.experiment)
+            planned = self._plan(only)
             self._check_unchanged()
             with self.progress.track("prepare") as advance:
                 advance(0, 3, "model and samples")
@@ -235,10 +244,24 @@ class Run:
             for number, item in enumerate(planned, start=1):
                 self._fenced(item, budgets, f"{item.study} ({number} of {len(planned)})")
             self._confirm([item for item in planned if item.study in self._policies], budgets, checkpoints)
+            self._tell_alike(planned)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
         if self.failures:
             raise self._ended_early(len(planned))
         return after - before
+
+    def _plan(self, only: Sequence[str] | None = None) -> list[Planned]:
+        """The studies of this run. Seed 0 of an entry is one study, whether or not the file lists its seeds: an entry
+        that began without seeds goes on where it is."""
+        stored = self.store.experiment(self.study.experiment)
+        known = stored["facts"].get("studies", {}) if stored else {}
+        planned = []
+        for item in plan(self.study, only):
+            listed = self.study.searches[item.entry].seeds is not None
+            other = study_name(self.study.experiment, item.entry, None if listed else 0)
+            goes_on = item.seed == 0 and item.study not in known and other in known
+            planned.append(replace(item, study=other) if goes_on else item)
+        return planned
 
     def _fenced(self, item: Planned, budgets: list[float], title: str) -> None:
         """One entry; what ends it is said, kept in ``failures``, and ends no other."""
@@ -251,6 +274,22 @@ class Run:
                 self.progress.say(traceback.format_exc().rstrip())
             self.failures[item.study] = error
             self.progress.say(f"{item.study} ended early: {_one_line(error)}")
+
+    def _tell_alike(self, planned: Sequence[Planned]) -> None:
+        """Point out seeds that found the same, which intervals over seeds would take for agreement."""
+        found: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for item in planned:
+            if not SEARCHES[item.config.kind].deterministic:
+                schedules = tuple(t.user_attrs["schedule"] for t in self.store.trial_log(item.study).complete())
+                found.setdefault((item.entry, schedules), []).append(item.seed)
+        for (entry, schedules), seeds in found.items():
+            if schedules and len(seeds) > 1:
+                reads = SEARCHES[self.study.searches[entry].kind].reads_calibration
+                hint = "; give calibration more samples, or a mini-batch fewer" if reads else ""
+                self.progress.say(
+                    f"{self.study.experiment}/{entry}: seeds {', '.join(map(str, seeds))} found the same "
+                    f"{len(schedules)} schedules, so they count for one{hint}"
+                )
 
     def _ended_early(self, planned: int) -> Exception:
         """The first failure, by its own kind, and how many there are."""
@@ -279,19 +318,29 @@ class Run:
             return
         way_out = "give the study another experiment name, or start over with --fresh"
         for key, value in self.study.identity().items():
+            if key == "budgets" and isinstance(value, list) and set(stored["facts"].get("budgets", ())) <= set(value):
+                continue  # further budgets change nothing for those that are there
             if stored["identity"].get(key) != value:
                 raise ConfigError(
                     f"experiment {self.study.experiment!r} in this database has another {key!r} "
                     f"({_short(stored['identity'].get(key))} there, {_short(value)} here); "
                     f"its trials cannot be mixed: {way_out}"
                 )
-        for item in plan(self.study):
+        for item in self._plan():
             if stored["facts"].get("studies", {}).get(item.study, {}).get("kind") == "imported":
                 raise ConfigError(
                     f"entry {item.entry!r} of experiment {self.study.experiment!r} was imported; rename the entry"
                 )
+        for item in self._plan():
+            known, code = stored["facts"].get("studies", {}).get(item.study, {}).get("code"), self._code(item)
+            if known and known != code and self.store.trial_log(item.study).complete():
+                changed = ", ".join(key for key in known if known[key] != code.get(key))
+                raise ConfigError(
+                    f"entry {item.entry!r} of experiment {self.study.experiment!r} was run with another version of its "
+                    f"plug-in ({changed}); put the file back, rename the entry, {way_out}"
+                )
         earlier = parse_study(stored["spec_text"], "stored study").searches if stored["spec_text"] else {}
-        for item in plan(self.study):
+        for item in self._plan():
             # The stored file no longer names an entry that was dropped and is put back; its studies are still there.
             known = stored["facts"].get("studies", {}).get(item.study, {}).get("settings")
             if known is None and item.entry in earlier:
@@ -337,7 +386,7 @@ class Run:
         return merged(before, found)
 
     def _check_entries_fit(self) -> None:
-        for item in plan(self.study):
+        for item in self._plan():
             method, family = self.problem.method(item.config), self.problem.family(item.config)
             self.evaluator.flops_ratio(family.cheapest(), "search", method)
         self._profile_facts()
@@ -388,7 +437,7 @@ class Run:
         stored = self.store.experiment(self.study.experiment)
         studies = dict(stored["facts"].get("studies", {})) if stored else {}
         begun = {facts["entry"]: facts.get("defaults", 1) for facts in studies.values()}
-        for item in plan(self.study):
+        for item in self._plan():
             method = self.problem.method(item.config)
             points = len(list(self.problem.family(item.config).dense_grid())) if item.config.kind == "grid" else None
             studies[item.study] = {
@@ -403,8 +452,14 @@ class Run:
                 "deterministic": SEARCHES[item.config.kind].deterministic,
                 "defaults": begun.get(item.entry, SEARCHES[item.config.kind].defaults),
                 "settings": _fixed(self.study.searches[item.entry]),
+                **({"code": code} if (code := self._code(item)) else {}),
             }
         return {"studies": studies}
+
+    def _code(self, item: Planned) -> dict[str, str]:
+        """Of what an entry takes from plug-in files."""
+        family = FAMILIES[item.config.family or self.study.family]
+        return code_of(search=SEARCHES[item.config.kind], method=self.problem.method(item.config), family=family)
 
     def _search(self, item: Planned, budgets: list[float], title: str) -> None:
         log = self.store.trial_log(item.study)
@@ -430,6 +485,8 @@ class Run:
             )
             search = cls(context, options)
             search.run()
+            if settled := len(log.settled()):
+                advance(settled, settled, "")
             self._policies[item.study] = search.policy
 
     def _as_begun(self, item: Planned, cls: type[Search]) -> Any:
@@ -466,10 +523,9 @@ class Run:
 
     def _mean_of(self, item: Planned, source: str, total: Callable[[TrialLog], int]) -> int:
         """``total`` of entry ``source``, at the same seed if it ran there, else its mean."""
-        entry = self.study.searches[source]
-        seeds = entry.seeds if entry.seeds is not None else [None]
-        wanted = [item.seed] if item.seed in seeds else seeds
-        logs = [self.store.trial_log(study_name(self.study.experiment, source, seed)) for seed in wanted]
+        theirs = [other for other in self._plan() if other.entry == source]
+        wanted = [other for other in theirs if other.seed == item.seed] or theirs
+        logs = [self.store.trial_log(other.study) for other in wanted]
         if not all(log.complete() for log in logs):
             raise ConfigError(
                 f"searches.{item.entry}: entry {source!r}, whose compute it may spend, has no trials yet; "

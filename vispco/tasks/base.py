@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,7 @@ from vispco.errors import ConfigError, DataError
 from vispco.registry import Registry, suggest
 from vispco.tasks.aggregation import MEAN, aggregate
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-TASKS = Registry("task", "tasks")
+TASKS = Registry("task", "tasks", "name")
 SPLITS = ("calibration", "search", "held_out")
 PLACE = "<image>"
 
@@ -102,8 +99,8 @@ class Task(ABC):
             raise ConfigError(f"task {self.name!r} has no option {next(iter(options))!r}; remove it")
 
     @abstractmethod
-    def dataset(self, split: str) -> Dataset:
-        """The rows of ``split``."""
+    def dataset(self, split: str) -> Iterable[Mapping[str, Any]]:
+        """The rows of ``split``: a list, or a data set of the library ``datasets``."""
 
     @abstractmethod
     def sample(self, row: Mapping[str, Any]) -> Sample:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
 from vispco.errors import ConfigError
+from vispco.registry import Registry
 from vispco.tasks.base import PLACE, TASKS, Sample
 from vispco.tasks.benchmark import Benchmark, Item, Scorer
 from vispco.tasks.chartqa import relaxed
@@ -63,7 +64,8 @@ def of_the_data_set(sample: Sample, answer: str) -> float:
     raise NotImplementedError("the task scores this itself, since it depends on the whole data set")
 
 
-SCORERS: dict[str, Scorer] = {
+SCORERS = Registry("scorer", "scorers")
+_BUILTIN: dict[str, Scorer] = {
     "standard": standard,
     "exact": exact,
     "choice": choice,
@@ -80,6 +82,8 @@ SCORERS: dict[str, Scorer] = {
     "vispco-relaxed": lambda sample, answer: float(relaxed_match(answer, sample.answers)),
     "vispco-yes-no": lambda sample, answer: float(yes_no_match(answer, sample.answers[0])),
 }
+for _name, _rule in _BUILTIN.items():
+    SCORERS.register(_name)(_rule)
 
 
 @TASKS.register("vqa-json")
@@ -98,7 +102,7 @@ class VQAJson(Benchmark):
     columns = {"question": ("question", "query"), "answers": ("answers", "answer", "label")}
     optional = {"options": ("options", "choices"), "id": ("id", "question_id")}
     pictures = {"image": ("image", "images", "file_name")}
-    scorers: ClassVar[dict[str, Scorer]] = SCORERS
+    scorers: ClassVar[Mapping[str, Scorer]] = SCORERS
 
     def score(self, sample: Sample, answer: str) -> float:
         if self.scorer == "cider":

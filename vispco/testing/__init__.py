@@ -10,5 +10,15 @@ from vispco.testing.adapters import AdapterConformance
 from vispco.testing.costs import CostConformance
 from vispco.testing.families import FamilyConformance
 from vispco.testing.methods import MethodConformance
+from vispco.testing.searches import SearchConformance
+from vispco.testing.tasks import ScorerConformance, TaskConformance
 
-__all__ = ["AdapterConformance", "CostConformance", "FamilyConformance", "MethodConformance"]
+__all__ = [
+    "AdapterConformance",
+    "CostConformance",
+    "FamilyConformance",
+    "MethodConformance",
+    "ScorerConformance",
+    "SearchConformance",
+    "TaskConformance",
+]

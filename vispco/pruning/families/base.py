@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from torch import Tensor
 
-FAMILIES = Registry("schedule family", "families")
+FAMILIES = Registry("schedule family", "families", "name")
 Fits = Callable[[Schedule], bool]
 SHAPE_SHARE = 0.2
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vispco.pruning.attention import LayerAttention
     from vispco.pruning.tokens import Prompt
 
-METHODS = Registry("method", "methods")
+METHODS = Registry("method", "methods", "name")
 
 
 @dataclass

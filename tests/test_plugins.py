@@ -1,0 +1,176 @@
+"""Plug-ins from files: the guide's examples, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import SMALL
+from test_cli import Cli
+from vispco.cli.main import plugins_first
+from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.plugins import METHODS, files, load_plugin
+from vispco.problem import Problem
+from vispco.pruning.methods import make_method
+
+PAGE = Path(__file__).parent.parent / "docs/extending.md"
+FIRST = """
+from dataclasses import dataclass
+from vispco.plugins import METHODS, Method
+
+@METHODS.register("first-ones")
+@dataclass(frozen=True)
+class FirstOnes(Method):
+    by: float = 1.0
+    def score(self, context):
+        return -context.rank.float()
+"""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (PAGE.parent / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def _registers() -> Iterator[None]:
+    """Leave no plug-in behind."""
+    before, modules = dict(METHODS._classes), set(sys.modules)
+    yield
+    METHODS._classes.clear()
+    METHODS._classes.update(before)
+    for name in {name for name in sys.modules if name.startswith(files.PREFIX)} - modules:
+        del sys.modules[name]
+
+
+def write_guide(folder: Path) -> None:
+    for code in blocks("extending.md", "python"):
+        (folder / code.splitlines()[0].removeprefix("# ")).write_text(code)
+    (folder / "study.yaml").write_text(*blocks("extending.md", "yaml"))
+
+
+def suite(folder: Path, file: str) -> int:
+    """How many tests passed, in a process of its own, so that no name is registered here."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return int(re.findall(r"(\d+) passed", done.stdout)[0])
+
+
+def test_the_plugins_of_the_guide_pass_their_suites(tmp_path: Path) -> None:
+    write_guide(tmp_path)
+    assert suite(tmp_path, "test_plugins.py") > 100
+
+
+@pytest.mark.slow
+def test_the_model_family_of_the_guide_passes_its_suite(tmp_path: Path) -> None:
+    write_guide(tmp_path)
+    assert suite(tmp_path, "test_vipllava.py") > 100
+
+
+def test_the_study_of_the_guide_runs(tmp_path: Path) -> None:
+    """As its commands say, each in a process of its own."""
+    write_guide(tmp_path)
+    said = {}
+    for line in blocks("extending.md", "bash")[0].strip().splitlines():
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        said[line.split()[1]] = done.stdout + done.stderr
+    assert "30 new trials" in said["run"]
+    assert re.search(r"cents: 0\.\d+ of the unpruned", said["choose"])
+    assert "nothing to do" in said["resume"]
+    assert "longest" in said["ls"]
+
+
+@pytest.mark.usefixtures("_registers")
+def test_a_stored_study_loads_no_code(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when its database is resumed, nor from its text; with the file it goes on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VISPCO_STORAGE", f"sqlite:///{tmp_path}/a.db")
+    Path("first.py").write_text(FIRST)
+    head = SMALL.partition("searches:")[0] + "plugins: [first.py]\nmethod: first-ones\n"
+    Path("study.yaml").write_text(head + "searches: {random: {kind: random, trials: 2}}\n")
+    assert cli("run", "study.yaml")[0] == 0
+    METHODS._classes.pop("first-ones")
+    module = sys.modules.pop(f"{files.PREFIX}first")
+    code, _, err = cli("resume", "small")
+    assert code == 2
+    assert "--plugin first.py" in err
+    assert f"{files.PREFIX}first" not in sys.modules
+    code, _, err = cli("resume", "small", "--plugin", "first.py")
+    assert code == 0, err
+    assert "nothing to do" in err
+    # A changed file is another method.
+    Path("first.py").write_text(module.__plugin_text__.replace("-context", "+context"))
+    code, _, err = cli("run", "study.yaml")
+    assert code == 2
+    assert "another version of its plug-in (method)" in err
+
+
+@pytest.mark.usefixtures("_registers")
+def test_a_changed_file_is_measured_anew(problem: Problem, tmp_path: Path) -> None:
+    """It takes the place of the earlier one; the built-in methods have the identity that they had."""
+    path = tmp_path / "first.py"
+    path.write_text(FIRST)
+    load_plugin(path)
+    evaluator = Evaluator(problem)
+    assert "code" not in evaluator.context("search", make_method("fastv"))
+    before = evaluator.context("search", make_method("first-ones"))
+    assert load_plugin(path) is load_plugin(path)
+    path.write_text(FIRST.replace("-context", "+context"))
+    load_plugin(path)
+    after = evaluator.context("search", make_method("first-ones"))
+    assert {key for key in after if after[key] != before[key]} == {"code"}
+
+
+@pytest.mark.usefixtures("_registers")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ny = unknown\n", r"plug-in p\.py, line 2: NameError: name 'unknown'"),
+        ("x = (\n", r"plug-in p\.py, line 1: SyntaxError"),
+        (FIRST.replace("first-ones", "fastv"), r"plug-in p\.py, line \d+: ValueError: method name 'fastv' is taken by"),
+        ("raise SystemError('\\n')", r"plug-in p\.py, line 1: SystemError"),
+        (None, r"cannot read plug-in .*p\.py.*: No such file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "p.py").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_plugin(tmp_path / "p.py")
+    if text is not None:  # and once mended it is loaded
+        (tmp_path / "p.py").write_text(FIRST)
+        load_plugin(tmp_path / "p.py")
+        assert make_method("first-ones", {"by": 2.0}).name == "first-ones"
+
+
+@pytest.mark.usefixtures("_registers")
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder, text in (("a", FIRST), ("b", FIRST + "x = 1\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.py").write_text(text)
+    load_plugin(tmp_path / "a/p.py")
+    with pytest.raises(ConfigError, match=r"two plug-ins are called p\.py"):
+        load_plugin(tmp_path / "b/p.py")
+
+
+def test_the_option_may_follow_the_command() -> None:
+    assert plugins_first(["run", "s.yaml", "--plugin", "a.py", "--fresh", "--plugin=b.py"]) == [
+        *("--plugin", "a.py", "--plugin=b.py"),
+        *("run", "s.yaml", "--fresh"),
+    ]
+    assert plugins_first(["--debug", "ls"]) == ["--debug", "ls"]
