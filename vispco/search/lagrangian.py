@@ -45,7 +45,14 @@ from vispco.search.constraints import ByConstruction, ByLagrangian, Constraint
 from vispco.search.descent import Descent
 from vispco.search.gradient_options import GradientOptions
 from vispco.search.kkt import residuals
-from vispco.search.predicted import PredictedPolicy, parse_policy, save_predictor, saved_predictor, snapped_policy
+from vispco.search.predicted import (
+    PredictedPolicy,
+    budgets_of,
+    parse_policy,
+    save_predictor,
+    saved_predictor,
+    snapped_policy,
+)
 from vispco.search.predictor import ParameterTable, RatioPredictor
 
 TIE = 1e-12
@@ -181,7 +188,15 @@ class GradientSearch(Search):
         study = context.log.name
         descent = self._predictor(budgets, save=lambda text: save_predictor(context.store, study, text))
         descent.calibration = self.calibration
-        if (kept := saved_predictor(context.store, study)) is not None:
+        kept = saved_predictor(context.store, study)
+        if kept is not None and (known := budgets_of(kept)) != len(budgets):
+            if reads:
+                raise ConfigError(
+                    f"its network was trained for {known} budgets and is needed by its trials; the study has "
+                    f"{len(budgets)} now: give the entry another name"
+                )
+            kept = None  # trained again, for all; schedules that are there keep theirs
+        if kept is not None:
             descent.restore(kept)
         elif reads:
             descent.standardise()
@@ -268,8 +283,10 @@ class GradientSearch(Search):
     def _attributes(self, number: int, budget: float, descent: Descent) -> dict[str, Any]:
         """What a trial says of its budget's descent, the KKT residuals of where it ended among it."""
         at = number if len(descent.budgets) > 1 else 0
-        trajectory = descent.trajectory[at]
-        self.context.store.save_steps(self.context.log.name, f"budget-{number}", trajectory)
+        trajectory, key = descent.trajectory[at], f"budget-{number}"
+        if any(trials[0].user_attrs.get("trajectory") == key for trials in self._done().values()):
+            key = f"budget-{budget!r}"  # a budget that was added later has another one's number
+        self.context.store.save_steps(self.context.log.name, key, trajectory)
         last, realised = trajectory[-1], descent.realised()[at]
         slopes = [step["slope"] for step in trajectory[len(trajectory) // 2 :] if "slope" in step]
         reached = {"feasibility": max(0.0, (realised - budget) / budget)}
@@ -283,7 +300,7 @@ class GradientSearch(Search):
             "penalty": last["penalty"],
             "loss": last["loss"],
             "steps": len(trajectory),
-            "trajectory": f"budget-{number}",
+            "trajectory": key,
             "free": last["free"],
             "relaxed_flops_ratio": realised,
             **reached,

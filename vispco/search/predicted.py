@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -100,6 +101,11 @@ def save_predictor(store: Store, study: str, text: str) -> None:
 def saved_predictor(store: Store, study: str) -> str | None:
     found = store.trajectory(study).get(KEY)
     return str(found[0]["state"]) if found else None
+
+
+def budgets_of(kept: str) -> int:
+    """For how many budgets a saved predictor was trained."""
+    return len(json.loads(kept)["level"])
 
 
 def is_predicted(text: str) -> bool:

@@ -175,6 +175,19 @@ class Store:
         self._persist(delete_studies)
         self._write(change)
 
+    def delete_study(self, experiment: str, study: str) -> None:
+        """Remove one study with its trajectories, and what its experiment notes of it."""
+
+        def delete_trials() -> None:
+            with suppress(KeyError):
+                optuna.delete_study(study_name=study, storage=self.optuna)
+
+        self._persist(delete_trials)
+        self._write(lambda connection: connection.execute(delete(steps).where(steps.c.study == study)))
+        facts = self.require_experiment(experiment)["facts"]
+        facts.get("studies", {}).pop(study, None)
+        self.save_facts(experiment, facts)
+
     @contextmanager
     def lock(
         self, experiment: str, *, times: LockTimes | None = None, waiting: Callable[[str], None] | None = None
