@@ -27,7 +27,7 @@ from vispco.analysis.entries import against
 from vispco.analysis.layers import layer_record
 from vispco.analysis.violations import violations
 from vispco.errors import ConfigError, StorageError
-from vispco.export import export_steps
+from vispco.exporting import export_steps
 from vispco.outputs import HTML, check_output, write_output
 from vispco.storage.opening import DEFAULT_URL, redact
 from vispco.storage.store import Store

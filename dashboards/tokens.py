@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vispco.analysis.answer import answer
 from vispco.analysis.comparison import Comparison
-from vispco.export import export_schedule
+from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedules import parse_schedule

@@ -20,8 +20,10 @@ GROUPS = {
     "Models": ("load_model", "adapter_for"),
     "Pruning": ("prune", "install", "make_method", "load_schedule", "parse_schedule"),
     "Schedules": ("Schedule", "Step", "MultiStep", "Linear", "Exponential", "Sigmoid", "Ratios"),
-    "Experiments": ("Problem", "Evaluator", "Evaluation", "objective", "choose"),
+    "Experiments": ("run", "choose", "report", "export", "open_store", "Comparison"),
+    "Measuring": ("Problem", "Evaluator", "Evaluation", "objective", "flops_ratio"),
 }
+MODULES = ("methods", "plugins")
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes|Example):$", re.MULTILINE)
 
 
@@ -30,7 +32,20 @@ def page() -> str:
     for group, names in GROUPS.items():
         parts.append(f"## {group}\n")
         parts += [entry(name, getattr(vispco, name)) for name in names]
+    parts += [module(name, getattr(vispco, name)) for name in MODULES]
     return "\n".join(parts)
+
+
+def module(name: str, thing: Any) -> str:
+    """A module that collects names: its docstring, and each class with its parameters and its first line."""
+    rows = [f"### `vispco.{name}`\n", markdown(inspect.getdoc(thing) or "")]
+    for one in thing.__all__:
+        value = getattr(thing, one)
+        first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split()) if callable(value) else ""
+        own = inspect.isclass(value) and name == "methods" and not inspect.isabstract(value)
+        head = unquoted(f"{one}{inspect.signature(value)}").removesuffix(" -> None") if own else one
+        rows.append(f"- `{head}`" + (f": {markdown(first).strip()}" if first else ""))
+    return "\n".join(rows) + "\n"
 
 
 def entry(name: str, thing: Any) -> str:

@@ -23,7 +23,7 @@ from vispco.costs import COSTS, kv_cache_bytes, make_cost, prefill_flops, unprun
 from vispco.costs.bounds import Bound, parse_bound, parse_limit
 from vispco.costs.profile import Profile
 from vispco.errors import ConfigError
-from vispco.export import Recommendation, export_schedule
+from vispco.exporting import Recommendation, export_schedule
 from vispco.models.loading import described
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method

@@ -21,7 +21,7 @@ from vispco.cli.main import main
 from vispco.config import parse_study
 from vispco.errors import ConfigError, LockedError, StorageError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.export import export_schedule
+from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.schedules import parse_schedule
 from vispco.search.runner import Run, Silent

@@ -25,7 +25,7 @@ from vispco.analysis.comparison import Comparison
 from vispco.analysis.selection import choose
 from vispco.cli.main import main
 from vispco.errors import ConfigError
-from vispco.export import export_schedule, export_steps
+from vispco.exporting import export_schedule, export_steps
 from vispco.storage.store import Store
 
 SEEDS = {"grid": ("grid", None, 30, 0.0), "lagrangian": ("lagrangian", 10, 5, 0.1), "tpe": ("tpe", 3, 8, 0.0)}

@@ -14,7 +14,7 @@ from test_cli import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.targets import compare_targets
 from vispco.errors import ConfigError, ModelError, ScheduleError
-from vispco.export import Recommendation
+from vispco.exporting import Recommendation
 from vispco.models.loading import demo_folder
 from vispco.plugins.vllm.architectures import architecture_of
 from vispco.problem import Problem

@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vispco import methods, plugins
+    from vispco.analysis.comparison import Comparison
+    from vispco.api import export, flops_ratio, report, run
     from vispco.choosing import choose
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.records import Evaluation
@@ -29,10 +32,12 @@ if TYPE_CHECKING:
         Step,
         parse_schedule,
     )
+    from vispco.storage.store import open_store
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Comparison": "vispco.analysis.comparison",
     "Evaluation": "vispco.evaluation.records",
     "Evaluator": "vispco.evaluation.evaluator",
     "Exponential": "vispco.pruning.schedules",
@@ -45,16 +50,23 @@ _HOMES = {
     "Step": "vispco.pruning.schedules",
     "adapter_for": "vispco.models.base",
     "choose": "vispco.choosing",
+    "export": "vispco.api",
+    "flops_ratio": "vispco.api",
     "install": "vispco.pruning.runtime",
     "load_model": "vispco.models.loading",
     "load_schedule": "vispco.pruning.schedule_file",
     "make_method": "vispco.pruning.methods.base",
     "objective": "vispco.optuna_objective",
+    "open_store": "vispco.storage.store",
     "parse_schedule": "vispco.pruning.schedules",
     "prune": "vispco.pruning.runtime",
+    "report": "vispco.api",
+    "run": "vispco.api",
 }
+_MODULES = ("methods", "plugins")
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Evaluator",
     "Exponential",
@@ -67,21 +79,30 @@ __all__ = [
     "Step",
     "adapter_for",
     "choose",
+    "export",
+    "flops_ratio",
     "install",
     "load_model",
     "load_schedule",
     "make_method",
+    "methods",
     "objective",
+    "open_store",
     "parse_schedule",
+    "plugins",
     "prune",
+    "report",
+    "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return import_module(f"vispco.{name}")
     raise AttributeError(f"module 'vispco' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_MODULES])
