@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import vispco
+from benchmarks.train.demo import deep, qwen, train
+from benchmarks.train.demo.build import build_model
+from benchmarks.train.demo.data import data_hash
+from benchmarks.train.demo.packing import draw_questions
 from conftest import SMALL
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import render_prompt
-from vispco.models.demo import deep, qwen, train
-from vispco.models.demo.build import build_model
-from vispco.models.demo.data import data_hash
-from vispco.models.demo.packing import draw_questions
 from vispco.models.loading import DEMOS, demo_folder, weights_hash
 from vispco.problem import Problem
 from vispco.pruning.families.step import StepFamily

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.train.demo.build import build_model, build_processor, vocabulary
+from benchmarks.train.demo.data import pixel_values
+from benchmarks.train.demo.packing import draw_questions
 from vispco.errors import ConfigError, DataError
-from vispco.models.demo.build import build_model, build_processor, vocabulary
-from vispco.models.demo.data import pixel_values
-from vispco.models.demo.packing import draw_questions
 from vispco.tasks.base import SPLITS, make_task
 from vispco.tasks.mosaic import (
     QUESTION_KINDS,

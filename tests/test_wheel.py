@@ -44,6 +44,11 @@ def test_wheel_owns_one_name_and_carries_the_demo(wheel: Path) -> None:
         "vispco/py.typed",
     ):
         assert needed in names
+    assert not [
+        name
+        for name in names
+        if name.startswith("vispco/models/demo/") and "train" in name.split("/")[-1] and name.endswith(".py")
+    ]
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vispco.models.demo.build import IMAGE_PIXELS, vocabulary, word_tokenizer
-from vispco.models.demo.packing import Prefix
+from benchmarks.train.demo.build import IMAGE_PIXELS, vocabulary, word_tokenizer
+from benchmarks.train.demo.packing import Prefix
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.models.demo.build import vocabulary
+from benchmarks.train.demo.build import vocabulary
 from vispco.tasks.mosaic import TASK_MIX, Scene, sample_scene, split_pictures
 
 if TYPE_CHECKING:

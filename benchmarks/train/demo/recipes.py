@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vispco.models.demo import build, deep, qwen
+from benchmarks.train.demo import build, deep, qwen
 from vispco.tasks.mosaic import MULTI_HOP, ONE_HOP, PLACES, TASK_MIX, TWO_HOPS, WHERE
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vispco.models.demo import qwen
-from vispco.models.demo.build import vocabulary
-from vispco.models.demo.data import pixel_values
-from vispco.models.demo.packing import VISUAL_TOKENS, Prefix, llava_prefix
+from benchmarks.train.demo import qwen
+from benchmarks.train.demo.build import vocabulary
+from benchmarks.train.demo.data import pixel_values
+from benchmarks.train.demo.packing import VISUAL_TOKENS, Prefix, llava_prefix
 from vispco.tasks.mosaic import Scene
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vispco.models.demo.build import LAYERS, build_model
+from benchmarks.train.demo.build import LAYERS, build_model
 
 DEEP_LAYERS = 26
 LAYER = re.compile(r"(model\.language_model\.layers\.)(\d+)(\..*)")

@@ -1,6 +1,6 @@
-"""Train a demo VLM: ``python -m vispco.models.demo.train --model llava|deep|qwen --out DIR``.
+"""Train a demo VLM: ``python -m benchmarks.train.demo.train --model llava|deep|qwen --out DIR``.
 
-What each starts from and its stages: ``vispco.models.demo.recipes``. Mosaics are drawn fresh at every step from the
+What each starts from and its stages: ``benchmarks.train.demo.recipes``. Mosaics are drawn fresh at every step from the
 ``train`` pictures (``data``), several questions are packed into one sequence (``packing``), and accuracy is watched on
 mosaics of the ``calibration`` pictures. With the vision tower frozen, on a CPU, the step runs with eager attention, and
 under bfloat16 autocast where the stage says so, for speed.
@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vispco.models.demo.data import data_hash, draw_scenes
-from vispco.models.demo.families import TrainedFamily, family_of
-from vispco.models.demo.losses import CellHeads, answer_loss, see_loss, summarise
-from vispco.models.demo.packing import draw_questions
-from vispco.models.demo.recipes import RECIPES, Recipe, Stage
+from benchmarks.train.demo.data import data_hash, draw_scenes
+from benchmarks.train.demo.families import TrainedFamily, family_of
+from benchmarks.train.demo.losses import CellHeads, answer_loss, see_loss, summarise
+from benchmarks.train.demo.packing import draw_questions
+from benchmarks.train.demo.recipes import RECIPES, Recipe, Stage
 from vispco.tasks.mosaic import sample_scene, split_pictures
 
 REPORT_EVERY = 100

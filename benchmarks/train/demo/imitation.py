@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispco.models.demo.build import vocabulary
-from vispco.models.demo.data import pixel_values
-from vispco.models.demo.packing import VISUAL_TOKENS, Packed, Prefix, llava_prefix
+from benchmarks.train.demo.build import vocabulary
+from benchmarks.train.demo.data import pixel_values
+from benchmarks.train.demo.packing import VISUAL_TOKENS, Packed, Prefix, llava_prefix
 from vispco.pruning.masks import as_backend_mask
 from vispco.tasks.mosaic import Scene
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vispco.models.demo.imitation import imitation_loss, teacher_features, unlike, unlike_evenly
-from vispco.models.demo.packing import VISUAL_TOKENS, Packed
+from benchmarks.train.demo.imitation import imitation_loss, teacher_features, unlike, unlike_evenly
+from benchmarks.train.demo.packing import VISUAL_TOKENS, Packed
 from vispco.pruning.masks import as_backend_mask
 from vispco.tasks.mosaic import CELLS, COLORS, SHAPES, Scene
 
 if TYPE_CHECKING:
-    from vispco.models.demo.families import TrainedFamily
+    from benchmarks.train.demo.families import TrainedFamily
 
 
 class CellHeads(nn.Module):
