@@ -282,7 +282,9 @@ def with_block(block: str, text: str = SMALL) -> str:
 
 
 def test_studies_without_a_block_keep_their_identity(problem: Problem) -> None:
-    dump = problem.study.model_dump(mode="json", exclude={"purpose", "memory_mib", "anytime", "target", "profile"})
+    dump = problem.study.model_dump(
+        mode="json", exclude={"purpose", "memory_mib", "anytime", "target", "profile", "plugins"}
+    )
     assert dump["model"].pop("resolution") == 1
     assert dump.pop("calibration") is None
     assert problem.study.spec_hash() == content_hash(dump)
