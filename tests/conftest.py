@@ -32,7 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Servers, browsers and clusters take long to start; the same code is tested on SQLite and in the process.
-SLOW_FIXTURES = {"browser", "impatient", "pg_server", "pg_url", "pool", "server"}
+SLOW_FIXTURES = {"browser", "impatient", "pg_server", "pg_url", "pool", "running", "server"}
+# Of the conformance suites: what a method reads of a model is held against the model itself on every family.
+SLOW_CASES = {"test_on_every_other_family"}
 # Reasons to skip a test that no installation takes away.
 NO_LACK = (
     "does not apply: ",
@@ -47,7 +49,9 @@ NO_LACK = (
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        eager = getattr(item, "callspec", None) is not None and item.callspec.params.get("model") == "eager"
+        named = getattr(item, "originalname", "") in SLOW_CASES
+        if named or eager or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

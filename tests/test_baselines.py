@@ -90,6 +90,7 @@ def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
 # --- all of them ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_they_end_like_an_undisturbed_run(
     problem: Problem, finished: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

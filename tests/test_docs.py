@@ -287,6 +287,7 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
             assert re.search(r"quickstart: \d+ new trials", done.stderr), line
 
 
+@pytest.mark.slow
 def test_commands_of_the_dashboard_page_serve(tmp_path: Path) -> None:
     """On free ports, whichever the page names; what the page says of files and names is there."""
     fill(Store(f"sqlite:///{tmp_path}/vispco.db"), "quickstart")

@@ -64,6 +64,7 @@ def test_every_block_of_the_docs_is_run_by_a_test() -> None:
 # --- five minutes ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_five_minutes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In the folder of a new user, with fewer samples."""
     (study, own), (commands, look), (code,) = (blocks("start.md", language) for language in ("yaml", "bash", "python"))
@@ -232,6 +233,7 @@ def test_references_are_complete() -> None:
         assert f"### `vispco.{name}`" in python
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """Its cells give the texts that are stored with them, times apart."""
     nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
@@ -267,6 +269,7 @@ class Sources(HTMLParser):
             self.links.append(str(given["href"]))
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_loads_nothing(tmp_path: Path) -> None:
     pytest.importorskip("material")
     config = DOCS / "site/mkdocs.yml"

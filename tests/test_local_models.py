@@ -197,7 +197,10 @@ LOADABLE = ("llava", "llava_next", "gemma3", "idefics3")
 
 
 # Mistral 3's processor cannot even be imported without torchvision.
-@pytest.fixture(params=list(PROCESSORS), scope="module")
+@pytest.fixture(
+    params=[name if name in LOADABLE else pytest.param(name, marks=pytest.mark.slow) for name in PROCESSORS],
+    scope="module",
+)
 def problem(request: Any, tmp_path_factory: Any) -> vispco.Problem:
     """A study of a model in a folder; where transformers loads processors with torchvision only, a model in memory."""
     model = TINY[request.param].build()

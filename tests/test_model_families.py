@@ -16,7 +16,8 @@ from vispco.pruning.schedules import Ratios, Step
 from vispco.testing import AdapterConformance, checks
 from vispco.testing.tiny import IMAGE, LAYERS, TEXT, TINY
 
-# Their decoders are those of LLaVA or Qwen2.5-VL; what is their own are pictures and places.
+# Their decoders are those of LLaVA or Qwen2.5-VL; what is their own are pictures and places. In the fast tests a
+# decoder of each kind stands for the others: plain, three-axis positions, features between layers, sliding windows.
 LIKE_ANOTHER = ("fastv",)
 
 
@@ -24,16 +25,19 @@ class TestLlava(AdapterConformance):
     tiny = TINY["llava"]
 
 
+@pytest.mark.slow
 class TestLlavaNext(AdapterConformance):
     tiny = TINY["llava_next"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestLlavaOnevision(AdapterConformance):
     tiny = TINY["llava_onevision"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestQwen2VL(AdapterConformance):
     tiny = TINY["qwen2_vl"]
     methods = LIKE_ANOTHER
@@ -47,16 +51,19 @@ class TestQwen3VL(AdapterConformance):
     tiny = TINY["qwen3_vl"]
 
 
+@pytest.mark.slow
 class TestQwen3VLMoe(AdapterConformance):
     tiny = TINY["qwen3_vl_moe"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestQwen35(AdapterConformance):
     tiny = TINY["qwen3_5"]
     methods = ("random",)
 
 
+@pytest.mark.slow
 class TestQwen35Moe(AdapterConformance):
     tiny = TINY["qwen3_5_moe"]
     methods = ("random",)
@@ -66,41 +73,49 @@ class TestGemma3(AdapterConformance):
     tiny = TINY["gemma3"]
 
 
+@pytest.mark.slow
 class TestGemma4(AdapterConformance):
     tiny = TINY["gemma4"]
     methods = ("fastv", "sparsevlm")
 
 
+@pytest.mark.slow
 class TestInternVL(AdapterConformance):
     tiny = TINY["internvl"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestIdefics3(AdapterConformance):
     tiny = TINY["idefics3"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestSmolVLM(AdapterConformance):
     tiny = TINY["smolvlm"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestMistral3(AdapterConformance):
     tiny = TINY["mistral3"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestGlm4v(AdapterConformance):
     tiny = TINY["glm4v"]
     methods = ("fastv", "sparsevlm")
 
 
+@pytest.mark.slow
 class TestGlm46V(AdapterConformance):
     tiny = TINY["glm46v"]
     methods = LIKE_ANOTHER
 
 
+@pytest.mark.slow
 class TestGlm4vMoe(AdapterConformance):
     tiny = TINY["glm4v_moe"]
     methods = LIKE_ANOTHER

@@ -68,6 +68,7 @@ def suite(folder: Path, file: str) -> int:
     return int(re.findall(r"(\d+) passed", done.stdout)[0])
 
 
+@pytest.mark.slow
 def test_the_plugins_of_the_guide_pass_their_suites(tmp_path: Path) -> None:
     write_guide(tmp_path)
     assert suite(tmp_path, "test_plugins.py") > 100
@@ -79,6 +80,7 @@ def test_the_model_family_of_the_guide_passes_its_suite(tmp_path: Path) -> None:
     assert suite(tmp_path, "test_vipllava.py") > 100
 
 
+@pytest.mark.slow
 def test_the_study_of_the_guide_runs(tmp_path: Path) -> None:
     """As its commands say, each in a process of its own."""
     write_guide(tmp_path)

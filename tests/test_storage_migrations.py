@@ -152,6 +152,7 @@ def test_the_old_database_is_what_version_1_makes_of_an_empty_one(tmp_path: Path
     assert schema(engine) == schema(create_engine(f"sqlite:///{DATA}/version-1.db"))
 
 
+@pytest.mark.slow
 def test_many_processes_open_a_new_database(database_url: str) -> None:
     for status, output in open_together(database_url, 4):
         assert (status, output) == (0, "0 []\n")
@@ -160,6 +161,7 @@ def test_many_processes_open_a_new_database(database_url: str) -> None:
     assert store.study_names("race") == ["race/x"]
 
 
+@pytest.mark.slow
 def test_many_processes_open_an_old_database(tmp_path: Path) -> None:
     url = old_database(tmp_path)
     for status, output in open_together(url, 4):

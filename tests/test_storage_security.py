@@ -84,7 +84,7 @@ def test_no_error_shows_a_password(url: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("flags", [[], ["--debug"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--debug"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by_option", [True, False])
 def test_the_command_line_shows_no_password(by_option: bool, flags: list[str]) -> None:
     program = "from vispco.cli.main import main; main()"
@@ -243,6 +243,7 @@ def test_a_strangers_model_runs_no_code(tmp_path: Path) -> None:
     assert not touched.exists()
 
 
+@pytest.mark.slow
 def test_a_strangers_database_is_reported_and_resumed_without_running_code(tmp_path: Path) -> None:
     """The old database with poison wherever text is stored."""
     touched = tmp_path / "touched"

@@ -89,6 +89,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_in_a_terminal_has_bars_and_tables_of_80_columns(study: Path) -> None:
     storage = ["--storage", f"sqlite:///{study}/a.db"]
     written = in_terminal([*VISPCO, "run", f"{study}/study.yaml", *storage])
