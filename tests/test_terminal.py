@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -154,12 +155,27 @@ def test_cells_are_wrapped_and_numbers_are_not(capsys: pytest.CaptureFixture[str
     assert "1234567" in capsys.readouterr().out
 
 
-def test_as_many_searches_as_a_page_has_room_for(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_beyond_the_width_of_a_page_come_below(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"sqlite:///{tmp_path}/a.db"
     fill(Store(url), entries={f"entry-{n}": ("tpe", 1, 4, 0.0) for n in range(8)})
-    assert "(first 5 of 8 searches; all of them: --json)" in cli("compare", "made", "--storage", url)[1]
+
+    def heads(*more: str) -> list[list[str]]:
+        """Searches of each table by budget."""
+        code, out, err = cli("compare", "made", *more, "--storage", url)
+        assert code == 0, err
+        return [line.split()[1:] for line in out.splitlines() if line.startswith("budget ")]
+
+    names = [f"entry-{n}@0" for n in range(8)]
+    first, second = heads()
+    assert [*first[: first.index("best")], *second] == names
+    assert heads("--search", "entry-7", "--search", "entry-2@0") == [["entry-2@0", "entry-7@0", "best", "schedule"]]
+    assert "did you mean 'entry-" in cli("compare", "made", "--search", "entri-7", "--storage", url)[2]
+    found = json.loads(cli("compare", "made", "--search", "entry-7", "--json", "--storage", url)[1])
+    assert [one["name"] for one in found["searches"]] == list(found["by_budget"][0]["chosen"]) == ["entry-7@0"]
     monkeypatch.setattr("vispco.cli.comparison.page_width", lambda: 200)
-    assert "searches; all of them" not in cli("compare", "made", "--storage", url)[1]
+    assert heads() == [[*names, "best", "schedule"]]
 
 
 def test_the_result_so_far(tmp_path: Path) -> None:

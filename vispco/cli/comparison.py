@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vispco.cli.output import columns_that_fit, page_width, print_table, print_text
+from vispco.cli.output import in_blocks, page_width, print_table, print_text
+from vispco.errors import ConfigError
+from vispco.registry import suggest
 from vispco.search.so_far import in_flops
 
 SCHEDULE = 26  # columns for the best schedule: a step with four digits
@@ -88,24 +90,30 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     share = f", a share of {comparison['cost']}" if "cost" in comparison else ""
     print(f"\naccuracy of the schedule that each search would choose, per budget{share}\n")
     names = [search["name"] for search in comparison["searches"]]
-    shown = _shown(names, SCHEDULE)
-    rows = []
-    for row in comparison["by_budget"]:
-        cells: dict[str, Any] = {"budget": row["budget"]}
-        for name in shown:
-            chosen = row["chosen"].get(name)
-            cells[name] = _number(chosen["accuracy_held_out"]) + _missed(chosen) if chosen else "-"
-        best = max(
-            (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None and not c["missed"]),
-            key=lambda c: c["accuracy_held_out"],
-            default=None,
-        )
-        cells["best schedule"] = (best["schedule"] or f"trial {best['trial']}") if best else "-"
-        rows.append(cells)
-    print_table(rows, page_width())
+    for number, shown in enumerate(_blocks(names, SCHEDULE)):
+        rows = []
+        for row in comparison["by_budget"]:
+            cells: dict[str, Any] = {"budget": row["budget"]}
+            for name in shown:
+                chosen = row["chosen"].get(name)
+                cells[name] = _number(chosen["accuracy_held_out"]) + _missed(chosen) if chosen else "-"
+            if not number:
+                cells["best schedule"] = _best(row)
+            rows.append(cells)
+        if number:
+            print()
+        print_table(rows, page_width())
     _explain_missed(comparison)
-    if len(shown) < len(names):
-        print(f"(first {len(shown)} of {len(names)} searches; all of them: --json)")
+
+
+def _best(row: dict[str, Any]) -> str:
+    """The schedule with the highest held-out accuracy of those that were chosen for a budget."""
+    best = max(
+        (c for c in row["chosen"].values() if c["accuracy_held_out"] is not None and not c["missed"]),
+        key=lambda c: c["accuracy_held_out"],
+        default=None,
+    )
+    return (best["schedule"] or f"trial {best['trial']}") if best else "-"
 
 
 def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -131,27 +139,47 @@ def print_tasks(comparison: dict[str, Any]) -> None:
     """One table per task: what the schedules that were chosen for all tasks together give on this one."""
     print_text(f"{comparison['experiment']}: held-out accuracy of each search's choice, task by task")
     names = [search["name"] for search in comparison["searches"]]
-    shown = _shown(names, 0)
     for task, unpruned in comparison["unpruned"]["tasks"].items():
         blind = comparison["no_image"]["tasks"].get(task)
         print()
         print_text(f"{task}: unpruned {_number(unpruned)}, without picture {_number(blind)}")
-        rows = []
-        for row in comparison["by_budget"]:
-            cells: dict[str, Any] = {"budget": row["budget"]}
-            for name in shown:
-                chosen = row["chosen"].get(name)
-                cells[name] = _number(chosen["tasks"].get(task)) + _missed(chosen) if chosen else "-"
-            rows.append(cells)
-        print_table(rows, page_width())
+        for number, shown in enumerate(_blocks(names, 0)):
+            rows = []
+            for row in comparison["by_budget"]:
+                cells: dict[str, Any] = {"budget": row["budget"]}
+                for name in shown:
+                    chosen = row["chosen"].get(name)
+                    cells[name] = _number(chosen["tasks"].get(task)) + _missed(chosen) if chosen else "-"
+                rows.append(cells)
+            if number:
+                print()
+            print_table(rows, page_width())
     _explain_missed(comparison)
-    if len(shown) < len(names):
-        print(f"(first {len(shown)} of {len(names)} searches; all of them: --csv)")
 
 
-def _shown(names: Sequence[str], kept_free: int) -> list[str]:
-    """Names of the searches whose columns leave ``kept_free`` columns beside the budget's."""
-    return columns_that_fit(names, page_width() - len("budget") - 2 - kept_free, CELL)
+def only(found: dict[str, Any], searches: Sequence[str]) -> dict[str, Any]:
+    """A comparison with some searches, by name or by entry.
+
+    Raises:
+        ConfigError: it has none of that name.
+    """
+    if "experiments" in found:
+        return {**found, "experiments": [only(part, searches) for part in found["experiments"]]}
+    names = [search["name"] for search in found["searches"]]
+    for wanted in searches:
+        if not any(wanted in (name, name.partition("@")[0]) for name in names):
+            raise ConfigError(f"no search {wanted!r} in {found['experiment']!r}; {suggest(wanted, names)}")
+    kept = {name for name in names if name in searches or name.partition("@")[0] in searches}
+    by_budget = [
+        {**row, **{key: {n: v for n, v in row[key].items() if n in kept} for key in row if isinstance(row[key], dict)}}
+        for row in found["by_budget"]
+    ]
+    return {**found, "searches": [s for s in found["searches"] if s["name"] in kept], "by_budget": by_budget}
+
+
+def _blocks(names: Sequence[str], kept_free: int) -> list[list[str]]:
+    """Names of searches whose columns fit beside the budget's; the first block leaves ``kept_free`` columns."""
+    return in_blocks(names, page_width() - len("budget") - 2, CELL, kept_free)
 
 
 def _explain_missed(comparison: dict[str, Any]) -> None:

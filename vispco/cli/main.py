@@ -233,6 +233,9 @@ def compare(
     ] = False,
     cost: CostName = None,
     profile: ProfileFile = None,
+    search: Annotated[
+        Optional[list[str]], typer.Option(help="Only this search, or entry with all its seeds; may be repeated.")
+    ] = None,
     storage: Storage = None,
     as_json: Json = False,
     as_csv: Csv = False,
@@ -253,6 +256,8 @@ def compare(
         raise ConfigError(f"{several} are tables of their own; ask for one at a time")
     if score is not None and against is None:
         raise ConfigError(f"--score {score} says what --against compares; name an entry: --against grid")
+    if search and any(asked.values()) and not per_task:
+        raise ConfigError("--search is of the comparison and --per-task only; leave the other table out")
     if (cost or profile) and any(asked.values()) and not per_task:
         raise ConfigError("--cost and --profile redraw the comparison and --per-task only; leave the other table out")
     rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
@@ -290,7 +295,7 @@ def compare(
             rows_of, show = published_rows, print_published
         else:
             from vispco.analysis.comparison import compare as compare_experiments
-            from vispco.cli.comparison import print_comparison, print_tasks, search_rows, task_rows
+            from vispco.cli.comparison import only, print_comparison, print_tasks, search_rows, task_rows
 
             if cost or profile:
                 from vispco.cli.choosing import repriced
@@ -298,6 +303,7 @@ def compare(
                 found = repriced(store, experiments, cost, profile)
             else:
                 found = compare_experiments(store, experiments)
+            found = only(found, search) if search else found
             rows_of, show = (task_rows, print_tasks) if per_task else (search_rows, print_comparison)
     if as_json:
         print_json(found)

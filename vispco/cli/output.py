@@ -52,6 +52,15 @@ def columns_that_fit(names: Sequence[str], room: int, cell: int) -> list[str]:
     return shown
 
 
+def in_blocks(names: Sequence[str], room: int, cell: int, first: int = 0) -> list[list[str]]:
+    """All names, in the fewest blocks of columns that fit; the first block has ``first`` columns less."""
+    blocks, rest = [], list(names)
+    while rest:
+        blocks.append(columns_that_fit(rest, room - (0 if blocks else first), cell))
+        rest = rest[len(blocks[-1]) :]
+    return blocks or [[]]
+
+
 def print_text(text: str) -> None:
     """A line of text that may hold names, wrapped like the tables that :func:`page_width` is given to."""
     print(*_wrapped(printable(text), page_width()), sep="\n")

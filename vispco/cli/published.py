@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vispco.analysis.published_results import LEARNED, PLAIN, TASKS
-from vispco.cli.output import columns_that_fit, page_width, print_table, print_text
+from vispco.cli.output import in_blocks, page_width, print_table, print_text
 
 FIXED = 44  # columns for budget, task and the paper's two
 CELL = 5
@@ -48,16 +48,16 @@ def print_published(found: dict[str, Any]) -> None:
         print_text("average: over the paper's eight tasks there, over this experiment's here")
     print()
     names = list(found["rows"][0]["ours"])
-    shown = columns_that_fit(names, page_width() - FIXED, CELL)
-    rows = []
-    for row in found["rows"]:
-        cells: dict[str, Any] = {"budget": f"{row['budget']:.2f}", "task": row["task"]}
-        for head, name in ((method, PLAIN), ("+ VisPCO", LEARNED)):
-            cells[head] = _cell(row["published"][name], absolute)
-        cells.update({name: _cell(row["ours"][name], absolute) for name in shown})
-        rows.append(cells)
-    print_table(rows, page_width())
-    print()
+    for shown in in_blocks(names, page_width() - FIXED, CELL):
+        rows = []
+        for row in found["rows"]:
+            cells: dict[str, Any] = {"budget": f"{row['budget']:.2f}", "task": row["task"]}
+            for head, name in ((method, PLAIN), ("+ VisPCO", LEARNED)):
+                cells[head] = _cell(row["published"][name], absolute)
+            cells.update({name: _cell(row["ours"][name], absolute) for name in shown})
+            rows.append(cells)
+        print_table(rows, page_width())
+        print()
     if absolute:
         for title, scores in (("the paper", found["unpruned"]["published"]), ("here", found["unpruned"]["ours"])):
             listed = ", ".join(f"{name} {value:.1f}" for name, value in scores.items() if value is not None)
@@ -66,8 +66,6 @@ def print_published(found: dict[str, Any]) -> None:
     print_text("budgets there are nominal and scorers looser: set beside, not compared (docs/paper.md)")
     for anomaly in found["anomalies"]:
         print_text(f"odd in print: {anomaly}")
-    if len(shown) < len(names):
-        print(f"(first {len(shown)} of {len(names)} searches; all of them: --csv)")
 
 
 def _cell(cell: dict[str, Any] | None, absolute: bool) -> str:
