@@ -54,7 +54,8 @@ def columns_that_fit(names: Sequence[str], room: int, cell: int) -> list[str]:
 
 def in_blocks(names: Sequence[str], room: int, cell: int, first: int = 0) -> list[list[str]]:
     """All names, in the fewest blocks of columns that fit; the first block has ``first`` columns less."""
-    blocks, rest = [], list(names)
+    blocks: list[list[str]] = []
+    rest = list(names)
     while rest:
         blocks.append(columns_that_fit(rest, room - (0 if blocks else first), cell))
         rest = rest[len(blocks[-1]) :]
