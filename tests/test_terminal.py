@@ -167,13 +167,13 @@ def test_searches_beyond_the_width_of_a_page_come_below(
         assert code == 0, err
         return [line.split()[1:] for line in out.splitlines() if line.startswith("budget ")]
 
-    names = [f"entry-{n}@0" for n in range(8)]
+    names = [f"entry-{n}" for n in range(8)]
     first, second = heads()
     assert [*first[: first.index("best")], *second] == names
-    assert heads("--search", "entry-7", "--search", "entry-2@0") == [["entry-2@0", "entry-7@0", "best", "schedule"]]
+    assert heads("--search", "entry-7", "--search", "entry-2") == [["entry-2", "entry-7", "best", "schedule"]]
     assert "did you mean 'entry-" in cli("compare", "made", "--search", "entri-7", "--storage", url)[2]
     found = json.loads(cli("compare", "made", "--search", "entry-7", "--json", "--storage", url)[1])
-    assert [one["name"] for one in found["searches"]] == list(found["by_budget"][0]["chosen"]) == ["entry-7@0"]
+    assert [one["name"] for one in found["searches"]] == list(found["by_budget"][0]["chosen"]) == ["entry-7"]
     monkeypatch.setattr("vispco.cli.comparison.page_width", lambda: 200)
     assert heads() == [[*names, "best", "schedule"]]
 
