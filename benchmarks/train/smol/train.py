@@ -6,8 +6,8 @@ or by writing {"decay": N} to OUT/decay.json while it runs; the state before the
 
     python -m benchmarks.train.smol.train --out OUT [--tower 700] [--words 200] [--together 3000] [--decay N]
 
-``before_together.safetensors``, beside this file, is the state after 900 steps of `tower` and 150 of `words`: copied to
-OUT/last.safetensors, a run begins with the last stage.
+The shipped weights are those of `--tower 2600 --words 200` and 1,400 steps of the last stage, the last 600 of them a
+decay, asked for at step 800: 99 minutes on two busy cores. The optimizers of the first stage began anew at step 900.
 """
 
 from __future__ import annotations
