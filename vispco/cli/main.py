@@ -674,7 +674,9 @@ def copy(
 
 @app.command("rm")
 def remove_experiment(
-    name: Annotated[str, typer.Argument(metavar="EXPERIMENT[/ENTRY[@SEED]]", help="What to delete.")],
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT[/ENTRY[@SEED]]", help="By name: all of it, an entry, or one seed.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     storage: Storage = None,
 ) -> None:
