@@ -66,11 +66,8 @@ def policies(study: Problem, store: Store) -> Any:
     return run._policies["learned/input"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "predictor"),
-    [pytest.param(*one, marks=[] if one == ("lagrangian", "budget") else pytest.mark.slow) for one in KINDS],
-    ids=lambda value: value,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "predictor"), KINDS, ids=lambda value: value)
 def test_interrupted_at_any_step_and_resumed(
     problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, predictor: str
 ) -> None:
