@@ -12,6 +12,7 @@ import resource
 import signal
 import sqlite3
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-SECONDS = 60  # of one input; what is refused takes a fraction of one
+SECONDS = 60  # of CPU for one input; what is refused takes a fraction of one
+STILL = 300  # seconds without any work, after which an input hangs, however slow the machine
 MEMORY = 3 << 30  # bytes beyond what the process has
 
 SCALARS: list[Any] = [
@@ -233,16 +235,23 @@ class TooLongError(BaseException):
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """So many seconds, and so much more memory than now."""
+    """So many seconds of CPU, no long standstill, and so much more memory than now."""
+    began = worked = time.process_time()
+    since = time.monotonic()
 
     def stop(*_: Any) -> None:
-        raise TooLongError
+        nonlocal worked, since
+        now = time.process_time()
+        if now - worked > 0.05:
+            worked, since = now, time.monotonic()
+        if now - began > SECONDS or time.monotonic() - since > STILL:
+            raise TooLongError
 
     before = signal.signal(signal.SIGALRM, stop)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)  # and again, should somebody swallow the first
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)  # and again, should somebody swallow what it raises
     try:
         yield
     finally:
@@ -278,7 +287,7 @@ def problem_of(arguments: Sequence[str]) -> str | None:
         with bounded():
             code, _, err = call(arguments)
     except TooLongError:
-        return f"took more than {SECONDS} s"
+        return f"took more than {SECONDS} s, or stood still"
     except BaseException as error:
         return f"raised {type(error).__name__}: {error}"
     lines = [line for line in err.splitlines() if line.startswith("vispco:")]

@@ -10,7 +10,7 @@ import torch
 
 import vispco
 from conftest import SMALL
-from vispco.errors import ConfigError, MeasurementError
+from vispco.errors import ConfigError, MeasurementError, ModelError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
 from vispco.pruning.schedules import keep_all
@@ -178,7 +178,7 @@ def test_one_token_follows_the_settings_too(few: Problem, settings: Any, monkeyp
 # --- what cannot be measured ends no more than it must -------------------------------------------------
 
 
-def broken(problem: Problem, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+def broken(problem: Problem, monkeypatch: pytest.MonkeyPatch, bad: str, error: Exception | None = None) -> None:
     """The model fails wherever the prompt of sample ``bad`` is read."""
     from vispco.evaluation.units import UnitRunner
 
@@ -186,7 +186,7 @@ def broken(problem: Problem, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
 
     def fail(self: Any, unit: Any, part: Any, batch: Any, counts: Any) -> Any:
         if bad in batch.names:
-            raise RuntimeError("index out of range in self")
+            raise error or RuntimeError("index out of range in self")
         return whole(self, unit, part, batch, counts)
 
     monkeypatch.setattr(UnitRunner, "_together", fail)
@@ -196,6 +196,41 @@ def test_a_sample_that_the_model_cannot_run_is_named(few: Problem, monkeypatch: 
     broken(few, monkeypatch, "search/1/0")
     with pytest.raises(MeasurementError, match=r"sample 'search/1/0' cannot be measured: RuntimeError: index out of"):
         Evaluator(few).evaluate([vispco.Step(2, 0.5)])
+
+
+def test_a_sample_that_is_refused_is_named(few: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(few, monkeypatch, "search/1/0", ModelError("too many pictures; give one"))
+    where = r"task 'mosaic-vqa': sample 'search/1/0': too many pictures; give one"
+    for _ in range(2):  # the same error again does not collect names
+        with pytest.raises(ModelError, match=f"^{where}$"):
+            Evaluator(few).evaluate([vispco.Step(2, 0.5)])
+
+
+def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from vispco.evaluation.units import UnitRunner
+    from vispco.search.runner import Run
+    from vispco.storage.store import open_store
+
+    whole = UnitRunner._together
+
+    def refuse(self: Any, unit: Any, part: Any, batch: Any, counts: Any) -> Any:
+        if unit.method.name == "random" and "search/1/0" in batch.names:
+            raise ModelError("too many pictures; give one")
+        return whole(self, unit, part, batch, counts)
+
+    monkeypatch.setattr(UnitRunner, "_together", refuse)
+    text = SMALL.partition("searches:")[0].replace("search: 12", "search: 4") + (
+        "searches:\n  refused: {kind: random, trials: 1, method: random}\n  other: {kind: random, trials: 1}\n"
+    )
+    problem = Problem.from_text(text, model=few.model, processor=few.processor)
+    with open_store(f"sqlite:///{tmp_path}/a.db") as store:
+        run = Run(problem, store)
+        with pytest.raises(
+            ModelError, match="small/refused: task 'mosaic-vqa': sample 'search/1/0': too many pictures"
+        ):
+            run.run()
+        assert set(run.failures) == {"small/refused"}
+        assert len(store.trial_log("small/other").complete()) == 1
 
 
 def test_an_entry_that_fails_ends_no_other(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -217,19 +217,36 @@ COMMANDS = {
     "resume": ["--search"],
     "ls": ["--json", "--csv"],
     "status": ["--workers", "--json", "--csv"],
-    "compare": ["--against", "--score", "--anytime", "--per-task", "--with-published", "--json", "--csv"],
+    "choose": ["--max-drop", "--cost", "--limit", "--max-task-drop", "--sure", "--profile", "--batch", "--json"],
+    "plan": ["--set", "--json", "--csv"],
+    "compare": [
+        "--cost",
+        "--against",
+        "--score",
+        "--anytime",
+        "--per-task",
+        "--with-published",
+        "--violations",
+        "--per-target",
+        "--profile",
+        "--json",
+        "--csv",
+    ],
     "layers": ["--what", "--json", "--csv"],
     "report": ["-o", "--tokens"],
     "plot": ["-o", "--what", "--split", "--search", "--width"],
     "eval": ["--schedule", "--method", "--split", "--set", "--model", "--task", "--option", "--samples", "--limit"],
-    "export": ["--budget", "-o"],
+    "export": ["--budget", "-o", "--max-drop", "--limit", "--cost", "--target"],
     "tokens": ["--schedule", "-o", "--sample", "--image", "--question", "--method", "--set"],
     "copy": ["--experiment", "--json"],
     "import": ["--into", "--from", "--as", "--accuracy", "--cost", "--json"],
     "validate": ["--set"],
     "doctor": ["--json", "--csv"],
 }
-FLAGS = ("--fresh", "--workers", "--anytime", "--per-task", "--with-published", "--json", "--csv")
+FLAGS = (
+    *("--fresh", "--workers", "--anytime", "--per-task", "--with-published", "--violations", "--per-target"),
+    *("--json", "--csv"),
+)
 WORDS = [
     *(
         "small",
@@ -242,6 +259,7 @@ WORDS = [
         "sqlite:///a.db",
         "sqlite:///b.db",
     ),
+    *("kv_bytes", "flops", "prefill_ms", "kv_bytes=0.5", "prefill_ms=9ms", "random=2", "0.95", "100", "-1"),
     *("tpe", "random", "grid", "0.6", "1", "0", "2", "experiments", "models", "tasks", "methods", "schedules", "front"),
     *("demo", "mosaic-vqa", "vqa-json", "path=rows.jsonl", "budgets=3", "search", "held_out", "cost", "trajectory"),
     *(
@@ -269,13 +287,14 @@ def command(choose: Choices, here: Path) -> tuple[list[str], str]:
         "eval": "study.yaml",
         "tokens": "study.yaml",
         "ls": "models",
+        "plan": "study.yaml",
     }
     for _ in range(choose.of([0, 1, 1, 1, 1, 2])):
         given.append(word() if choose.often(3) else usual.get(name, "small"))
     for _ in range(choose.number(0, 3)):
         option = choose.of(COMMANDS[name])
         given += [option] if option in FLAGS else [option, word()]
-    if name not in ("validate", "eval", "tokens", "copy"):
+    if name not in ("validate", "eval", "tokens", "copy", "plan"):
         given += ["--storage", word() if choose.often(8) else "sqlite:///a.db"]
     return given, ""
 
@@ -291,6 +310,8 @@ READERS: list[list[str]] = [
     ),
     *(["compare", "small", "--against", "random"], ["compare", "small", "--anytime"], ["compare", "small", "--csv"]),
     *(["report", "small", "-o", "r.html"], ["plot", "small", "-o", "p.svg"], ["export", "small", "--budget", "0.9"]),
+    *(["choose", "small"], ["choose", "small", "--json", "--limit", "kv_bytes=0.9"], ["ls", "experiments"]),
+    *(["compare", "small", "--cost", "kv_bytes"], ["export", "small", "--max-drop", "5"], ["status", "--json"]),
     *(["plot", "small", "-o", "p.svg", "--what", "trajectory"], ["compare", "small", "--per-task"], ["doctor"]),
     *(["import", "small/tpe@0", "--into", "small", "--as", "again"], ["resume", "small"], ["run", "study.yaml"]),
 ]

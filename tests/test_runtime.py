@@ -14,6 +14,7 @@ from conftest import make_batch
 from vispco.errors import ModelError, ScheduleError
 from vispco.models.base import Grid, adapter_for
 from vispco.pruning.schedules import Ratios, Step, keep_count
+from vispco.pruning.shared import SharedPrefill
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY
 
@@ -90,6 +91,45 @@ def test_gemma_with_a_prompt_several_windows_long(method: str, attention: str) -
             checks.check_generation(tiny, batch, vispco.make_method(method), schedule, steps=16)
     finally:
         tiny.model().set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+@torch.no_grad()
+def test_no_answer_is_read_behind_a_picture_that_may_be_gone(name: str) -> None:
+    """The last token's row would be empty, and its logits those of nothing."""
+    tiny = TINY[name]
+    model, said = tiny.model(), "ends with a visual token, which the schedule may drop, .*; put text behind the picture"
+    batch, text_behind = tiny.batch([(4, 1, 0)]), tiny.batch([(4, 1, 1)])
+    settings: dict[str, Any] = {"max_new_tokens": 3, "suppress_tokens": [4, 5]}
+    plain = model.generate(**batch, **settings)
+    with vispco.prune(model, method="random", schedule=Step(1, 0.5)):
+        for how in ({}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"do_sample": True}):
+            with pytest.raises(ModelError, match=f"^(the prompt|prompt 1 of 2) {said}$"):
+                model.generate(**batch, **settings, **how)
+        with pytest.raises(ModelError, match=f"^prompt 2 of 3 {said}"):
+            model(**tiny.batch([(3, 1, 5), (4, 1, 0), (2, 2, 0)]), logits_to_keep=1)
+        model(**tiny.batch([(3, 1, 5), (6, 0, 2)]), logits_to_keep=1)
+        model.generate(**text_behind, **settings)
+        model(**batch)  # all rows are asked for; those of dropped tokens are zero, as documented
+    with vispco.prune(model, method="random", schedule=Step(1, 1.0), gather_always=True):
+        assert torch.equal(model.generate(**batch, **settings), plain)
+    shared = SharedPrefill(adapter_for(model), vispco.make_method("random"), np.array([[[8, 8, 8, 0]], [[8] * 4]]))
+    with pytest.raises(ModelError, match=f"^the prompt {said}"):
+        list(shared.logits({**tiny.batch([(4, 1, 0)])}))
+
+
+@torch.no_grad()
+def test_without_a_cache_every_step_is_a_prefill(tiny_llava: Any) -> None:
+    batch, tiny = make_batch([(3, 1, 5)]), TINY["llava"]
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [4, 5]}
+    with vispco.prune(tiny_llava, method="fastv", schedule=Step(1, 0.25)) as session:
+        found = tiny_llava.generate(**batch, **settings, use_cache=False)[:, batch["input_ids"].shape[1] :]
+        assert session.prefills == 4
+        for step in range(4):
+            longer = tiny.extend(batch, found[:, :step]) if step else batch
+            logits = tiny_llava(**longer, use_cache=False).logits[0, -1]
+            logits[[2, 4, 5]] = -torch.inf  # the end token too
+            assert int(logits.argmax()) == int(found[0, step])
 
 
 class PerSample:

@@ -59,6 +59,29 @@ def test_wrapped_models_are_pruned(wrap: Callable[[Any], Any]) -> None:
     assert float((logits - wanted)[where].abs().max()) <= 1e-4
 
 
+@pytest.mark.parametrize("before", [False, True])
+@torch.no_grad()
+def test_layers_that_are_replaced_in_a_block_are_noticed(before: bool) -> None:
+    """Hooks stand on modules; those that PEFT puts in their place, or merges back, would not be read."""
+    model = TINY["llava"].build()
+    given = lora(model) if before else model
+    with vispco.prune(given, schedule=SCHEDULE):
+        given(**BATCH)
+        changed = given.merge_and_unload() if before else lora(model)
+        with pytest.raises(ModelError, match=r"parts of the decoder were replaced inside the prune block, .* again$"):
+            changed(**BATCH)
+    with vispco.prune(changed, schedule=SCHEDULE) as session:
+        logits = changed(**BATCH, use_cache=False).logits[:, -1]
+    with checks.hidden_from(model, BATCH, [session.kept(layer) for layer in range(LAYERS)]):
+        wanted = changed(**BATCH, use_cache=False).logits[:, -1]
+    assert float((logits - wanted).abs().max()) <= 1e-4
+    with vispco.prune(changed, method="random", schedule=SCHEDULE):
+        layers = vispco.adapter_for(changed).layers()
+        layers[1] = copy.deepcopy(layers[1])
+        with pytest.raises(ModelError, match="parts of the decoder were replaced"):
+            changed(**BATCH)
+
+
 def prompt_tuning(model: Any) -> Any:
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(

@@ -105,7 +105,11 @@ class UnitRunner:
             return self._in_halves(unit, part, batch, counts)
         try:
             return self._together(unit, part, batch, counts)
-        except UserError:
+        except UserError as error:
+            if len(batch.rows) > 1:
+                self._in_halves(unit, part, batch, counts)  # raises with the name of the sample
+            elif (where := _where(part, batch)) not in str(error):
+                error.args = (f"{where}: {' '.join(str(error).split())}",)
             raise
         except Exception as error:
             if not is_out_of_memory(error):
@@ -125,11 +129,8 @@ class UnitRunner:
         """What the model cannot run ends the policies that asked for it, with the name of the first such sample."""
         if len(batch.rows) > 1:
             return self._in_halves(unit, part, batch, counts)
-        sample = part.samples[int(batch.rows[0])]
-        where = getattr(sample.images, "where", f"task {part.task.name!r}")
-        return _failed(
-            counts, f"{where}: sample {sample.id!r} cannot be measured: {type(error).__name__}: {_one_line(error)}"
-        )
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        return _failed(counts, f"{_where(part, batch)} cannot be measured: {reason}")
 
     def _in_halves(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         prompts = [render_prompt(self.problem.processor, sample) for sample in part.samples]
@@ -263,6 +264,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return "can't allocate memory" in text or "out of memory" in text
+
+
+def _where(part: PreparedSplit, batch: Batch) -> str:
+    """The first sample of ``batch``, for messages."""
+    sample = part.samples[int(batch.rows[0])]
+    return f"{getattr(sample.images, 'where', f'task {part.task.name!r}')}: sample {sample.id!r}"
 
 
 def _failed(counts: Counts, reason: str) -> UnitResult:

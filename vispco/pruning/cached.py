@@ -274,6 +274,21 @@ def holds_pruned(cache: Any) -> bool:
     return any(isinstance(layer, PrunedLayer) and layer.kept is not None for layer in getattr(cache, "layers", ()))
 
 
+def check_whole(cache: Any, layers: int) -> None:
+    """Refuse a cache, of a decoder with so many ``layers``, in which a call or a crop stopped on its way.
+
+    Raises:
+        ModelError: a pruned prompt is there, and layers do not hold equally many tokens.
+    """
+    layers_of = getattr(cache, "layers", ())
+    held = [layer.get_seq_length() for layer in layers_of if isinstance(layer, PrunedLayer)]
+    if any(held) and (len(set(held)) > 1 or len(layers_of) < layers):
+        raise ModelError(
+            f"layers of this cache hold {min(held) if len(layers_of) >= layers else 0} to {max(held)} tokens, so a "
+            "call or a crop stopped on its way; prefill again"
+        )
+
+
 def pruned_layer(cache: Any, number: int) -> PrunedLayer | None:
     """Layer ``number`` of ``cache`` if it holds a pruned prompt."""
     layers = cache.layers if cache is not None else ()

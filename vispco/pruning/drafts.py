@@ -29,8 +29,8 @@ class DraftWatch:
             delattr(self._model, METHOD)
 
     def prompt_length(self, cache: Any, tokens: int) -> int:
-        """How many of the first ``tokens`` that go into ``cache`` are the prompt."""
-        known = self._lengths.get(cache, 0) if cache is not None else 0
+        """How many of the first ``tokens`` that go into ``cache`` are the prompt; known for one call only."""
+        known = self._lengths.pop(cache, 0) if cache is not None else 0
         return known if 0 < known < tokens else tokens
 
 

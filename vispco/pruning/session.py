@@ -1,4 +1,4 @@
-"""The hooks of a prune block, and what they know of the calls of each thread.
+"""The hooks of a prune block.
 
 At a boundary the hidden states that enter a decoder layer are gathered to the tokens that stay, and so is what
 each layer receives per token: position embeddings, position ids and mask. Later layers then run on fewer
@@ -10,7 +10,7 @@ are zero.
 
 from __future__ import annotations
 
-import threading
+import operator
 import time
 import warnings
 import zlib
@@ -21,105 +21,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
 from vispco.models.hooks import Hooks, named_arguments, owner_of_hooks
-from vispco.models.vision import VisionExtras
 from vispco.models.wrappers import refuse_compiled
-from vispco.pruning.cached import Kept, PrunedLayer, pruned_layer, text_tail, to_be_pruned
+from vispco.pruning.cached import Kept, PrunedLayer, check_whole, pruned_layer, text_tail, to_be_pruned
 from vispco.pruning.counts import checked_counts, most_kept
 from vispco.pruning.drafts import DraftWatch
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.prefill import Call, Path, Prefill
-from vispco.pruning.schedules import Policy
-from vispco.pruning.tokens import Prompt, Tokens
+from vispco.pruning.record import Record
+from vispco.pruning.refusals import refuse_uncuttable, refuse_visual_end
+from vispco.pruning.schedules import Counts, Policy
+from vispco.pruning.tokens import Prompt
 from vispco.pruning.tower import TowerReader
 
 
-class _Thread(threading.local):
-    """What one thread gave the session, the call it is in, and its last prefill."""
-
-    def __init__(self) -> None:
-        self.sample_keys: Sequence[int] | None = None
-        self.vision: VisionExtras | None = None
-        self.inputs: dict[str, Any] | None = None
-        self.noted: dict[str, Any] = {}  # of the last pictures that were encoded
-        self.prefill: Prefill | None = None
-        self.cache: Any = None  # that the prefill fills
-        self.tail: Tensor | None = None
-        self.kept: dict[int, tuple[Tokens, Kept]] = {}
-        self.masks: dict[Any, Tensor | None] = {}
-        self.began = 0.0
-        self.counts: Tensor | None = None
-        self.layers: list[Tokens] = []
-
-
-class PruningSession:
-    """Hooks of one ``with vispco.prune(...)`` block, and what the last prefill of the asking thread did.
-
-    ``counts`` int [B, L]: visual tokens that entered each layer; None: this thread has made no prefill.
-    ``kept(layer)`` gives the prompt positions. ``prefills``, ``visual_tokens``, ``dropped_tokens`` (of them, by the
-    last layer) and ``milliseconds`` (of prefills in the decoder, as the host sees it) count over all threads.
-
-    A caller may give ``sample_keys`` [B], which tell samples apart for seeded methods (default: the prompt's tokens, so
-    that one question about two pictures is one sample), and ``vision``, of the batch's visual tokens, for methods that
-    read the vision tower where the model is given features in place of pixels. Both hold for the calls of the thread
-    that set them. Beams of a sample share its key.
-    """
+class PruningSession(Record):
+    """Hooks of one ``with vispco.prune(...)`` block; what callers may ask of it is in :class:`Record`."""
 
     def __init__(self, adapter: ModelAdapter, method: Method, policy: Policy, *, gather_always: bool = False) -> None:
+        super().__init__()
         self.adapter = adapter
         self.method = method
         self.policy = policy
         self.gather_always = gather_always
-        self.prefills = self.visual_tokens = self.dropped_tokens = 0
-        self.milliseconds = 0.0
-        self._counting = threading.Lock()
-        self._thread = _Thread()
         self._hooks = Hooks(owner=self)
         self._drafts = DraftWatch(adapter.model)
         check_needs(method, adapter)
         self._tower = TowerReader(adapter, method)
         self._recurrent = any(map(adapter.recurrent, range(len(adapter.layers()))))
-
-    # --- what callers may ask --------------------------------------------------------------------
-
-    @property
-    def counts(self) -> Tensor | None:
-        return self._thread.counts
-
-    @property
-    def sample_keys(self) -> Sequence[int] | None:
-        return self._thread.sample_keys
-
-    @sample_keys.setter
-    def sample_keys(self, keys: Sequence[int] | None) -> None:
-        self._thread.sample_keys = keys
-
-    @property
-    def vision(self) -> VisionExtras | None:
-        return self._thread.vision
-
-    @vision.setter
-    def vision(self, extras: VisionExtras | None) -> None:
-        self._thread.vision = extras
-
-    def kept(self, layer: int) -> list[list[int]]:
-        """Prompt positions of the visual tokens that entered ``layer`` in the last prefill, per sample."""
-        tokens = self._last_layers()[layer]
-        return [index[visual].tolist() for index, visual in zip(tokens.index, tokens.visual, strict=True)]
-
-    def tokens_entering(self, layer: int) -> list[int]:
-        """Tokens of every kind that entered ``layer`` in the last prefill, per sample."""
-        return [int(n) for n in self._last_layers()[layer].valid.sum(dim=1)]
-
-    def _last_layers(self) -> list[Tokens]:
-        if not self._thread.layers:
-            raise ModelError("no prompt was prefilled in this thread; ask in the thread that called the model")
-        return self._thread.layers
 
     # --- hooks -----------------------------------------------------------------------------------
 
@@ -129,6 +62,7 @@ class PruningSession:
             raise ModelError("this model is already inside a prune block; leave it before entering another one")
         hooks = self._hooks
         try:
+            hooks.before(self.adapter.model, self._on_model)
             hooks.before(self.adapter.entry(), self._on_entry)
             hooks.after(self.adapter.entry(), self._on_exit, always=True)
             hooks.before(self.adapter.decoder(), self._on_decoder)
@@ -142,6 +76,7 @@ class PruningSession:
                     hooks.after(keys, partial(self.on_projection, number, "keys"))
                     if "attention" in self.method.needs:
                         hooks.after(queries, partial(self.on_projection, number, "queries"))
+            self._hooked = self._modules()
             refuse_compiled(self.adapter.model, hooks.modules)
             self._tower.install(hooks)
             self.adapter.note_pictures(lambda: self._thread.noted, hooks)
@@ -150,6 +85,15 @@ class PruningSession:
             self.remove()
             raise
 
+    def _modules(self) -> list[nn.Module]:
+        """Of the decoder, what hooks stand on, as the model has it now."""
+        layers = self.adapter.layers()
+        found = [self.adapter.entry(), self.adapter.decoder(), *layers]
+        if self.method.needs & LAYER_BEFORE:
+            for number in range(len(layers) - 1):
+                found += self.adapter.projections(number)
+        return found
+
     def remove(self) -> None:
         """Take the hooks off the model; it is as it was."""
         self._hooks.remove()
@@ -157,12 +101,16 @@ class PruningSession:
         self._end_call()
         self._tower.clear()
 
+    def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        logits = kwargs.get("logits_to_keep")
+        self._thread.reads_end = isinstance(logits, int) and logits > 0
+
     def _on_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._thread.inputs = {**self._thread.noted, **named_arguments(module, args, kwargs)}
         self._tower.on_entry(self._thread.inputs)
 
     def _on_exit(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._thread.inputs = None
+        self._thread.inputs, self._thread.reads_end = None, False
 
     def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         self._end_call()
@@ -175,7 +123,9 @@ class PruningSession:
         cache, inputs = kwargs.get("past_key_values"), self._inputs(kwargs)
         if embeds is None:  # a decoder that is called by itself with text
             return None
+        prompt_length = self._drafts.prompt_length(cache, embeds.shape[1])
         if cache is not None and cache.get_seq_length() > 0:
+            check_whole(cache, self._layers_run(module))
             if _brings_pictures(inputs) and bool(self._visual_mask(inputs).any()):
                 raise ModelError(
                     "visual tokens arrive behind a filled cache; prefill the whole prompt in one call, "
@@ -183,7 +133,7 @@ class PruningSession:
                 )
             return None
         try:
-            self._begin_prefill(embeds, self._visual_mask(inputs), kwargs, cache)
+            self._begin_prefill(embeds, self._visual_mask(inputs), kwargs, cache, prompt_length)
         finally:
             self._tower.clear()
         assert self._thread.prefill is not None
@@ -197,9 +147,9 @@ class PruningSession:
     def _visual_mask(self, inputs: dict[str, Any]) -> Tensor:
         return self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
 
-    def _begin_prefill(self, embeds: Tensor, visual: Tensor, kwargs: dict[str, Any], cache: Any) -> None:
+    def _begin_prefill(self, embeds: Tensor, visual: Tensor, kwargs: dict[str, Any], cache: Any, length: int) -> None:
+        """``length``: of the prompt; behind it are drafts."""
         thread, inputs, attention = self._thread, self._inputs(kwargs), self.adapter.attention()
-        length = self._drafts.prompt_length(cache, embeds.shape[1])
         mask = inputs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         valid = (mask.bool() if mask is not None else torch.ones_like(visual))[:, :length]
@@ -225,14 +175,14 @@ class PruningSession:
             )
         counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
         if bool((counts < n_visual[:, None]).any()) or self.gather_always:
-            self._refuse(cache, attention, embeds.shape[1])
+            refuse_uncuttable(self.adapter, cache, embeds.shape[1])
+            self._refuse_other_modules()
+        if thread.reads_end and bool((loses := self._left(counts) < n_visual).any()):
+            refuse_visual_end(prompt, loses)
         thread.counts = torch.from_numpy(counts)
         thread.prefill = self._start(prompt, thread.counts.to(embeds.device), attention, embeds.shape[1] - length)
         thread.layers, thread.cache, thread.began = thread.prefill.layers, cache, time.perf_counter()
-        with self._counting:
-            self.prefills += 1
-            self.visual_tokens += int(n_visual.sum())
-            self.dropped_tokens += int((n_visual - counts[:, -1]).sum())
+        self._count(prefills=1, visual=int(n_visual.sum()), dropped=int((n_visual - counts[:, -1]).sum()))
 
     def _start(self, prompt: Prompt, counts: Tensor, attention: str, drafts: int = 0) -> Prefill:
         n_visual = prompt.visual.sum(dim=1)
@@ -240,27 +190,17 @@ class PruningSession:
         path = Path.of(counts, n_visual)
         return Prefill(self.adapter, self.method, prompt, path, attention, self.gather_always, drafts)
 
-    def _refuse(self, cache: Any, attention: str, length: int) -> None:
-        """What cannot be cut is said before anything runs."""
-        if attention not in ("sdpa", "eager") and "flash" not in attention:
+    def _left(self, counts: Counts) -> Counts:
+        """Visual tokens [B] that stay to the end."""
+        return counts[:, -1]
+
+    def _refuse_other_modules(self) -> None:
+        """The hooks do not see what was put in the place of a module after they were put on."""
+        now = self._modules()
+        if len(now) != len(self._hooked) or any(map(operator.is_not, now, self._hooked)):
             raise ModelError(
-                f"attention backend {attention!r} is not supported under pruning; load the model with "
-                "attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
-            )
-        if cache is not None and getattr(cache, "is_compileable", False):
-            raise ModelError(
-                f"{type(cache).__name__} has a fixed size and cannot hold a pruned prompt; "
-                "use the default dynamic cache (no cache_implementation)"
-            )
-        if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
-            raise ModelError(
-                f"a cache of type {type(cache).__name__} cannot hold a pruned prompt; use transformers' DynamicCache"
-            )
-        windows = [w for w in map(self.adapter.sliding_window, range(len(self.adapter.layers()))) if w is not None]
-        if "flash" in attention and windows and length > min(windows):
-            raise ModelError(
-                f"flash kernels count a sliding window in cache entries, so a pruned prompt of {length} tokens would "
-                f"see past its window of {min(windows)}; load the model with attn_implementation='sdpa'"
+                "parts of the decoder were replaced inside the prune block, as by adding, merging or unloading an "
+                "adapter; leave the block, change the model, and enter the block again"
             )
 
     def on_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
@@ -310,10 +250,8 @@ class PruningSession:
         self._end_call()
         if output is None or state is None:
             return output
-        with self._counting:
-            self.milliseconds += (time.perf_counter() - began) * 1000
-        ran = min(len(self.adapter.layers()), getattr(module.config, "num_hidden_layers", len(state.layers)))
-        if state.cuts and len(state.layers) < ran:
+        self._count(milliseconds=(time.perf_counter() - began) * 1000)
+        if state.cuts and len(state.layers) < self._layers_run(module):
             raise ModelError(
                 "the decoder's layers ran without the hooks of this prune block, so nothing was pruned: code of this "
                 "model was compiled before the block; call the plain model, not what torch.compile gave"
@@ -324,6 +262,10 @@ class PruningSession:
             output.last_hidden_state = state.full_length(output.last_hidden_state)
             return output
         return (state.full_length(output[0]), *output[1:])
+
+    def _layers_run(self, decoder: nn.Module) -> int:
+        layers = len(self.adapter.layers())
+        return min(layers, getattr(decoder.config, "num_hidden_layers", layers))
 
     def _end_call(self) -> None:
         """What was known of a call goes with it, however it ended."""

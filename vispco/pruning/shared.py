@@ -23,6 +23,7 @@ from vispco.models.base import ModelAdapter
 from vispco.pruning.counts import most_kept
 from vispco.pruning.methods.base import Method
 from vispco.pruning.prefill import Call, Path, Prefill
+from vispco.pruning.schedules import Counts
 from vispco.pruning.session import PruningSession
 from vispco.pruning.tokens import Prompt
 
@@ -163,6 +164,9 @@ class SharedPrefill(PruningSession):
         return out.logits  # type: ignore[no-any-return]
 
     # --- the first path, in the model's own forward ------------------------------------------------
+
+    def _left(self, counts: Counts) -> Counts:
+        return self._paths[:, :, -1].min(axis=0)  # type: ignore[no-any-return]
 
     def _start(self, prompt: Prompt, counts: Tensor, attention: str, drafts: int = 0) -> Prefill:
         n_visual = prompt.visual.sum(dim=1).cpu().numpy()

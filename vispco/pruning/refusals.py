@@ -1,0 +1,60 @@
+"""What a prune block refuses before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.cache_utils import Cache
+
+from vispco.errors import ModelError
+from vispco.models.base import ModelAdapter
+from vispco.pruning.tokens import Prompt
+
+
+def refuse_uncuttable(adapter: ModelAdapter, cache: Any, length: int) -> None:
+    """Refuse attention kernels and caches that cannot take a pruned prompt of ``length`` tokens.
+
+    Raises:
+        ModelError: the kernel, the kind of cache, or a sliding window that flash kernels would count wrongly.
+    """
+    attention = adapter.attention()
+    if attention not in ("sdpa", "eager") and "flash" not in attention:
+        raise ModelError(
+            f"attention backend {attention!r} is not supported under pruning; load the model with "
+            "attn_implementation='sdpa', 'eager' or 'flash_attention_2'"
+        )
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise ModelError(
+            f"{type(cache).__name__} has a fixed size and cannot hold a pruned prompt; "
+            "use the default dynamic cache (no cache_implementation)"
+        )
+    if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
+        raise ModelError(
+            f"a cache of type {type(cache).__name__} cannot hold a pruned prompt; use transformers' DynamicCache"
+        )
+    windows = [w for w in map(adapter.sliding_window, range(len(adapter.layers()))) if w is not None]
+    if "flash" in attention and windows and length > min(windows):
+        raise ModelError(
+            f"flash kernels count a sliding window in cache entries, so a pruned prompt of {length} tokens would "
+            f"see past its window of {min(windows)}; load the model with attn_implementation='sdpa'"
+        )
+
+
+def refuse_visual_end(prompt: Prompt, loses: NDArray[np.bool_]) -> None:
+    """Refuse to read an answer behind a visual token that may be gone; ``loses`` bool [B]: rows that lose some.
+
+    Raises:
+        ModelError: such a row ends with a visual token.
+    """
+    places = torch.arange(prompt.valid.shape[1], device=prompt.valid.device)
+    last = (prompt.valid * places).argmax(dim=1, keepdim=True)
+    ends = prompt.visual.gather(1, last)[:, 0].cpu().numpy() & loses
+    if ends.any():
+        where = f"prompt {int(ends.argmax()) + 1} of {len(ends)}" if len(ends) > 1 else "the prompt"
+        raise ModelError(
+            f"{where} ends with a visual token, which the schedule may drop, so there is no token that an answer could "
+            "follow; put text behind the picture"
+        )
