@@ -13,6 +13,7 @@ import vispco
 from conftest import make_batch
 from vispco.errors import ModelError, ScheduleError
 from vispco.models.base import Grid, adapter_for
+from vispco.pruning.refusals import refuse_uncuttable
 from vispco.pruning.schedules import Ratios, Step, keep_count
 from vispco.pruning.shared import SharedPrefill
 from vispco.testing import checks
@@ -98,7 +99,10 @@ def test_gemma_with_a_prompt_several_windows_long(method: str, attention: str) -
 def test_no_answer_is_read_behind_a_picture_that_may_be_gone(name: str) -> None:
     """The last token's row would be empty, and its logits those of nothing."""
     tiny = TINY[name]
-    model, said = tiny.model(), "ends with a visual token, which the schedule may drop, .*; put text behind the picture"
+    model, said = (
+        tiny.model(),
+        "ends with a visual token, which the schedule may drop, .*; put text behind the picture.*",
+    )
     batch, text_behind = tiny.batch([(4, 1, 0)]), tiny.batch([(4, 1, 1)])
     settings: dict[str, Any] = {"max_new_tokens": 3, "suppress_tokens": [4, 5]}
     plain = model.generate(**batch, **settings)
@@ -116,6 +120,30 @@ def test_no_answer_is_read_behind_a_picture_that_may_be_gone(name: str) -> None:
     shared = SharedPrefill(adapter_for(model), vispco.make_method("random"), np.array([[[8, 8, 8, 0]], [[8] * 4]]))
     with pytest.raises(ModelError, match=f"^the prompt {said}"):
         list(shared.logits({**tiny.batch([(4, 1, 0)])}))
+
+
+@pytest.mark.parametrize("method", ["fastv", "random"])
+@torch.no_grad()
+def test_a_loss_is_that_of_the_masked_model_or_refused(method: str, tiny_llava: Any) -> None:
+    """A label behind a dropped token would be foretold by nothing."""
+    batch = make_batch([(3, 1, 5), (1, 1, 9)])
+    answers = batch["input_ids"].clone()
+    answers[:, :-4] = -100
+    text = batch["input_ids"].masked_fill(adapter_for(tiny_llava).visual_mask(batch["input_ids"], None), -100)
+    with vispco.prune(tiny_llava, method=method, schedule=Ratios([1, 0.5, 0.5, 0.25])) as session:
+        loss = tiny_llava(**batch, labels=answers).loss
+        kept = [session.kept(layer) for layer in range(LAYERS)]
+        with pytest.raises(ModelError, match=r"^\d+ labels stand behind visual tokens that were dropped, .* -100"):
+            tiny_llava(**batch, labels=batch["input_ids"])
+        visual = adapter_for(tiny_llava).visual_mask(batch["input_ids"], None)
+        gone = sum(int(row.nonzero()[-1]) not in left for row, left in zip(visual, kept[-1], strict=True))
+        assert gone, "else nothing is shown"
+        with pytest.raises(ModelError, match=f"^{gone} labels stand behind"):
+            tiny_llava(**batch, labels=text)
+    with vispco.prune(tiny_llava, method=method, schedule=Step(1, 1.0), gather_always=True):
+        assert float((tiny_llava(**batch, labels=text).loss).abs()) > 0
+    with checks.hidden_from(tiny_llava, batch, kept):
+        assert float((loss - tiny_llava(**batch, labels=answers).loss).abs()) <= 1e-4
 
 
 @torch.no_grad()
@@ -309,16 +337,12 @@ def test_refusals(tiny_llava: Any) -> None:
 
 def test_flash_attention_does_not_see_past_a_window() -> None:
     """No flash kernel here; what is refused, and why, does not need one."""
-    model = TINY["gemma3"].model()
-    session = vispco.prune(model, schedule=Step(1, 0.5)).__enter__()
-    try:
-        with pytest.raises(ModelError, match="count a sliding window in cache entries"):
-            session._refuse(None, "flash_attention_2", 13)
-        session._refuse(None, "flash_attention_2", 12)
-        with pytest.raises(ModelError, match="'flex_attention' is not supported"):
-            session._refuse(None, "flex_attention", 5)
-    finally:
-        session.remove()
+    adapter = adapter_for(TINY["gemma3"].model())
+    with pytest.raises(ModelError, match="count a sliding window in cache entries"):
+        refuse_uncuttable(adapter, "flash_attention_2", None, 13)
+    refuse_uncuttable(adapter, "flash_attention_2", None, 12)
+    with pytest.raises(ModelError, match="'flex_attention' is not supported"):
+        refuse_uncuttable(adapter, "flex_attention", None, 5)
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name.startswith("qwen3_5")])

@@ -82,6 +82,18 @@ def test_layers_that_are_replaced_in_a_block_are_noticed(before: bool) -> None:
             changed(**BATCH)
 
 
+@torch.no_grad()
+def test_a_block_is_not_traced() -> None:
+    model = TINY["llava"].build()
+    model.requires_grad_(False)
+
+    def logits(ids: Any, pixels: Any) -> Any:
+        return model(input_ids=ids, pixel_values=pixels, use_cache=False).logits
+
+    with vispco.prune(model, schedule=SCHEDULE), pytest.raises(ModelError, match="cannot be compiled, traced or exp"):
+        torch.jit.trace(logits, (BATCH["input_ids"], BATCH["pixel_values"]), check_trace=False)
+
+
 def prompt_tuning(model: Any) -> Any:
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(

@@ -6,8 +6,17 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from vispco.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import nn
+
+COMPILED = (
+    "a prune block cannot be compiled, traced or exported, as what it drops depends on the prompt; call the plain "
+    "model inside the block"
+)
 
 
 class Hooks:
@@ -47,7 +56,11 @@ class _Hook:
 
     def __call__(self, *args: Any) -> Any:
         # Code that was compiled inside the block may call a hook that was removed.
-        return self.function(*args) if self.hooks.active else None
+        if not self.hooks.active:
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            raise ModelError(COMPILED)
+        return self.function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert, ()

@@ -22,6 +22,7 @@ class _Thread(threading.local):
         self.sample_keys: Sequence[int] | None = None
         self.vision: VisionExtras | None = None
         self.reads_end = False  # whether the call asks for the last tokens' logits only, as generate does
+        self.labels: Tensor | None = None
         self.inputs: dict[str, Any] | None = None
         self.noted: dict[str, Any] = {}  # of the last pictures that were encoded
         self.prefill: Prefill | None = None

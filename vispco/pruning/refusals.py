@@ -7,20 +7,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
-from vispco.pruning.tokens import Prompt
+from vispco.pruning.tokens import Prompt, Tokens
+
+IGNORED = -100  # the label of tokens that no loss is taken of
 
 
-def refuse_uncuttable(adapter: ModelAdapter, cache: Any, length: int) -> None:
-    """Refuse attention kernels and caches that cannot take a pruned prompt of ``length`` tokens.
+def refuse_uncuttable(adapter: ModelAdapter, attention: str, cache: Any, length: int) -> None:
+    """Refuse the backend ``attention`` or a ``cache`` that cannot take a pruned prompt of ``length`` tokens.
 
     Raises:
         ModelError: the kernel, the kind of cache, or a sliding window that flash kernels would count wrongly.
     """
-    attention = adapter.attention()
     if attention not in ("sdpa", "eager") and "flash" not in attention:
         raise ModelError(
             f"attention backend {attention!r} is not supported under pruning; load the model with "
@@ -56,5 +58,21 @@ def refuse_visual_end(prompt: Prompt, loses: NDArray[np.bool_]) -> None:
         where = f"prompt {int(ends.argmax()) + 1} of {len(ends)}" if len(ends) > 1 else "the prompt"
         raise ModelError(
             f"{where} ends with a visual token, which the schedule may drop, so there is no token that an answer could "
-            "follow; put text behind the picture"
+            "follow; put text behind the picture, and prefill the whole prompt in one call"
+        )
+
+
+def refuse_labels(labels: Tensor, prompt: Prompt, left: Tokens) -> None:
+    """Refuse a loss over what dropped tokens would foretell: there is nothing there. ``labels`` [B, T], not shifted.
+
+    Raises:
+        ModelError: a label other than -100 stands behind a visual token that is not among those that are ``left``.
+    """
+    there = torch.zeros_like(prompt.visual, dtype=torch.int).scatter_add_(1, left.index, left.valid.int()) > 0
+    gone = prompt.visual & ~there
+    wrong = (labels[:, 1 : gone.shape[1] + 1].to(gone.device) != IGNORED) & gone[:, : labels.shape[1] - 1]
+    if bool(wrong.any()):
+        raise ModelError(
+            f"{int(wrong.sum())} labels stand behind visual tokens that were dropped, which foretell nothing; set "
+            f"labels to {IGNORED} up to the answer"
         )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
-from vispco.models.hooks import Hooks, named_arguments, owner_of_hooks
+from vispco.models.hooks import COMPILED, Hooks, named_arguments, owner_of_hooks
 from vispco.models.wrappers import refuse_compiled
 from vispco.pruning.cached import Kept, PrunedLayer, check_whole, pruned_layer, text_tail, to_be_pruned
 from vispco.pruning.counts import checked_counts, most_kept
@@ -33,7 +33,7 @@ from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.prefill import Call, Path, Prefill
 from vispco.pruning.record import Record
-from vispco.pruning.refusals import refuse_uncuttable, refuse_visual_end
+from vispco.pruning.refusals import refuse_labels, refuse_uncuttable, refuse_visual_end
 from vispco.pruning.schedules import Counts, Policy
 from vispco.pruning.tokens import Prompt
 from vispco.pruning.tower import TowerReader
@@ -103,14 +103,14 @@ class PruningSession(Record):
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         logits = kwargs.get("logits_to_keep")
-        self._thread.reads_end = isinstance(logits, int) and logits > 0
+        self._thread.reads_end, self._thread.labels = isinstance(logits, int) and logits > 0, kwargs.get("labels")
 
     def _on_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._thread.inputs = {**self._thread.noted, **named_arguments(module, args, kwargs)}
         self._tower.on_entry(self._thread.inputs)
 
     def _on_exit(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._thread.inputs, self._thread.reads_end = None, False
+        self._thread.inputs, self._thread.labels, self._thread.reads_end = None, None, False
 
     def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         self._end_call()
@@ -136,7 +136,8 @@ class PruningSession(Record):
             self._begin_prefill(embeds, self._visual_mask(inputs), kwargs, cache, prompt_length)
         finally:
             self._tower.clear()
-        assert self._thread.prefill is not None
+        if self._thread.prefill is None:
+            raise ModelError(COMPILED)
         kwargs, self._thread.prefill.deepstack = self.adapter.take_deepstack(kwargs)
         return args, kwargs
 
@@ -175,7 +176,7 @@ class PruningSession(Record):
             )
         counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
         if bool((counts < n_visual[:, None]).any()) or self.gather_always:
-            refuse_uncuttable(self.adapter, cache, embeds.shape[1])
+            refuse_uncuttable(self.adapter, attention, cache, embeds.shape[1])
             self._refuse_other_modules()
         if thread.reads_end and bool((loses := self._left(counts) < n_visual).any()):
             refuse_visual_end(prompt, loses)
@@ -258,6 +259,8 @@ class PruningSession(Record):
             )
         if not state.cut:
             return output
+        if thread.labels is not None:
+            refuse_labels(thread.labels, state.prompt, state.tokens)
         if hasattr(output, "last_hidden_state"):
             output.last_hidden_state = state.full_length(output.last_hidden_state)
             return output
