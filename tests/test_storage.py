@@ -118,8 +118,9 @@ def test_unreadable_databases(tmp_path: Path) -> None:
         Store(f"sqlite:///{tmp_path}/no/such/folder/a.db")
     with pytest.raises(StorageError, match="run a study first"):
         Store(f"sqlite:///{tmp_path}/none.db", create=False)
-    with pytest.raises(StorageError, match="no database URL"):
-        Store("just some words")
+    for url in ("just some words", "sqlite:///\ud800.db"):
+        with pytest.raises(StorageError, match="no database URL"):
+            Store(url)
     with pytest.raises(StorageError, match="cannot open database"):
         Store("nosuchdialect://x/y")
     assert not (tmp_path / "none.db").exists()

@@ -58,7 +58,7 @@ class _Hook:
         # Code that was compiled inside the block may call a hook that was removed.
         if not self.hooks.active:
             return None
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             raise ModelError(COMPILED)
         return self.function(*args)
 

@@ -49,6 +49,7 @@ def open_database(url: str, *, create: bool, patience: float, read_only: bool = 
         StorageError: the database cannot be opened, is another program's, or was written by a newer version.
     """
     try:
+        url.encode()  # no name of a file has a surrogate
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise StorageError(
