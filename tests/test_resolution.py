@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +14,20 @@ from PIL import Image
 import vispco
 from conftest import SMALL
 from test_local_models import PROCESSORS
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.pricing import Pricing
+from vispco.analysis.repriced import Repriced
 from vispco.config import parse_study
-from vispco.costs import COSTS, Setting
-from vispco.errors import ConfigError
+from vispco.costs import COSTS, Setting, prefill_flops, unpruned_flops
+from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.prepared import vision_flops
+from vispco.export import export_schedule
 from vispco.models.resolution import rescaled, smaller
-from vispco.pruning.schedules import Step, keep_all
+from vispco.pruning.families import FAMILIES
+from vispco.pruning.families.step import StepFamily
+from vispco.pruning.schedules import AtResolution, Schedule, Step, keep_all, parse_schedule, resolution_of
+from vispco.search.runner import Run, validate
+from vispco.storage.store import Store
 from vispco.testing.tiny import TINY
 
 
@@ -132,3 +142,162 @@ def test_resolution_is_part_of_a_study_only_where_it_is_given() -> None:
     assert plain.spec_hash() == whole.spec_hash() != half.spec_hash()
     with pytest.raises(ConfigError, match="resolution"):
         parse_study(SMALL.replace("model: demo", "model: {name: demo, resolution: 2}"))
+
+
+SEARCHED = """
+experiment: searched
+model: demo-qwen
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 1, search: 12, held_out: 12}}
+budgets: 3
+batch_size: 8
+resolution: [0.5, 1.0, 0.25]
+searches:
+  grid: {kind: grid, family: few}
+  tpe: {kind: tpe, trials: 14, enqueue: ["step(layer=2, keep=0.5, resolution=0.5)"]}
+  random: {kind: random, trials: 6, resolution: [0.5]}
+  nsga2: {kind: nsga2, trials: 6, population: 2}
+  whole: {kind: random, trials: 2, resolution: [1.0]}
+"""
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[None]:
+    """The step family with a grid of three points."""
+
+    class Few(StepFamily):
+        name = "few"
+
+        def dense_grid(self) -> Iterator[Schedule]:
+            yield from (Step(1, 0.5), Step(2, 0.0), Step(1, 1.0))
+
+    FAMILIES.register("few")(Few)
+    yield
+    del FAMILIES._classes["few"]
+
+
+@pytest.fixture(scope="module")
+def searched(few: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(f"sqlite:///{tmp_path_factory.mktemp('resolution')}/x.db")
+    Run(vispco.Problem.from_text(SEARCHED), store).run()
+    return store
+
+
+def test_the_grid_has_every_schedule_at_every_resolution(searched: Store) -> None:
+    trials = searched.trial_log("searched/grid").complete()
+    inner = ("step(layer=1, keep=0.5", "step(layer=2, keep=0.0", "step(layer=1, keep=1.0")
+    ends = (")", ", resolution=0.5)", ", resolution=0.25)")
+    assert [trial.user_attrs["schedule"] for trial in trials] == [text + end for end in ends for text in inner]
+    assert [trial.params["resolution"] for trial in trials] == [1.0] * 3 + [0.5] * 3 + [0.25] * 3
+
+
+def test_samplers_draw_the_resolution(searched: Store) -> None:
+    drawn = {entry: searched.trial_log(f"searched/{entry}").complete() for entry in ("tpe", "random", "nsga2", "whole")}
+    assert drawn["tpe"][0].user_attrs["schedule"] == "step(layer=2, keep=0.5, resolution=0.5)"
+    assert {trial.params["resolution"] for trial in drawn["tpe"]} == {1.0, 0.5, 0.25}
+    assert len({trial.params["resolution"] for trial in drawn["nsga2"]}) > 1
+    assert {trial.params["resolution"] for trial in drawn["random"]} == {0.5}
+    assert all("resolution" not in trial.params for trial in drawn["whole"])
+
+
+def test_what_is_measured_is_the_model_on_smaller_pictures(searched: Store) -> None:
+    """Score, counts and FLOPs are those of a study with small pictures only; shares are of the whole pictures."""
+    by_text = {t.user_attrs["schedule"]: t for t in searched.trial_log("searched/grid").complete()}
+    small = vispco.Evaluator(
+        vispco.Problem.from_text(STUDY.replace("SHARE", "0.5").replace("calibration: 16", "calibration: 1"))
+    )
+    whole = vispco.Evaluator(
+        vispco.Problem.from_text(STUDY.replace("SHARE", "1").replace("calibration: 16", "calibration: 1"))
+    )
+    schedules = [Step(1, 0.5), Step(2, 0.0), Step(1, 1.0)]
+    for schedule, expected in zip(schedules, small.evaluate(schedules, "search"), strict=True):
+        trial = by_text[AtResolution(schedule, 0.5).text()]
+        assert trial.values[0] == expected.accuracy
+        assert trial.user_attrs["charged_flops"] == expected.flops
+        assert trial.user_attrs["keep_ratio"] == list(expected.keep_ratio)
+        assert trial.user_attrs["evaluation"] != expected.id
+        (part,), (counts,) = whole.prepared("search"), small.counts(schedule, "search")
+        (few,) = small.prepared("search")
+        shape = small.problem.shape
+        pruned = prefill_flops(shape, counts, few.n_visual, few.n_text, small.problem.default_method)
+        assert trial.values[1] == (pruned / unpruned_flops(shape, part.n_visual, part.n_text)).mean()
+    assert by_text["step(layer=1, keep=1.0, resolution=0.5)"].values[1] < 0.7
+
+
+def test_other_costs_count_the_tower_at_its_resolution(searched: Store) -> None:
+    comparison = Comparison(searched, "searched")
+    pricing = Pricing(comparison)
+    grid = next(search for search in comparison.searches if search.name == "grid")
+    at = {trial.user_attrs["schedule"]: pricing.of("total_flops", grid, trial) for trial in grid.trials}
+    problem = vispco.Problem.from_text(STUDY.replace("SHARE", "0.5"))
+    part = vispco.Evaluator(problem).prepared("search")[0]
+    setting = Setting.of(
+        problem.adapter, vision_flops=vision_flops(problem), answer_tokens=16, method=problem.default_method
+    )
+    counts = Step(1, 0.5).counts(part.n_visual, problem.shape.layers)
+    expected = COSTS["total_flops"]().of(setting, counts, part.n_visual, part.n_text).mean()
+    price = at["step(layer=1, keep=0.5, resolution=0.5)"]
+    assert price is not None
+    assert price.absolute == pytest.approx(expected, rel=1e-9)
+    assert price.share == pytest.approx(expected / pricing.unpruned("total_flops"), rel=0.02)
+    assert at["step(layer=1, keep=1.0)"].share == 1.0
+    assert Repriced(searched, "searched", "total_flops").facts["floor"] < 1
+
+
+def test_a_second_run_adds_nothing_and_an_export_names_the_resolution(searched: Store) -> None:
+    assert Run(vispco.Problem.from_text(SEARCHED), searched).run() == 0
+    comparison = Comparison(searched, "searched")
+    assert any(
+        "resolution=" in point["schedule"] for search in comparison.to_dict()["searches"] for point in search["front"]
+    )
+    exported = export_schedule(comparison, 0.2)
+    share = resolution_of(parse_schedule(exported["schedule"]))
+    assert share in (0.5, 0.25)
+    assert exported["accuracy_held_out"] is not None
+
+
+def test_smaller_pictures_are_made_by_the_user() -> None:
+    model, _ = vispco.load_model("demo-qwen")
+    with (
+        pytest.raises(ScheduleError, match=r"for smaller pictures.* vispco\.rescaled\(processor, images, 0\.5\)"),
+        vispco.prune(model, schedule="step(layer=2, keep=0.5, resolution=0.5)"),
+    ):
+        pass
+    with (
+        pytest.warns(UserWarning, match="no prompt"),
+        vispco.prune(model, schedule="step(layer=2, keep=0.5, resolution=1)"),
+    ):
+        pass
+
+
+def test_text_of_a_resolution() -> None:
+    for text in ("step(layer=2, keep=0.5, resolution=0.5)", "ratios(1.0, 0.5, resolution=0.25)"):
+        assert parse_schedule(text).text() == text
+    assert parse_schedule("step(2, 0.5, resolution=0.5)") == AtResolution(Step(2, 0.5), 0.5)
+    for wrong in ("0", "1.5", "'half'", "(0.5, 1.0)", "True"):
+        with pytest.raises(ScheduleError, match="resolution is"):
+            parse_schedule(f"step(layer=2, keep=0.5, resolution={wrong})")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("kind: tpe, trials: 14", "kind: lagrangian"), "searches.tpe: kind 'lagrangian' cannot search the resolution"),
+        (("family: few", "race: {}"), "searches.grid: a race compares schedules on equal prompts"),
+        (("model: demo-qwen", "model: {name: demo-qwen, resolution: 0.5}"), "give one of the two"),
+        (("[0.5, 1.0, 0.25]", "[0.5, 0.5]"), "resolutions repeat"),
+        (("[0.5, 1.0, 0.25]", "[0.0]"), "resolution.0 = 0.0"),
+    ],
+)
+def test_resolutions_that_cannot_be_searched(few: None, change: tuple[str, str], message: str) -> None:
+    text = SEARCHED.replace(*change).replace(', enqueue: ["step(layer=2, keep=0.5, resolution=0.5)"]', "")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate(vispco.Problem.from_text(text))
+
+
+def test_a_study_without_resolutions_is_what_it_was() -> None:
+    plain, searched = parse_study(SMALL), parse_study(SMALL.replace("budgets: 3", "budgets: 3\nresolution: [1.0, 0.5]"))
+    assert "resolution" not in plain.identity()
+    assert "resolution" not in plain.searches["grid"].model_dump()
+    assert searched.identity()["resolution"] == [1.0, 0.5]
+    assert plain.spec_hash() != searched.spec_hash()

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from vispco.evaluation.records import Evaluation
     from vispco.models.base import adapter_for
     from vispco.models.loading import load_model
+    from vispco.models.resolution import rescaled
     from vispco.optuna_objective import objective
     from vispco.problem import Problem
     from vispco.pruning.methods.base import make_method
     from vispco.pruning.runtime import install, prune
     from vispco.pruning.schedule_file import load_schedule
     from vispco.pruning.schedules import (
+        AtResolution,
         Exponential,
         Linear,
         MultiStep,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AtResolution": "vispco.pruning.schedules",
     "Comparison": "vispco.analysis.comparison",
     "Evaluation": "vispco.evaluation.records",
     "Evaluator": "vispco.evaluation.evaluator",
@@ -60,12 +63,14 @@ _HOMES = {
     "open_store": "vispco.storage.store",
     "parse_schedule": "vispco.pruning.schedules",
     "prune": "vispco.pruning.runtime",
+    "rescaled": "vispco.models.resolution",
     "report": "vispco.api",
     "run": "vispco.api",
 }
 _MODULES = ("methods", "plugins")
 
 __all__ = [
+    "AtResolution",
     "Comparison",
     "Evaluation",
     "Evaluator",
@@ -91,6 +96,7 @@ __all__ = [
     "parse_schedule",
     "plugins",
     "prune",
+    "rescaled",
     "report",
     "run",
 ]

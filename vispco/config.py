@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from vispco.errors import ConfigError, shortened
@@ -76,19 +85,38 @@ CHECKPOINTS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]  # shares of the dense
 
 
 Seeds = Annotated[list[int], Field(min_length=1)]
+Resolutions = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+
+
+def _sorted_resolutions(value: list[float] | None) -> list[float] | None:
+    if value is not None and len(set(value)) != len(value):
+        raise ValueError(f"resolutions repeat: {value}")
+    return None if value is None else sorted(value, reverse=True)
 
 
 class SearchConfig(Frozen):
     """One entry: a kind of search with its options; method and family default to the experiment's.
 
     ``seeds``: one study per seed, named ``<experiment>/<entry>@<seed>``; without it one study, seed 0.
+    ``resolution``: shares of a picture's visual tokens, searched together with the schedule.
     """
 
     kind: str
     method: MethodConfig | None = None
     family: str | None = None
     seeds: Seeds | None = None
+    resolution: Resolutions | None = None
     options: dict[str, Any] = {}
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> Any:
+        """An entry without ``resolution`` is written as it was before that key was known."""
+        return {key: value for key, value in dump(self).items() if key != "resolution" or value is not None}
+
+    @field_validator("resolution")
+    @classmethod
+    def _descending(cls, value: list[float] | None) -> list[float] | None:
+        return _sorted_resolutions(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +143,7 @@ class SearchConfig(Frozen):
 class Study(Frozen):
     """An experiment: a model, tasks, budgets and named search entries.
 
+    ``resolution``: of every entry that names none of its own.
     ``target``: where schedules must be able to run (:data:`vispco.pruning.targets.TARGETS`).
     ``profile``: file of a hardware profile, which is stored with the experiment.
     ``plugins``: Python files, relative to the study's, that register methods, tasks, ... of one's own.
@@ -129,6 +158,7 @@ class Study(Frozen):
     calibration: CalibrationConfig | None = None
     method: MethodConfig = MethodConfig(name="fastv")
     family: str = "step"
+    resolution: Resolutions | None = None
     target: str = "transformers"
     budgets: (
         Annotated[int, Field(ge=1, le=MOST_BUDGETS)]
@@ -153,6 +183,18 @@ class Study(Frozen):
             if "method" in value:
                 value["method"] = _method(value["method"])
         return value
+
+    @field_validator("resolution")
+    @classmethod
+    def _descending(cls, value: list[float] | None) -> list[float] | None:
+        return _sorted_resolutions(value)
+
+    @model_validator(mode="after")
+    def _one_resolution(self) -> Study:
+        listed = self.resolution or any(entry.resolution for entry in self.searches.values())
+        if listed and self.model.resolution != 1:
+            raise ValueError("resolution: [...] is searched, and model.resolution would fix it; give one of the two")
+        return self
 
     @field_validator("experiment")
     @classmethod
@@ -188,7 +230,8 @@ class Study(Frozen):
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self._dump()
-        return {key: dump[key] for key in ("model", "tasks", "calibration", "budgets", "method", "family")}
+        kept = ("model", "tasks", "calibration", "budgets", "method", "family", "resolution")
+        return {key: dump[key] for key in kept if key in dump}
 
     def spec_hash(self) -> str:
         """Of what decides what is searched; neither words, nor memory, nor what is measured besides.
@@ -204,6 +247,8 @@ class Study(Frozen):
         dump = self.model_dump(mode="json", exclude=left_out)
         if self.model.resolution == 1:
             del dump["model"]["resolution"]
+        if self.resolution is None:
+            del dump["resolution"]
         return dump
 
 

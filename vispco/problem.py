@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.errors import ConfigError
 from vispco.plugins.files import load_plugins, require_plugins
 from vispco.pruning.families import FAMILIES, ScheduleFamily
+from vispco.pruning.families.resolutions import Resolutions
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED
 from vispco.registry import suggest
@@ -20,6 +22,13 @@ from vispco.tasks.base import SPLITS, Task, make_task
 
 if TYPE_CHECKING:
     from vispco.models.base import ModelAdapter, ModelShape
+
+
+def make_family(study: Study, entry: SearchConfig | None, layers: int) -> ScheduleFamily:
+    """The schedule family of an entry, for a decoder of ``layers`` layers, at the resolutions that it searches."""
+    family: ScheduleFamily = FAMILIES[(entry.family if entry else None) or study.family](layers)
+    shares = (entry.resolution if entry else None) or study.resolution or [study.model.resolution]
+    return family if shares == [study.model.resolution] else Resolutions(family, shares)
 
 
 class Problem:
@@ -149,9 +158,14 @@ class Problem:
         return make_method(chosen.name, chosen.parameters)
 
     def family(self, entry: SearchConfig | None = None) -> ScheduleFamily:
-        name = (entry.family if entry else None) or self.study.family
-        family: ScheduleFamily = FAMILIES[name](self.shape.layers)
-        return family
+        return make_family(self.study, entry, self.shape.layers)
+
+    def at_resolution(self, share: float) -> Problem:
+        """The same problem with pictures at another resolution; model and tasks are shared."""
+        _ = self.adapter, self.tasks  # loaded once, for both
+        other = copy.copy(self)
+        other.study = self.study.model_copy(update={"model": self.study.model.model_copy(update={"resolution": share})})
+        return other
 
     def budgets(self, floor: float) -> list[float]:
         """Budgets in [floor, 1]: the listed ones, or so many evenly spread (the middles of equal parts).

@@ -13,6 +13,7 @@ from vispco.errors import ModelError
 from vispco.evaluation.prepared import render_prompt
 from vispco.models.resolution import rescaled
 from vispco.pruning.runtime import prune
+from vispco.pruning.schedules import Ratios, resolution_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +49,12 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
     if not sample.images:
         raise ModelError(f"sample {sample.id!r} has no picture, so there are no tokens to show; choose another one")
     model, processor, adapter = problem.model, problem.processor, problem.adapter
-    images, sizes = rescaled(processor, sample.images, problem.study.model.resolution)
+    share = resolution_of(schedule)
+    if share is None:
+        share = problem.study.model.resolution
+    else:
+        schedule = Ratios(schedule.keep_ratio(problem.shape.layers))
+    images, sizes = rescaled(processor, sample.images, share)
     inputs = processor(images=[images], text=[render_prompt(processor, sample)], return_tensors="pt", **sizes)
     inputs = dict(inputs.to(model.device))
     visual = adapter.visual_mask(inputs["input_ids"], None)

@@ -15,7 +15,7 @@ from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, ScheduleError
 from vispco.models.base import ModelShape
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.schedules import Counts, parse_schedule, ratio_counts
+from vispco.pruning.schedules import parse_schedule, ratio_counts, resolution_of
 
 if TYPE_CHECKING:
     from vispco.analysis.comparison import Comparison, Searched
@@ -123,18 +123,32 @@ class Pricing:
         return self._prices[key]
 
     def _price(self, cost: str, text: str, ratios: Sequence[float] | None, method: Method, split: str) -> Price | None:
-        prompts = self.prompts(split)
-        counts = self._counts(text, ratios, prompts.visual)
-        if counts is None:
-            return None
-        return Price(*make_cost(cost).mean(self.setting.with_method(method), counts, prompts))
-
-    def _counts(self, text: str, ratios: Sequence[float] | None, visual: Counts) -> Counts | None:
-        layers = self.setting.shape.layers
+        layers, setting = self.setting.shape.layers, self.setting.with_method(method)
         try:
-            return np.minimum(parse_schedule(text).counts(visual, layers), visual[:, None])
+            schedule = parse_schedule(text)
         except ScheduleError:
-            return ratio_counts(ratios, visual) if ratios else None
+            if not ratios:
+                return None
+            prompts = self.prompts(split)
+            return Price(*make_cost(cost).mean(setting, ratio_counts(ratios, prompts.visual), prompts))
+        smaller = self._smaller(resolution_of(schedule), split)
+        if smaller is None:
+            return None
+        vision, prompts = smaller
+        counts = np.minimum(schedule.counts(prompts.visual, layers), prompts.visual[:, None])
+        own = replace(setting, vision_flops=vision)
+        return Price(*make_cost(cost).mean(own, counts, prompts, whole=setting))
+
+    def _smaller(self, resolution: float | None, split: str) -> tuple[float, Prompts] | None:
+        """The tower's FLOPs per visual token and the prompts at a resolution; None where that was not measured."""
+        if resolution is None or resolution == self._own_resolution:
+            return self.setting.vision_flops, self.prompts(split)
+        known = self.comparison.facts.get("costs", {}).get("resolutions", {}).get(f"{resolution:g}")
+        return (known["vision_flops"], Prompts.from_list(known["prompts"][split])) if known else None
+
+    @property
+    def _own_resolution(self) -> float:
+        return float(self.comparison.stored["identity"].get("model", {}).get("resolution", 1.0))
 
     def unpruned(self, cost: str, split: str = "search") -> float:
         """Mean cost of the plain model."""

@@ -16,10 +16,12 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     Raises:
         ConfigError, ModelError, DataError, ScheduleError: the first thing that is wrong.
     """
+    import numpy as np
+
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.prepared import check_prunable
     from vispco.problem import Problem
-    from vispco.search.runner import plan, validate
+    from vispco.search.runner import plan, resolutions, validate
 
     problem = Problem.from_yaml(path, overrides)
     validate(problem)
@@ -42,6 +44,14 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
                 f"{part.n_text.mean():.1f} text tokens on average",
             }
             for part in parts
+        ),
+        *(
+            {
+                "check": f"resolution {share:g}",
+                "result": f"{np.mean([part.n_visual.mean() for part in evaluator.at(share).prepared('search')]):.0f} "
+                "visual tokens on average",
+            }
+            for share in resolutions(problem.study)
         ),
         *(
             {

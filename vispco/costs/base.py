@@ -94,33 +94,39 @@ class Prompts:
     """Distinct prompts of a split: ``visual`` and ``text`` tokens int [U], and ``weight`` float [U], sum 1.
 
     Weights are such that a weighted mean is the unweighted mean over tasks of means over samples. ``exact``: False
-    where the lengths are averages, as of experiments that did not store theirs.
+    where the lengths are averages, as of experiments that did not store theirs. ``whole`` int [U, 2]: visual and text
+    tokens of the same prompts with whole pictures, where these have smaller ones; costs are shares of those.
     """
 
     visual: Counts
     text: Counts
     weight: Floats
     exact: bool = True
+    whole: Counts | None = None
 
     @classmethod
-    def of(cls, tasks: Sequence[tuple[Sequence[int] | Counts, Sequence[int] | Counts]]) -> Prompts:
-        """From (visual [S], text [S]) of each task."""
-        found: dict[tuple[int, int], float] = {}
-        for visual, text in tasks:
-            for pair in zip(np.asarray(visual).tolist(), np.asarray(text).tolist(), strict=True):
-                found[pair] = found.get(pair, 0.0) + 1 / (len(visual) * len(tasks))
-        pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
-        return cls(pairs[:, 0], pairs[:, 1], np.array([found[key] for key in sorted(found)]))
+    def of(cls, tasks: Sequence[tuple[Sequence[int] | Counts, ...]]) -> Prompts:
+        """From (visual [S], text [S]) of each task; of smaller pictures, with both of the whole ones behind them."""
+        found: dict[tuple[int, ...], float] = {}
+        for lengths in tasks:
+            for row in zip(*(np.asarray(column).tolist() for column in lengths), strict=True):
+                found[row] = found.get(row, 0.0) + 1 / (len(lengths[0]) * len(tasks))
+        rows = np.array(sorted(found), dtype=np.int64).reshape(len(found), -1)
+        weight, whole = np.array([found[key] for key in sorted(found)]), rows[:, 2:]
+        return cls(rows[:, 0], rows[:, 1], weight, whole=whole if whole.size else None)
 
     def to_list(self) -> list[list[float]]:
-        """[visual, text, weight] of each distinct prompt."""
+        """[visual, text, weight] of each distinct prompt; of smaller pictures, with both of the whole ones behind."""
         rows = zip(self.visual.tolist(), self.text.tolist(), self.weight.tolist(), strict=True)
-        return [list(row) for row in rows]
+        whole = [[]] * len(self.weight) if self.whole is None else self.whole.tolist()
+        return [[*row, *more] for row, more in zip(rows, whole, strict=True)]
 
     @classmethod
     def from_list(cls, rows: Sequence[Sequence[float]]) -> Prompts:
-        table = np.array(rows, dtype=np.float64).reshape(-1, 3)
-        return cls(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2])
+        table = np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        whole = table[:, 3:].astype(np.int64)
+        visual, text = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+        return cls(visual, text, table[:, 2], whole=whole if whole.size else None)
 
     def mean(self, values: Any) -> float:
         """Mean of ``values`` [U]."""
@@ -206,11 +212,19 @@ class CostModel(ABC):
                 "profile.json) and give it with --profile profile.json, or profile: profile.json in the study"
             )
 
-    def mean(self, setting: Setting, counts: Counts, prompts: Prompts) -> tuple[float, float]:
-        """(absolute, share of unpruned) over prompts; the share is taken per prompt, as ``flops_ratio`` is."""
+    def mean(
+        self, setting: Setting, counts: Counts, prompts: Prompts, whole: Setting | None = None
+    ) -> tuple[float, float]:
+        """(absolute, share of unpruned) over prompts; the share is taken per prompt, as ``flops_ratio`` is.
+
+        ``whole``: of whole pictures, where the prompts have smaller ones; default: the same.
+        """
         values = self.of(setting, counts, prompts.visual, prompts.text)
-        whole = self.unpruned(setting, prompts.visual, prompts.text)
-        return prompts.mean(values), prompts.mean(values / whole)
+        lengths = (
+            (prompts.visual, prompts.text) if prompts.whole is None else (prompts.whole[:, 0], prompts.whole[:, 1])
+        )
+        unpruned = self.unpruned(whole or setting, *lengths)
+        return prompts.mean(values), prompts.mean(values / unpruned)
 
 
 def make_cost(name: str) -> CostModel:

@@ -30,7 +30,7 @@ from vispco.plugins.files import code_of
 from vispco.pruning.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import check_needs
-from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all
+from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all, resolution_of
 
 if TYPE_CHECKING:
     from vispco.problem import Problem
@@ -78,18 +78,50 @@ class Evaluator:
 
     Args:
         executor: where the work is done; default: in this process.
+        whole: the evaluator of whole pictures that this one measures smaller ones for; costs are shares of its.
     """
 
     def __init__(
-        self, problem: Problem, store: EvaluationStore | None = None, executor: Executor | None = None
+        self,
+        problem: Problem,
+        store: EvaluationStore | None = None,
+        executor: Executor | None = None,
+        *,
+        whole: Evaluator | None = None,
     ) -> None:
         self.problem = problem
         self.store = store
-        self.runner = UnitRunner(problem, problem.study.memory_limit)
-        self.executor: Executor = executor or InProcess(self.runner)
-        self.executor.attach(self.runner)
+        self.whole = whole
+        self._smaller: dict[float, Evaluator] = {}
+        self.executor: Executor
+        if whole is None:
+            self.runner = UnitRunner(problem, problem.study.memory_limit)
+            self.executor = executor or InProcess(self.runner)
+            self.executor.attach(self.runner)
+        else:
+            self.runner = whole.runner.at(self.resolution)
+            self.executor = whole.executor
         self._memory: dict[str, Evaluation] = {}
         self._turn = threading.Lock()
+
+    @property
+    def resolution(self) -> float:
+        return self.problem.study.model.resolution
+
+    def at(self, resolution: float | None) -> Evaluator:
+        """The evaluator of schedules for pictures at ``resolution``; None, or the study's own: this one.
+
+        It measures with the same model, tasks, store and executor. ``flops_ratio`` is relative to the plain model on
+        whole pictures there too. Prompts and features are prepared, and kept, once per resolution.
+        """
+        if resolution is None or resolution == self.resolution:
+            return self
+        if self.whole is not None:
+            return self.whole.at(resolution)
+        if resolution not in self._smaller:
+            problem = self.problem.at_resolution(resolution)
+            self._smaller[resolution] = Evaluator(problem, self.store, whole=self)
+        return self._smaller[resolution]
 
     # --- measuring -------------------------------------------------------------------------------
 
@@ -129,9 +161,21 @@ class Evaluator:
             ScheduleError: a policy does not fit the model or the method; nothing was measured.
         """
         method = method or self.problem.default_method
+        homes = [self.at(resolution_of(policy)) for policy in policies]
+        streams: dict[float, Iterator[Outcome]] = {}
+        for home in dict.fromkeys(homes):
+            own = [policy for policy, at in zip(policies, homes, strict=True) if at is home]
+            if home is not self:
+                home.ids(own, split, method)  # refused before anything is measured
+            streams[home.resolution] = home._outcomes(own, split, method, watch)
+        for home in homes:
+            yield next(streams[home.resolution])
+
+    def _outcomes(self, policies: Sequence[Policy], split: str, method: Method, watch: Watch) -> Iterator[Outcome]:
+        """:meth:`outcomes` at this evaluator's resolution."""
         ids, pending = self._ask(policies, split, method)
         unknown = [waiting for i, waiting in pending.items() if i not in self._memory]
-        job = Job(self.prepared(split), self.problem.shape, split, method, unknown)
+        job = Job(self.prepared(split), self.problem.shape, split, method, unknown, self.resolution)
         finished = self._finish(job, watch)
         fresh: dict[str, Evaluation] = {}
         failed: dict[str, Failed] = {}
@@ -168,7 +212,7 @@ class Evaluator:
         """
         method, started = method or self.problem.default_method, time.monotonic()
         ids, pending = self._ask(policies, split, method)
-        job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()))
+        job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()), self.resolution)
         race = make_race([self._ratio(job, waiting) for waiting in job.pending], job.parts)
         runners = list(job.pending)
         for waiting in runners:
@@ -214,7 +258,13 @@ class Evaluator:
         Raises:
             ScheduleError: a policy does not fit the model or the method.
         """
-        return self._ask(policies, split, method or self.problem.default_method)[0]
+        method = method or self.problem.default_method
+        homes = [self.at(resolution_of(policy)) for policy in policies]
+        found = {
+            home: iter(home._ask([p for p, at in zip(policies, homes, strict=True) if at is home], split, method)[0])
+            for home in dict.fromkeys(homes)
+        }
+        return [next(found[home]) for home in homes]
 
     def _ask(self, policies: Sequence[Policy], split: str, method: Method) -> tuple[list[str], dict[str, Pending]]:
         """Evaluation ids of policies in order, and one pending measurement for each distinct id."""
@@ -303,13 +353,15 @@ class Evaluator:
 
     def _ratio(self, job: Job, pending: Pending) -> float:
         parts = zip(job.parts, pending.counts, strict=True)
-        return float(np.mean([float(self._cost(part, counts, job.method)[1].mean()) for part, counts in parts]))
+        return float(
+            np.mean([float(self._cost(job.split, part, counts, job.method)[1].mean()) for part, counts in parts])
+        )
 
     def _stopped(self, job: Job, pending: Pending, seconds: float) -> Stopped:
         accuracies, flops, full = [], 0, 0
         for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
             seen = part.place < pending.stopped_at
-            pruned, _ = self._cost(part, counts, job.method)
+            pruned, _ = self._cost(job.split, part, counts, job.method)
             flops, full = flops + int(pruned[seen].sum()), full + int(pruned.sum())
             if seen.any():
                 accuracies.append(float(right[seen].astype(np.float64).mean()))
@@ -341,7 +393,7 @@ class Evaluator:
         shape, scores, tasks = self.problem.shape, {}, {}
         flops, kv_bytes = 0, []
         for part, counts, right in zip(job.parts, pending.counts, pending.scores, strict=True):
-            pruned, ratio = self._cost(part, counts, job.method)
+            pruned, ratio = self._cost(job.split, part, counts, job.method)
             scores[part.task.name] = right.astype(np.float64)
             tasks[part.task.name] = {
                 "accuracy": part.task.aggregate(scores[part.task.name], part.groups),
@@ -385,6 +437,8 @@ class Evaluator:
             ScheduleError: the policy does not fit the model or the method.
             ModelError: the model lacks what the method needs.
         """
+        if (home := self.at(resolution_of(policy))) is not self:
+            return home.counts(policy, split, method)
         method = method or self.problem.default_method
         check_needs(method, self.problem.adapter)
         layers = self.problem.shape.layers
@@ -405,15 +459,19 @@ class Evaluator:
 
     def flops_ratio(self, policy: Policy, split: str = "search", method: Method | None = None) -> float:
         """``flops_ratio`` without measuring: sample lengths are enough. Equals the evaluation's to the last bit."""
+        if (home := self.at(resolution_of(policy))) is not self:
+            return home.flops_ratio(policy, split, method)
         method = method or self.problem.default_method
         parts = zip(self.prepared(split), self.counts(policy, split, method), strict=True)
-        return float(np.mean([float(self._cost(part, counts, method)[1].mean()) for part, counts in parts]))
+        return float(np.mean([float(self._cost(split, part, counts, method)[1].mean()) for part, counts in parts]))
 
     def price(self, policy: Policy, split: str = "search", method: Method | None = None) -> int:
         """FLOPs of measuring ``policy`` with nothing cached; equals the evaluation's ``flops``."""
+        if (home := self.at(resolution_of(policy))) is not self:
+            return home.price(policy, split, method)
         method = method or self.problem.default_method
         parts = zip(self.prepared(split), self.counts(policy, split, method), strict=True)
-        return sum(int(self._cost(part, counts, method)[0].sum()) for part, counts in parts)
+        return sum(int(self._cost(split, part, counts, method)[0].sum()) for part, counts in parts)
 
     def shared_price(self, policies: Sequence[Policy], split: str = "search", method: Method | None = None) -> int:
         """FLOPs of measuring ``policies`` together with nothing cached; equals the sum of their ``spent_flops``."""
@@ -430,12 +488,18 @@ class Evaluator:
         return price
 
     def _cost(
-        self, part: PreparedSplit, counts: Counts, method: Method
+        self, split: str, part: PreparedSplit, counts: Counts, method: Method
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """FLOPs and flops_ratio of each sample, [S]."""
         shape = self.problem.shape
         pruned = prefill_flops(shape, counts, part.n_visual, part.n_text, method)
-        return pruned, pruned / unpruned_flops(shape, part.n_visual, part.n_text)
+        return pruned, pruned / unpruned_flops(shape, *self._whole_lengths(split, part))
+
+    def _whole_lengths(self, split: str, part: PreparedSplit) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Visual and text tokens [S] of the samples of ``part`` with whole pictures."""
+        if self.whole is not None:
+            part = next(other for other in self.whole.prepared(split) if other.task.name == part.task.name)
+        return part.n_visual, part.n_text
 
     def unpruned(self, split: str) -> Evaluation:
         """The plain model."""
@@ -489,6 +553,8 @@ class Evaluator:
             # Before, answers of one token were the most probable one whatever the settings.
             **({"first_token": "settings"} if changed and 1 in most else {}),
             "evaluator": EVALUATOR_VERSION,
+            # With the same pictures and counts, flops_ratio is another than in a study of small pictures alone.
+            **({"relative_to": self.whole.resolution} if self.whole is not None else {}),
             # Before, methods rated tokens by products in the model's own precision.
             **({} if self.problem.adapter.dtype() == torch.float32 else {"products": "float32"}),
             **({"code": code} if (code := self._plugin_code(method)) else {}),

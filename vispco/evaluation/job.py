@@ -50,11 +50,21 @@ class Pending:
 
 
 class Job:
-    """Some policies under one method on one split, cut into units."""
+    """Some policies under one method on one split, cut into units.
+
+    ``resolution``: of the pictures in ``parts``; None: the study's own.
+    """
 
     def __init__(
-        self, parts: Sequence[PreparedSplit], shape: ModelShape, split: str, method: Method, pending: Sequence[Pending]
+        self,
+        parts: Sequence[PreparedSplit],
+        shape: ModelShape,
+        split: str,
+        method: Method,
+        pending: Sequence[Pending],
+        resolution: float | None = None,
     ) -> None:
+        self.resolution = resolution
         self.parts, self.shape, self.split, self.method = parts, shape, split, method
         self.pending = list(pending)
         self._running: dict[int, tuple[Place, list[Pending]]] = {}
@@ -97,7 +107,7 @@ class Job:
         self._started += 1
         self._running[self._started] = place, asked
         names = tuple(pending.name for pending in asked)
-        return self._started, Unit(self.split, task, number, self.method, names, counts)
+        return self._started, Unit(self.split, task, number, self.method, names, counts, self.resolution)
 
     def absorb(self, number: int, result: UnitResult) -> list[Pending]:
         """Note a unit's result; returns the policies that were in it."""

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Policies ``names`` [P] with ``counts`` int [P, B, L] on batch number ``batch`` of task number ``task``."""
+    """Policies ``names`` [P] with ``counts`` int [P, B, L] on batch number ``batch`` of task number ``task``.
+
+    ``resolution``: of the pictures; None: the study's own.
+    """
 
     split: str
     task: int
@@ -35,6 +38,7 @@ class Unit:
     method: Method
     names: tuple[str, ...]
     counts: Counts
+    resolution: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,17 @@ class UnitRunner:
         self._texts: dict[tuple[int, ...], str] = {}
         self._scores: dict[tuple[str, str, int, str], float] = {}
         self._most_rows: int | None = None
+        self._smaller: dict[float, UnitRunner] = {}
+
+    def at(self, resolution: float | None) -> UnitRunner:
+        """The runner of units at ``resolution``, with the same model."""
+        if resolution is None or resolution == self.problem.study.model.resolution:
+            return self
+        if resolution not in self._smaller:
+            runner = UnitRunner(self.problem.at_resolution(resolution), self.memory_limit)
+            runner.answers = self.answers
+            self._smaller[resolution] = runner
+        return self._smaller[resolution]
 
     def prepared(self, split: str) -> list[PreparedSplit]:
         """The tasks' samples of ``split``, ready to run."""
@@ -97,6 +112,8 @@ class UnitRunner:
 
         What runs out of memory is run again in halves, down to single samples.
         """
+        if (other := self.at(unit.resolution)) is not self:
+            return other.run(unit)
         part = self.prepared(unit.split)[unit.task]
         return self._run(unit, part, part.batches[unit.batch], unit.counts)
 

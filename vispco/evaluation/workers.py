@@ -57,14 +57,15 @@ class UnitWorker:
         study = parse_study(text)
         study = study.model_copy(update={"model": study.model.model_copy(update={"device": device})})
         self._runner = UnitRunner(Problem(study, text), study.memory_limit)
-        self._samples: dict[tuple[str, int], str] = {}
+        self._samples: dict[tuple[str, int, float | None], str] = {}
         return {"host": socket.gethostname(), "pid": os.getpid(), "identity": identity(self._runner)}
 
     def run(self, unit: Unit) -> tuple[str, UnitResult]:
         """The result, and the identity of the samples that it is about."""
-        key = unit.split, unit.task
+        key = unit.split, unit.task, unit.resolution
         if key not in self._samples:
-            self._samples[key] = samples_identity(self._runner.prepared(unit.split)[unit.task])
+            part = self._runner.at(unit.resolution).prepared(unit.split)[unit.task]
+            self._samples[key] = samples_identity(part)
         return self._samples[key], self._runner.run(unit)
 
 
@@ -136,7 +137,7 @@ class RayWorkers:
         self.members = [Member(f"ray-{number}") for number in range(self.cluster.workers)]
         for member in self.members:
             self._start(member)
-        self._samples: dict[tuple[str, int], str] = {}
+        self._samples: dict[tuple[str, int, float | None], str] = {}
         self._alive = time.monotonic()
 
     def attach(self, runner: UnitRunner) -> None:
@@ -242,9 +243,10 @@ class RayWorkers:
         except self.ray.exceptions.RayTaskError as error:
             raise getattr(error, "cause", error) from None
         unit = member.tasks[future].unit
-        key = unit.split, unit.task
+        key = unit.split, unit.task, unit.resolution
         if key not in self._samples:
-            self._samples[key] = samples_identity(self.runner.prepared(unit.split)[unit.task])
+            part = self.runner.at(unit.resolution).prepared(unit.split)[unit.task]
+            self._samples[key] = samples_identity(part)
         task = self.runner.problem.tasks[unit.task].name
         _compare(member, f"samples in split {unit.split!r} of task {task!r}", samples, self._samples[key])
         checked: UnitResult = result

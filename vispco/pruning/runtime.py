@@ -13,7 +13,7 @@ from vispco.models.base import ModelAdapter, adapter_for
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import named_schedule
 from vispco.pruning.schedule_file import ScheduleFile
-from vispco.pruning.schedules import Policy
+from vispco.pruning.schedules import Policy, resolution_of
 from vispco.pruning.session import PruningSession
 
 Given = Policy | str | pathlib.Path | None
@@ -34,6 +34,12 @@ def install(
     """
     adapter = adapter_for(model)
     policy, chosen = _resolved(adapter, method, schedule, parameters)
+    if (share := resolution_of(policy)) not in (None, 1.0):
+        raise ScheduleError(
+            f"{policy} is for smaller pictures, and a model gets what the processor made: give the processor what "
+            f"vispco.rescaled(processor, images, {share:g}) returns, then prune with method={chosen.name!r} and this "
+            "schedule without its resolution"
+        )
     session = PruningSession(adapter, chosen, policy, gather_always=gather_always)
     if hasattr(policy, "keep_ratio"):
         policy.keep_ratio(len(adapter.layers()))

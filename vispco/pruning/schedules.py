@@ -265,6 +265,39 @@ class Ratios(Schedule):
         return f"ratios({', '.join(repr(r) for r in self.ratios)})"
 
 
+@dataclass(frozen=True)
+class AtResolution(Schedule):
+    """A schedule for pictures of which the processor makes about the share ``resolution`` of the visual tokens.
+
+    Ratios are relative to the tokens of those pictures. Whoever runs it makes the pictures smaller first
+    (:func:`vispco.models.resolution.rescaled`); the evaluator does.
+    """
+
+    schedule: Schedule
+    resolution: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.resolution, (bool, str)) or not 0.0 < _number(self.resolution) <= 1.0:
+            raise ScheduleError(
+                f"resolution is {shortened(self.resolution)}; it is a share of a picture's visual tokens, above 0 and "
+                "at most 1"
+            )
+
+    def keep_ratio(self, layers: int) -> tuple[float, ...]:
+        return self.schedule.keep_ratio(layers)
+
+    def text(self) -> str:
+        return f"{self.schedule.text()[:-1]}, resolution={float(self.resolution)!r})"
+
+
+def resolution_of(policy: Any) -> float | None:
+    """Resolution that a policy was made for; None where it names none, so that pictures stay as they are."""
+    if isinstance(policy, AtResolution):
+        return float(policy.resolution)
+    inner = getattr(policy, "schedule", None)  # of a schedule file
+    return resolution_of(inner) if isinstance(inner, Schedule) else None
+
+
 def keep_all() -> Schedule:
     """The schedule that prunes nothing; its text names no layer, so it fits every model."""
     return Step(layer=0, keep=1.0)
@@ -283,6 +316,8 @@ EXAMPLES = "step(layer=2, keep=0.5), multistep(layers=(2, 5), keeps=(0.5, 0.25))
 
 def parse_schedule(text: str) -> Schedule:
     """Read a schedule's text form, for example ``step(layer=2, keep=0.5)`` or ``ratios(1, 1, 0.5, 0.5)``.
+
+    Any of them takes ``resolution=0.5`` besides, for pictures with about half of the visual tokens.
 
     Raises:
         ScheduleError: the text is not a known schedule.
@@ -303,6 +338,12 @@ def parse_schedule(text: str) -> Schedule:
         raise ScheduleError(f"cannot read schedule {shown}; write {EXAMPLES} with a ratio per layer") from None
     if len(named) < len(call.keywords):
         raise ScheduleError(f"schedule {shown} gives a parameter twice; give it once")
+    if "resolution" in named:
+        share = named.pop("resolution")
+        if isinstance(share, (tuple, list)):
+            raise ScheduleError(f"resolution is {shortened(share)} in {shown}; a schedule has one")
+        rest = ast.unparse(ast.Call(call.func, call.args, [k for k in call.keywords if k.arg != "resolution"]))
+        return AtResolution(parse_schedule(rest), share)
     if name == "ratios":
         if named:
             raise ScheduleError(

@@ -15,7 +15,7 @@ from typing import Any
 from vispco.errors import ConfigError, ScheduleError
 from vispco.pruning.families.base import ScheduleFamily
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Schedule, resolution_of
 from vispco.registry import suggest
 
 
@@ -38,6 +38,8 @@ class Target:
         """Why a schedule cannot run there, in one line; None if it can."""
         if self.methods is not None and method.name not in self.methods:
             return f"method {method.name!r} does not run on target {self.name!r}; those that do: {self._listed()}"
+        if self.settings is not None and resolution_of(schedule) not in (None, 1.0):
+            return f"{schedule.text()} does not run on target {self.name!r}, which is not given a picture's size"
         ratios = set(schedule.keep_ratio(layers))
         if self.constant and (len(ratios) > 1 or 0.0 in ratios):
             return (

@@ -99,6 +99,7 @@ class Search(ABC):
     ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
     ``reads_calibration``: what it proposes depends on the split ``calibration``.
     ``before_decoder``: it can use families that drop tokens before layer 0.
+    ``resolutions``: it can search the pictures' resolution together with the schedule.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
     (:meth:`as_begun`), so that its trials are never mixed.
@@ -110,6 +111,7 @@ class Search(ABC):
     fixed_family: ClassVar[str | None] = None
     reads_calibration: ClassVar[bool] = False
     before_decoder: ClassVar[bool] = False
+    resolutions: ClassVar[bool] = False
     defaults: ClassVar[int] = 1
 
     @classmethod

@@ -21,6 +21,7 @@ class GridSearch(Search):
     kind: ClassVar[str] = "grid"
     deterministic: ClassVar[bool] = True
     before_decoder: ClassVar[bool] = True
+    resolutions: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = GridOptions
 
     def run(self) -> None:

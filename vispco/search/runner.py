@@ -22,10 +22,15 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import check_prunable, vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
+<<<<<<< HEAD
 from vispco.plugins.files import code_of
 from vispco.problem import Problem
+=======
+from vispco.problem import Problem, make_family
+>>>>>>> 9205d63 (A study can search the pictures' resolution together with the schedule)
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
+from vispco.pruning.families.resolutions import Resolutions
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.published import PUBLISHED, named_schedule
@@ -150,10 +155,11 @@ def validate(problem: Problem) -> None:
                         f"{task.name!r} gives it no size; add calibration: N to its splits"
                     )
         family = planned.config.family or problem.study.family
-        made: ScheduleFamily = FAMILIES[family](PROBE_LAYERS)
+        made = make_family(problem.study, planned.config, PROBE_LAYERS)
         try:
             target.check(method, FAMILIES[kind.fixed_family or family])
             _before_decoder(kind, method, made)
+            _at_resolutions(kind, planned.options, made)
             kind.check(planned.options, method, made)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
@@ -179,6 +185,25 @@ def _before_decoder(kind: type[Search], method: Method, family: ScheduleFamily) 
             f"method {method.name!r} reads the layer before, and family {family.name!r} drops tokens before layer 0; "
             "use a method that does not read the decoder, such as divprune"
         )
+
+
+def _at_resolutions(kind: type[Search], options: Any, family: ScheduleFamily) -> None:
+    """Refuse resolutions where a search cannot choose among them."""
+    if not isinstance(family, Resolutions):
+        return
+    if not kind.resolutions:
+        able = [name for name, known in SEARCHES.items() if known.resolutions]
+        raise ConfigError(
+            f"kind {kind.kind!r} cannot search the resolution; use {', '.join(able)}, or give model.resolution"
+        )
+    if getattr(options, "race", None) is not None:
+        raise ConfigError("a race compares schedules on equal prompts, not resolutions; remove race: or resolution:")
+
+
+def resolutions(study: Study) -> list[float]:
+    """Resolutions that some entry searches, without the model's own."""
+    listed = {share for entry in study.searches.values() for share in entry.resolution or study.resolution or []}
+    return sorted(listed - {study.model.resolution}, reverse=True)
 
 
 class Run:
@@ -386,7 +411,13 @@ class Run:
         return merged(before, found)
 
     def _check_entries_fit(self) -> None:
+<<<<<<< HEAD
         for item in self._plan():
+=======
+        for share in resolutions(self.study):
+            self.evaluator.at(share).prepared("search")  # which says what a model cannot do
+        for item in plan(self.study):
+>>>>>>> 9205d63 (A study can search the pictures' resolution together with the schedule)
             method, family = self.problem.method(item.config), self.problem.family(item.config)
             self.evaluator.flops_ratio(family.cheapest(), "search", method)
         self._profile_facts()
@@ -418,7 +449,17 @@ class Run:
             split: Prompts.of([(part.n_visual, part.n_text) for part in self.evaluator.prepared(split)]).to_list()
             for split in ("search", "held_out")
         }
-        return {**setting.to_dict(), "prompts": prompts}
+        shares = resolutions(self.study)
+        smaller = {f"{share:g}": self._resolution_facts(share) for share in shares}
+        return {**setting.to_dict(), "prompts": prompts, **({"resolutions": smaller} if smaller else {})}
+
+    def _resolution_facts(self, share: float) -> dict[str, Any]:
+        """What costs at a resolution follow from: rows [visual, text, weight, visual and text of the whole picture]."""
+        other, prompts = self.evaluator.at(share), {}
+        for split in ("search", "held_out"):
+            parts = zip(other.prepared(split), self.evaluator.prepared(split), strict=True)
+            prompts[split] = Prompts.of([(a.n_visual, a.n_text, b.n_visual, b.n_text) for a, b in parts]).to_list()
+        return {"vision_flops": vision_flops(other.problem), "prompts": prompts}
 
     def _profile_facts(self) -> dict[str, Any]:
         """The study's hardware profile; one that is stored stays where the study, or this machine, has none."""

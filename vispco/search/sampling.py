@@ -90,6 +90,7 @@ class SamplingSearch(Search):
 
     Options: ClassVar[type[Options]] = SamplingOptions
     before_decoder: ClassVar[bool] = True
+    resolutions: ClassVar[bool] = True
 
     @abstractmethod
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
@@ -175,12 +176,11 @@ class SamplingSearch(Search):
         found: dict[str, dict[str, Any]] = {}
         for name in PUBLISHED if names == "published" else names:
             try:
-                ratios = named_schedule(name, family.layers)[0].keep_ratio(family.layers)
+                own = family.like(named_schedule(name, family.layers)[0])
             except ScheduleError:
                 if names != "published":
                     raise
                 continue  # for deeper models
-            own = family.from_ratios(ratios) if ratios[0] == 1 else None
             if own is not None:
                 found.setdefault(own.text(), family.parameters(own))
             elif names != "published":

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, ScheduleError
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import named_schedule
 from vispco.pruning.runtime import prune
 from vispco.pruning.schedule_file import read_schedule_file
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Schedule, resolution_of
 from vispco.pruning.session import PruningSession
 
 UNPRUNED = "unpruned"
@@ -60,6 +60,11 @@ def served_schedules(model: str, given: Sequence[str], layers: int) -> dict[str,
         source = named[2] if named else text
         schedule, method = named_schedule(source, layers)
         schedule.keep_ratio(layers)
+        if (share := resolution_of(schedule)) not in (None, 1.0):
+            raise ScheduleError(
+                f"--schedule {text!r} is for pictures at resolution {share:g}, and the server leaves pictures as they "
+                "are; serve a schedule without a resolution"
+            )
         facts = read_schedule_file(source).facts if source.endswith(".json") else {}
         budget = facts.get("budget")
         suffix = named[1] if named else f"{budget:g}" if isinstance(budget, (int, float)) else source

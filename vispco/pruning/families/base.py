@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vispco.errors import ConfigError
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Schedule, resolution_of
 from vispco.registry import Registry
 
 if TYPE_CHECKING:
@@ -91,6 +91,12 @@ class ScheduleFamily(ABC):
     def from_ratios(self, keep_ratio: Sequence[float]) -> Schedule | None:
         """The family's schedule with these keep ratios [L], the first of which is 1; None if it has none."""
         return None
+
+    def like(self, schedule: Schedule) -> Schedule | None:
+        """The family's schedule that keeps what ``schedule`` keeps, of equal pictures; None if it has none."""
+        ratios = schedule.keep_ratio(self.layers)
+        whole = resolution_of(schedule) in (None, 1.0)
+        return self.from_ratios(ratios) if whole and ratios[0] == 1 else None
 
     def invert(self, schedule: Schedule, free: Tensor) -> Tensor:
         """Free parameters whose :meth:`discrete` form is near ``schedule``; ``free`` is where the search stood."""
