@@ -16,6 +16,7 @@ from vispco.models.base import adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.cdpruner import diverse
 from vispco.pruning.methods.divprune import farthest_first
+from vispco.pruning.methods.hiprune import neighbourhood
 from vispco.pruning.methods.vispruner import thinned
 from vispco.pruning.schedules import Step
 from vispco.pruning.tokens import Prompt
@@ -49,6 +50,10 @@ class TestVisionZipDominant(OnLlava):
 
 class TestVisPruner(MethodConformance):
     method = make_method("vispruner")
+
+
+class TestHiPrune(MethodConformance):
+    method = make_method("hiprune", {"alpha": 0.5})
 
 
 class TestCDPruner(MethodConformance):
@@ -228,6 +233,47 @@ def test_thinning_keeps_the_odd_one_out() -> None:
         unit = torch.ones(64, 1)
         unit[odd] = -1
         assert odd in thinned(unit, torch.arange(64), 40).tolist()
+
+
+# --- HiPrune ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "alpha"), [(8, 0.1), (8, 0.625), (12, 0.5), (11, 1.0), (1, 0.1), (16, 0.5), (0, 1.0)]
+)
+def test_hiprune_is_the_official_rule(count: int, alpha: float) -> None:
+    """In a tower of three layers the middle one is the first; features come from the second."""
+    model, batch = llava(), TINY["llava"].batch([(3, 1, 6)])
+    plain = tower_of(model, batch["pixel_values"])
+    middle, deep = (plain.attentions[layer].mean(dim=(1, 2))[0, 1:].clone() for layer in (0, 1))
+    anchors = middle.topk(round(count * alpha / 5)).indices
+    around = torch.cat([anchors, anchors - 1, anchors + 1, anchors - 4, anchors + 4]).clamp(0, 15).unique()
+    deep[around] -= 1
+    expected = {*around.tolist(), *deep.topk(count - len(around)).indices.tolist()}
+    method = make_method("hiprune", {"alpha": alpha})
+    with torch.no_grad(), vispco.prune(model, method=method, schedule=Step(0, count / 16)) as session:
+        model(**batch)
+    assert session.kept(0)[0] == [place + 3 for place in sorted(expected)]
+
+
+def test_hiprune_keeps_the_first_where_anchors_and_neighbours_are_too_many() -> None:
+    model, batch = llava(), TINY["llava"].batch([(3, 1, 6)])
+    anchor = int(tower_of(model, batch["pixel_values"]).attentions[0].mean(dim=(1, 2))[0, 1:].argmax())
+    expected = list(dict.fromkeys(min(max(place, 0), 15) for place in (anchor, anchor - 1, anchor + 1, anchor - 4)))[:3]
+    with (
+        torch.no_grad(),
+        vispco.prune(model, method="hiprune", alpha=1.0, schedule=Step(0, 3 / 16)) as session,
+    ):
+        model(**batch)
+    assert session.kept(0)[0] == [place + 3 for place in sorted(expected)]
+
+
+def test_neighbours_stand_a_rows_length_away() -> None:
+    """Two views, rows of 4 and of 3; at the ends the last token there is."""
+    lengths = torch.tensor([4] * 8 + [3] * 6)
+    found = neighbourhood(torch.tensor([0, 5, 9]), lengths).view(5, 3).T.tolist()
+    assert found == [[0, 0, 1, 0, 4], [5, 4, 6, 1, 9], [9, 8, 10, 6, 12]]
+    assert neighbourhood(torch.tensor([13]), lengths).tolist() == [13, 12, 13, 10, 13]
 
 
 # --- CDPruner --------------------------------------------------------------------------------------

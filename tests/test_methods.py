@@ -282,7 +282,7 @@ def test_density_peaks_find_the_groups() -> None:
 
 
 BEFORE_THE_DECODER = {
-    *("divprune", "visionzip", "vispruner", "cdpruner", "prumerge", "scope", "idpruner", "evs", "vidcom2"),
+    *("divprune", "visionzip", "vispruner", "cdpruner", "prumerge", "scope", "idpruner", "evs", "vidcom2", "hiprune"),
 }
 
 
@@ -312,6 +312,9 @@ def test_every_published_default_can_be_used_at_any_depth() -> None:
         "visionzip:64": [64] * 32,
         "visionzip:221": [221] * 32,
         "vispruner:128": [128] * 32,
+        "hiprune:64": [64] * 32,
+        "hiprune:128": [128] * 32,
+        "hiprune:192": [192] * 32,
         "cdpruner:64": [64] * 32,
         "cdpruner:192": [192] * 32,
         "prumerge:14.4x": [40] * 32,

@@ -16,7 +16,7 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import render_prompt
 from vispco.models.base import adapter_for
 from vispco.models.llava import LlavaAdapter
-from vispco.models.vision import VisionExtras, attention_to
+from vispco.models.vision import PackedWatch, PixtralWatch, VisionExtras, attention_to
 from vispco.problem import Problem
 from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.needs import missing
@@ -258,6 +258,31 @@ def test_what_is_read_belongs_to_the_token_of_the_same_cell(name: str) -> None:
     assert float(moved.max()) > 3 * float(moved.mean())
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_a_middle_layer_is_read_as_the_others_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told that the layer which makes the features is the middle one, every kind of tower gives the same of both."""
+    tiny = TINY[name]
+    model = tiny.model()
+    adapter = adapter_for(model)
+    assert ("middle" in adapter.provides()) == ("vision" in adapter.provides() and model.config.model_type != "gemma4")
+    if "middle" not in adapter.provides():
+        return
+    watch: Any = adapter.watch_vision()
+    if isinstance(watch, PixtralWatch):
+        watch.half = watch.attentions[0]
+    elif isinstance(watch, PackedWatch):
+        watch.middle_layer = [block.attn for block in watch.tower.blocks].index(watch.attention)
+    else:
+        watch.middle_layer = watch.layer
+    monkeypatch.setattr(type(adapter), "watch_vision", lambda self: watch)
+    with torch.no_grad():
+        _, extras = adapter.encode_with_extras(tiny.batch([(3, 2, 6)]), middle=True)
+    assert extras.middle is not None
+    assert torch.equal(extras.middle, extras.received)
+    if extras.source == "received":
+        assert torch.equal(extras.middle, extras.attention)
+
+
 # --- what a model lacks ----------------------------------------------------------------------------
 
 
@@ -267,7 +292,7 @@ def test_what_a_model_lacks_is_said_before_anything_runs(monkeypatch: pytest.Mon
     model = TINY["llava"].model()
     adapter = adapter_for(model)
     lacking = {name for name in METHODS if missing(make_method(name), adapter)}
-    assert lacking == {"visionzip", "vispruner", "cdpruner", "prumerge", "scope", "idpruner", "pixelprune"}
+    assert lacking == {"visionzip", "vispruner", "cdpruner", "prumerge", "scope", "idpruner", "pixelprune", "hiprune"}
     for name in lacking:
         with pytest.raises(ModelError) as caught, vispco.prune(model, method=name, schedule=Step(1, 0.5)):
             pass

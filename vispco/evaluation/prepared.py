@@ -37,7 +37,8 @@ class Batch:
     """Samples ``rows`` of a split, left-padded; ``inputs`` are the processor's, without pixels.
 
     ``pictures``: keys of each sample's pictures by their content (:func:`vispco.content.picture_key`).
-    ``read_vision`` runs the vision tower again, for methods that read it; few do, and what they read is large.
+    ``read_vision`` runs the vision tower again, for methods that read it (with True, its middle layer too); few do, and
+    what they read is large.
     ``read_inputs``: the processor's inputs with pixels, for beams. ``names``: the samples' ids.
     """
 
@@ -46,16 +47,22 @@ class Batch:
     features: Tensor
     keys: list[int]
     pictures: list[list[str]] = field(default_factory=list)
-    read_vision: Callable[[], VisionExtras] | None = None
+    read_vision: Callable[[bool], VisionExtras] | None = None
     read_inputs: Callable[[], dict[str, Tensor]] = dict
     names: list[str] = field(default_factory=list)
 
     @cached_property
     def _vision(self) -> VisionExtras | None:
-        return self.read_vision() if self.read_vision is not None and len(self.features) else None
+        return self.read_vision(False) if self.read_vision is not None and len(self.features) else None
+
+    @cached_property
+    def _vision_with_middle(self) -> VisionExtras | None:
+        return self.read_vision(True) if self.read_vision is not None and len(self.features) else None
 
     def vision_for(self, method: Method) -> VisionExtras | None:
         """What ``method`` may read of the vision tower, once for all policies; None if it reads nothing there."""
+        if "middle" in method.needs:
+            return self._vision_with_middle
         return self._vision if "vision" in method.needs else None
 
     def prompt(self, adapter: ModelAdapter) -> Prompt:
@@ -290,10 +297,10 @@ def make_batch(
     def pictures_again() -> list[list[Any]]:
         return [list(samples[row].images) for row in rows]
 
-    def read_vision() -> VisionExtras:
+    def read_vision(middle: bool) -> VisionExtras:
         with torch.inference_mode():
             again = _processed(problem, task, samples, prompts, rows, pictures_again())
-            return adapter.encode_with_extras(again)[1]
+            return adapter.encode_with_extras(again, middle)[1]
 
     return Batch(
         rows=np.array(rows),

@@ -207,6 +207,7 @@ class ModelAdapter(ABC):
         tower = {"vision"} if watch else set()
         rows = {"attention", "keys", "look_ahead"} if self._readable else set()
         more = {"text_tower"} if watch and watch.text_tower else set()
+        more |= {"middle"} if watch and watch.middle_layer is not None else set()
         return frozenset(rows | tower | more | ({"pixels"} if watch and watch.pixels else set()))
 
     # --- attention -------------------------------------------------------------------------------
@@ -358,8 +359,8 @@ class ModelAdapter(ABC):
 
         return VisionExtras.join(calls)
 
-    def encode_with_extras(self, inputs: dict[str, Any]) -> tuple[Tensor, VisionExtras]:
-        """:meth:`encode_images`, and what was read off the tower in the same pass.
+    def encode_with_extras(self, inputs: dict[str, Any], middle: bool = False) -> tuple[Tensor, VisionExtras]:
+        """:meth:`encode_images`, and what was read off the tower in the same pass; ``middle``: its middle layer too.
 
         Raises:
             ModelError: there is nothing to read.
@@ -369,6 +370,7 @@ class ModelAdapter(ABC):
             raise ModelError(
                 f"the adapter of model family {self.model.config.model_type!r} does not watch its vision tower"
             )
+        watch.middle = middle
         hooks = Hooks()
         watch.install(hooks)
         try:

@@ -33,7 +33,9 @@ class VisionExtras:
     ``last_keys`` [N, C]: keys of these two layers, heads side by side. ``features`` [N, C]: what the projector
     receives (of several layers the last). ``relevance`` float32 [N]: cosine of token and question under a text tower
     trained with this one, where the adapter has one. ``novelty`` float32 [N]: by how much a token's pixels differ from
-    what its neighbours foretell, where the tower is given patches. ``flops``: what reading cost beside the tower.
+    what its neighbours foretell, where the tower is given patches. ``received`` and ``middle`` float32 [N], where they
+    were asked for: what the token gets from all rows in the layer that makes the features and in a middle one, mean
+    over heads and rows. ``flops``: what reading cost beside the tower.
     """
 
     attention: Tensor
@@ -46,6 +48,8 @@ class VisionExtras:
     source: str
     relevance: Tensor | None = None
     novelty: Tensor | None = None
+    received: Tensor | None = None
+    middle: Tensor | None = None
     flops: int = 0
 
     def __len__(self) -> int:
@@ -94,12 +98,15 @@ class _Thread(threading.local):
 
 class VisionWatch(ABC):
     """Reads :class:`VisionExtras` off a vision tower. ``width`` C of its keys and features; ``text_tower``: whether
-    the adapter adds ``relevance``; ``pixels``: whether it adds ``novelty``."""
+    the adapter adds ``relevance``; ``pixels``: whether it adds ``novelty``. ``middle_layer``: number of the layer for
+    ``middle``, None if it cannot; ``middle``: whether to read it, set before :meth:`install`."""
 
     width: int
     heads: int
     text_tower = False
     pixels = False
+    middle_layer: int | None = None
+    middle = False
 
     def __init__(self) -> None:
         self._thread = _Thread()
@@ -183,10 +190,11 @@ class EncoderWatch(VisionWatch):
         self.cls, self.drop_cls, self.cell, self.shuffled = cls, drop_cls, cell, shuffled
         self.attentions: list[Any] = [getattr(part, attention) for part in layers]
         self.width: int = self.attentions[layer].k_proj.out_features
+        self.middle_layer: int = max(1, round(len(self.attentions) * 9 / 24)) - 1
 
     def install(self, hooks: Hooks) -> None:
         hooks.before(self.projector, self._on_projector)
-        for number in {self.layer, len(self.attentions) - 1}:
+        for number in {self.layer, len(self.attentions) - 1, *([self.middle_layer] if self.middle else [])}:
             attention = self.attentions[number]
             for what in ("q_proj", "k_proj"):
                 module = getattr(attention, what.replace("proj", "norm"), getattr(attention, what))
@@ -194,26 +202,29 @@ class EncoderWatch(VisionWatch):
 
     def _read(self, features: Tensor) -> VisionExtras:
         pictures, last, flops = len(features), len(self.attentions) - 1, 0
-        found: dict[str, list[Tensor]] = {"attention": [], "pseudo_attention": []}
-        for name, number, heads in (("attention", self.layer, self.heads), ("pseudo_attention", last, 1)):
+        rows = 1 if self.cls else None
+        wanted = [("attention", self.layer, self.heads, rows), ("pseudo_attention", last, 1, rows)]
+        if self.middle:
+            assert self.middle_layer is not None
+            wanted += [("received", self.layer, self.heads, None), ("middle", self.middle_layer, self.heads, None)]
+        found: dict[str, list[Tensor]] = {}
+        for name, number, heads, asking in wanted:
             queries, keys = self._seen[number, "q_proj"], self._seen[number, "k_proj"]
             for picture in range(pictures):
                 q, k = (in_heads(part[picture], heads) for part in (queries, keys))
-                given = attention_to(q[:, :1] if self.cls else q, k)
-                flops += 2 * q[:, : 1 if self.cls else None].shape[1] * k.shape[1] * self.width
-                found[name].append(given)
+                q = q[:, :asking]
+                flops += 2 * q.shape[1] * k.shape[1] * self.width
+                found.setdefault(name, []).append(attention_to(q, k))
         first = 1 if self.drop_cls else 0
-        parts = [torch.stack(given)[:, first:, None] for given in found.values()]
-        parts += [self._seen[number, "k_proj"][:, first:] for number in (self.layer, last)]
-        attention, pseudo, keys, last_keys = (self._cells(part) for part in parts)
+        of = {name: self._cells(torch.stack(given)[:, first:, None])[:, 0] for name, given in found.items()}
+        keys, last_keys = (self._cells(self._seen[number, "k_proj"][:, first:]) for number in (self.layer, last))
+        attention, pseudo = of.pop("attention"), of.pop("pseudo_attention")
         if self.shuffled:
             kept = features.reshape(len(attention), -1, self.width).mean(dim=1)
         else:
             kept = self._cells(features[..., -self.width :])
-        source, among = "cls" if self.cls else "received", torch.full_like(attention[:, 0], k.shape[1])
-        return VisionExtras(
-            attention[:, 0], pseudo[:, 0], among, keys, last_keys, kept, self.heads, source, flops=flops
-        )
+        source, among = "cls" if self.cls else "received", torch.full_like(attention, k.shape[1])
+        return VisionExtras(attention, pseudo, among, keys, last_keys, kept, self.heads, source, flops=flops, **of)
 
     def _cells(self, values: Tensor) -> Tensor:
         """``values`` [P, n, C] of patches as means over cells, [P * tokens, C]."""
@@ -244,8 +255,12 @@ class PackedWatch(VisionWatch):
         self.attention = tower.blocks[max(full) if full else -1].attn
         self.heads, self.width = self.attention.num_heads, self.attention.qkv.in_features
         self.projector = tower.merger
+        half = max(1, round(len(tower.blocks) / 2)) - 1
+        self.middle_layer: int = min(full, key=lambda number: abs(number - half)) if full else half
 
     def install(self, hooks: Hooks) -> None:
+        if self.middle:
+            hooks.after(self.tower.blocks[self.middle_layer].attn.qkv, self._keep("middle"))
         hooks.before(self.tower, self._on_tower)
         hooks.before(self.attention, self._on_attention)
         hooks.after(self.attention.qkv, self._keep("qkv"))
@@ -260,8 +275,7 @@ class PackedWatch(VisionWatch):
         self._seen["seams"], self._seen["rotary"] = kwargs["cu_seqlens"], kwargs["position_embeddings"]
 
     def _read(self, features: Tensor) -> VisionExtras:
-        q, k, _ = self._seen["qkv"].view(len(self._seen["qkv"]), 3, self.heads, -1).unbind(dim=1)
-        q, k = (rotated(part, self._seen["rotary"]) for part in (q, k))
+        q, k = self._queries_and_keys("qkv")
         seams, flops = self._seen["seams"].tolist(), 0
         attention: list[Tensor] = []
         pseudo: list[Tensor] = []
@@ -276,8 +290,21 @@ class PackedWatch(VisionWatch):
         parts = [*(torch.cat(found)[:, None] for found in (attention, pseudo, among)), keys, features]
         given, merged, shared, keys, kept = (self._groups(part) for part in parts)
         of_tokens = (given[:, 0], merged[:, 0], shared[:, 0], keys, keys, kept)
+        found_more: dict[str, Tensor] = {}
+        if self.middle:
+            q, k = self._queries_and_keys("middle")
+            middle = []
+            for start, end in itertools.pairwise(seams):
+                middle.append(attention_to(*(in_heads(part[start:end].flatten(1), self.heads) for part in (q, k))))
+                flops += 2 * (end - start) ** 2 * self.width
+            found_more = {"received": given[:, 0], "middle": self._groups(torch.cat(middle)[:, None])[:, 0]}
         novelty = self._seen["novelty"]
-        return VisionExtras(*of_tokens, self.heads, "received", novelty=novelty, flops=flops)
+        return VisionExtras(*of_tokens, self.heads, "received", novelty=novelty, flops=flops, **found_more)
+
+    def _queries_and_keys(self, what: str) -> tuple[Tensor, Tensor]:
+        """Rotated, [S, heads, d], from a block's fused ``qkv``."""
+        q, k, _ = self._seen[what].view(len(self._seen[what]), 3, self.heads, -1).unbind(dim=1)
+        return rotated(q, self._seen["rotary"]), rotated(k, self._seen["rotary"])
 
     def _novelty(self, patches: Tensor) -> Tensor:
         """Of each token, from ``patches`` [S, K] of pixels in the order of the tokens' cells."""
@@ -337,12 +364,15 @@ class PixtralWatch(VisionWatch):
         last: Any = layers[len(layers) - 1]
         self.attentions = chosen.attention, last.attention
         self.heads, self.width = chosen.attention.num_heads, chosen.attention.k_proj.out_features
+        self.middle_layer: int = max(1, round(len(layers) / 2)) - 1
+        half: Any = layers[self.middle_layer]
+        self.half = half.attention
 
     def install(self, hooks: Hooks) -> None:
         hooks.before(self.attentions[0], self._on_attention)
         hooks.before(self.projector, self._on_sizes)
         hooks.before(self.projector, self._on_projector)
-        for attention in set(self.attentions):
+        for attention in {*self.attentions, *([self.half] if self.middle else [])}:
             for what in ("q_proj", "k_proj"):
                 hooks.after(getattr(attention, what), self._keep((attention, what)))
 
@@ -357,7 +387,11 @@ class PixtralWatch(VisionWatch):
     def _read(self, features: Tensor) -> VisionExtras:
         grids, flops, read = self._seen["grids"], 0, []
         ends = list(itertools.accumulate(rows * columns for rows, columns in grids))
-        for attention, heads in zip(self.attentions, (self.heads, 1), strict=True):
+        asked = [
+            *zip(self.attentions, (self.heads, 1), strict=True),
+            *([(self.half, self.heads)] if self.middle else []),
+        ]
+        for attention, heads in asked:
             queries, keys = (self._rotated(attention, what) for what in ("q_proj", "k_proj"))
             given = []
             for end, (rows, columns) in zip(ends, grids, strict=True):
@@ -366,10 +400,13 @@ class PixtralWatch(VisionWatch):
                 flops += 2 * (rows * columns) ** 2 * self.width
             read += [torch.cat(given)[:, None], keys]
         among = torch.cat([torch.full((rows * columns, 1), float(rows * columns)) for rows, columns in grids])
-        parts = [*read, among.to(features.device), features[..., -self.width :]]
+        parts = [*read[:4], among.to(features.device), features[..., -self.width :]]
         received, keys, pseudo, last_keys, shared, kept = (self._cells(part, grids) for part in parts)
         tokens = (received[:, 0], pseudo[:, 0], shared[:, 0], keys, last_keys, kept)
-        return VisionExtras(*tokens, self.heads, "received", flops=flops)
+        if not self.middle:
+            return VisionExtras(*tokens, self.heads, "received", flops=flops)
+        middle = self._cells(read[4], grids)[:, 0]
+        return VisionExtras(*tokens, self.heads, "received", received=received[:, 0], middle=middle, flops=flops)
 
     def _rotated(self, attention: Any, what: str) -> Tensor:
         values = self._seen[attention, what][0]

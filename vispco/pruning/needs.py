@@ -11,6 +11,7 @@ NEEDS = {
     "keys": "keys of the layer before",
     "look_ahead": "attention of the layer that tokens are about to enter",
     "vision": "attention and keys of the vision tower",
+    "middle": "attention in a middle layer of the vision tower",
     "text_tower": "a text tower that was trained with the vision tower",
     "pixels": "pixels of the visual tokens",
 }

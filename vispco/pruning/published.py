@@ -137,6 +137,7 @@ PUBLISHED: dict[str, Published] = {
         for dominant, contextual in ((54, 10), (191, 30))
     },
     "vispruner:128": Published("vispruner", Step(layer=0, keep=128 / LLAVA_TOKENS)),
+    **{f"hiprune:{kept}": Published("hiprune", Step(layer=0, keep=kept / LLAVA_TOKENS)) for kept in (64, 128, 192)},
     **{f"cdpruner:{kept}": Published("cdpruner", Step(layer=0, keep=kept / LLAVA_TOKENS)) for kept in (64, 192)},
     "scope:64": Published("scope", Step(layer=0, keep=64 / LLAVA_TOKENS)),
     "idpruner:0.25": Published("idpruner", Step(layer=0, keep=0.25)),

@@ -19,6 +19,8 @@ class TowerReader:
     def __init__(self, adapter: ModelAdapter, method: Method) -> None:
         self._adapter, self._method = adapter, method.name
         self._watch = adapter.watch_vision() if "vision" in method.needs else None
+        if self._watch is not None:
+            self._watch.middle = "middle" in method.needs
 
     def install(self, hooks: Hooks) -> None:
         if self._watch is not None:

@@ -280,7 +280,7 @@ def encoded(model: Any, batch: Batch, method: Method) -> tuple[dict[str, Any], V
         return batch, None
     with torch.no_grad():
         if "vision" in method.needs:
-            features, extras = adapter.encode_with_extras(batch)
+            features, extras = adapter.encode_with_extras(batch, "middle" in method.needs)
             return adapter.with_features(batch, features), extras
         return adapter.with_features(batch, adapter.encode_images(batch)), None
 
