@@ -13,6 +13,7 @@ from PIL import Image
 
 import vispco
 from conftest import SMALL
+from test_guides import blocks
 from test_local_models import PROCESSORS
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.pricing import Pricing
@@ -301,3 +302,8 @@ def test_a_study_without_resolutions_is_what_it_was() -> None:
     assert "resolution" not in plain.searches["grid"].model_dump()
     assert searched.identity()["resolution"] == [1.0, 0.5]
     assert plain.spec_hash() != searched.spec_hash()
+
+
+def test_the_models_page_runs() -> None:
+    (code,) = blocks("models.md", "python")
+    exec(compile(code, "docs/models.md", "exec"), {})
