@@ -35,6 +35,8 @@ class Rule:
 RULES = {
     # A question counts if it is right under every rotation of its options (MMBench).
     "all-right": Rule(lambda means, least: least),
+    # Kinds of questions count alike (MLVU).
+    "kinds": Rule(lambda means, least: means, stratified=True),
     # Half for the questions about a picture, half for all of them being right; categories count alike (MME).
     "pairs": Rule(lambda means, least: (means + (least == 1)) / 2, stratified=True),
 }

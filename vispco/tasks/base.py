@@ -36,7 +36,7 @@ BUILTIN = (
         "ocrbench",
         "textvqa",
     ),
-    *("scienceqa", "mmmu", "pope", "gqa", "ai2d", "vqa_json"),
+    *("scienceqa", "mmmu", "pope", "gqa", "ai2d", "video_mme", "mvbench", "mlvu", "vqa_json"),
 )
 # What lmms-eval calls them.
 ALIASES = {
@@ -49,6 +49,8 @@ ALIASES = {
     "textvqa_val": "textvqa",
     "scienceqa_img": "scienceqa",
     "mmmu_val": "mmmu",
+    "videomme": "video-mme",
+    "mlvu_dev": "mlvu",
 }
 
 

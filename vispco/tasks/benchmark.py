@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -153,6 +154,12 @@ class Benchmark(Task):
         """Those of a row's pictures that the model sees. Default: all."""
         return pictures
 
+    def seen(self, table: Table, row: Row, number: int, names: Mapping[str, str], root: Path | None) -> Pictures:
+        """What the model sees of row ``number``; paths are relative to ``root``. Default: :meth:`shown` of the pictures
+        in its columns."""
+        columns = [names[name] for name in self.picture_columns(row) if name in names]
+        return self.shown(table.pictures(number, columns, root, f"task {self.name!r}: {row.place}"))
+
     def leaves_out(self, row: Row) -> bool:
         """Whether a row without a picture is left out instead of being refused."""
         return False
@@ -221,7 +228,7 @@ class Benchmark(Task):
 
     def required(self, table: Table) -> Sequence[str]:
         """Columns that ``table`` must have."""
-        return [*self.columns, next(iter(self.pictures))]
+        return [*self.columns, *list(self.pictures)[:1]]
 
     def names(self, table: Table) -> dict[str, str]:
         """Our name of a column -> its name in ``table``.
@@ -259,12 +266,12 @@ class Benchmark(Task):
             item = self.read(row)
             if item is None:
                 continue
-            columns = [names[name] for name in self.picture_columns(row) if name in names]
-            pictures = self.shown(table.pictures(number, columns, root, f"task {self.name!r}: {row.place}"))
+            pictures = self.seen(table, row, number, names, root)
             if len(pictures) == 0:
                 if self.leaves_out(row):
                     continue
-                raise row.error(f"{columns[0]} is missing", f"give the {row.unit} a picture, or remove it")
+                column = next(names[name] for name in self.picture_columns(row) if name in names)
+                raise row.error(f"{column} is missing", f"give the {row.unit} a picture, or remove it")
             picture = item.picture or pictures.key()
             samples.append(self._sample(row, item, f"{split}/{number}", picture, pictures))
             units.append(picture)

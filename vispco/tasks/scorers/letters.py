@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 
 from vispco.tasks.scorers.exact import exact_match
+from vispco.tasks.scorers.soft import without_marks
 
 Options = Mapping[str, str]  # letter -> text
 
@@ -114,6 +115,36 @@ def _stripped(answer: str, marks: str) -> str:
     for mark in marks:
         answer = answer.strip(mark)
     return answer
+
+
+# --- videos ----------------------------------------------------------------------------------------
+
+SAID_BEFORE = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+
+
+def first_of_four(answer: str) -> str | None:
+    """MLVU as lmms-eval reads it: the first capital A to D once a few openings are taken away, also within a word.
+
+    >>> first_of_four("The best answer is (C)"), first_of_four("B) a dog"), first_of_four("Best option: A")
+    ('C', 'B', 'B')
+    """
+    for said in SAID_BEFORE:
+        answer = answer.replace(said, "")
+    found = re.search("[ABCD]", answer)
+    return found[0] if found else None
+
+
+def mvbench_letter(answer: str) -> str | None:
+    """MVBench as lmms-eval reads it: ``B. text``, else the first letter A to E, in either case, that stands alone.
+
+    >>> mvbench_letter("(b) red"), mvbench_letter("E. a car"), mvbench_letter("It is a car"), mvbench_letter("cube")
+    ('B', 'E', 'A', None)
+    """
+    if leading := re.match(r"([A-E])\.\s*(.+)$", answer.strip(), flags=re.IGNORECASE):
+        return leading[1].upper()
+    text = without_marks(re.sub(r"[\n\t]", " ", answer).strip())
+    alone = re.search(r"\b([A-E])\b", re.sub(r"\.(?!\d)", "", text), flags=re.IGNORECASE)
+    return alone[1].upper() if alone else None
 
 
 # --- VLMEvalKit ------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def normalise(answer: str) -> str:
     answer = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
     # The look-behind that the original means to have is mistyped there and without effect.
-    return _words(re.sub(r"\.(?!\d)", "", _without_marks(answer)))
+    return _words(re.sub(r"\.(?!\d)", "", without_marks(answer)))
 
 
 def vlmevalkit_normalise(answer: str) -> str:
@@ -54,10 +54,10 @@ def vlmevalkit_normalise(answer: str) -> str:
 
 
 def vlmevalkit_punctuation(answer: str) -> str:
-    return re.sub(r"(?<!\d)\.(?!\d)", "", _without_marks(answer))
+    return re.sub(r"(?<!\d)\.(?!\d)", "", without_marks(answer))
 
 
-def _without_marks(text: str) -> str:
+def without_marks(text: str) -> str:
     found, in_number = text, re.search(r"\d,\d", text) is not None
     for mark in MARKS:
         touches = f"{mark} " in text or f" {mark}" in text
