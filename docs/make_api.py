@@ -18,8 +18,8 @@ batch, T tokens, V visual tokens, L layers, H hidden size. What you can register
 """
 GROUPS = {
     "Models": ("load_model", "adapter_for"),
-    "Pruning": ("prune", "install", "make_method", "load_schedule", "parse_schedule"),
-    "Schedules": ("Schedule", "Step", "MultiStep", "Linear", "Exponential", "Sigmoid", "Ratios"),
+    "Pruning": ("prune", "install", "make_method", "load_schedule", "parse_schedule", "rescaled"),
+    "Schedules": ("Schedule", "Step", "MultiStep", "Linear", "Exponential", "Sigmoid", "Ratios", "AtResolution"),
     "Experiments": ("run", "choose", "report", "export", "open_store", "Comparison"),
     "Measuring": ("Problem", "Evaluator", "Evaluation", "objective", "flops_ratio"),
 }

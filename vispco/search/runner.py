@@ -22,12 +22,8 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import check_prunable, vision_flops
 from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.evaluation.units import Executor
-<<<<<<< HEAD
 from vispco.plugins.files import code_of
-from vispco.problem import Problem
-=======
 from vispco.problem import Problem, make_family
->>>>>>> 9205d63 (A study can search the pictures' resolution together with the schedule)
 from vispco.provenance import provenance
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.families.resolutions import Resolutions
@@ -411,13 +407,9 @@ class Run:
         return merged(before, found)
 
     def _check_entries_fit(self) -> None:
-<<<<<<< HEAD
-        for item in self._plan():
-=======
         for share in resolutions(self.study):
             self.evaluator.at(share).prepared("search")  # which says what a model cannot do
-        for item in plan(self.study):
->>>>>>> 9205d63 (A study can search the pictures' resolution together with the schedule)
+        for item in self._plan():
             method, family = self.problem.method(item.config), self.problem.family(item.config)
             self.evaluator.flops_ratio(family.cheapest(), "search", method)
         self._profile_facts()
