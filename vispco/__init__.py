@@ -96,8 +96,8 @@ __all__ = [
     "parse_schedule",
     "plugins",
     "prune",
-    "rescaled",
     "report",
+    "rescaled",
     "run",
 ]
 
