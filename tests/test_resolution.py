@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from vispco.export import export_schedule
 
 import vispco
 from conftest import SMALL
@@ -23,6 +22,7 @@ from vispco.config import parse_study
 from vispco.costs import COSTS, Setting, prefill_flops, unpruned_flops
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.prepared import vision_flops
+from vispco.exporting import export_schedule
 from vispco.models.resolution import rescaled, smaller
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.families.step import StepFamily
