@@ -1,0 +1,249 @@
+"""Write docs/testbed.json and the testbed's tables of docs/results.md: ``python docs/make_testbed.py [STORAGE]``.
+
+Reads the experiments of studies/testbed/methods.yaml and studies/testbed/long.yaml, which ``vispco run`` runs, and the
+figures that ``python benchmarks/testbed.py --json docs/testbed-model.json`` wrote. ``--from-json`` writes the tables
+again from what docs/testbed.json holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.selection import front
+from vispco.errors import StorageError
+from vispco.evaluation.records import Evaluation
+from vispco.pruning.schedules import parse_schedule
+from vispco.storage.store import Store, default_url
+from vispco.tasks.base import make_task
+from vispco.tasks.scene_vqa import GROUP_OF
+
+DOCS = Path(__file__).parent
+KEPT, MODEL, PAGE = DOCS / "testbed.json", DOCS / "testbed-model.json", DOCS / "results.md"
+NEAR = 0.1  # of flops_ratio: schedules of like compute
+LENGTHS = ((1, 4), (5, 9), (10, 14), (15, 24), (25, 99))  # words of the right answer
+READERS = ("fastv", "fitprune", "sparsevlm", "visionzip")  # methods that rank by attention
+
+
+# --- what the experiments say ---------------------------------------------------------------------
+
+
+def chosen(comparison: Comparison) -> dict[str, list[tuple[str, Evaluation]]]:
+    """Schedule and held-out measurement for each budget, by search; a missed budget has the model without picture."""
+    found: dict[str, list[tuple[str, Evaluation]]] = {}
+    for search in comparison.searches:
+        row = []
+        for trial in comparison.chosen(search):
+            evaluation = comparison.delivered_by(search, trial)
+            assert evaluation is not None, f"{search.name}: {trial} has no held-out measurement; run the study again"
+            row.append((trial.user_attrs["schedule"] if trial else "none", evaluation))
+        found[search.name] = row
+    return found
+
+
+def methods(comparison: Comparison) -> dict[str, Any]:
+    """Every method at every budget, and against random tokens."""
+    choices = chosen(comparison)
+    rows = []
+    for name, row in choices.items():
+        less = [
+            comparison.mean_difference([e], other) for (_, e), (_, other) in zip(row, choices["random"], strict=True)
+        ]
+        rows.append(
+            {
+                "method": name,
+                "schedules": [schedule for schedule, _ in row],
+                "accuracy": [e.accuracy for _, e in row],
+                "flops_ratio": [e.flops_ratio for _, e in row],
+                "above_random": [
+                    {"points": 100 * one["mean"], "interval": [100 * x for x in one["ci"]]} for one in less
+                ],
+                "mean": float(np.mean([e.accuracy for _, e in row])),
+            }
+        )
+    unpruned, blind = comparison.reference("unpruned", "held_out"), comparison.reference("no_image", "held_out")
+    assert unpruned is not None
+    assert blind is not None
+    return {
+        "budgets": comparison.budgets,
+        "unpruned": unpruned.accuracy,
+        "no_image": blind.accuracy,
+        "samples": sum(map(len, unpruned.scores.values())),
+        "methods": sorted(rows, key=lambda row: -row["mean"]),
+    }
+
+
+def kinds(comparison: Comparison, budget: int) -> dict[str, Any]:
+    """Accuracy by type of question at one budget."""
+    (task,) = comparison.reference("unpruned", "held_out").scores
+    columns = {"unpruned": comparison.reference("unpruned", "held_out")}
+    columns |= {name: row[budget][1] for name, row in chosen(comparison).items()}
+    size = len(columns["unpruned"].scores[task])
+    asked = np.array([sample.category for sample in make_task(task, {"held_out": size}).samples("held_out")])
+    return {
+        "budget": comparison.budgets[budget],
+        "kinds": {
+            kind: {name: float(e.scores[task][asked == kind].mean()) for name, e in columns.items() if e is not None}
+            for kind in GROUP_OF
+            if kind in asked
+        },
+    }
+
+
+def layers(search: Searched, budgets: list[float]) -> dict[str, Any]:
+    """Best over mean of step schedules at like compute, and the layers along the front; on the search split."""
+    gaps = []
+    for budget in budgets:
+        near = [t.values[0] for t in search.trials if budget - NEAR <= t.values[1] <= budget]
+        if len(near) > 1:
+            gaps.append(max(near) - float(np.mean(near)))
+    along = [parse_schedule(trial.user_attrs["schedule"]) for trial in front(search.trials)]
+    return {
+        "points": 100 * float(np.mean(gaps)) if gaps else None,
+        "front": [[step.layer, step.keep] for step in along],
+    }
+
+
+def lengths(comparison: Comparison) -> list[dict[str, Any]]:
+    """Accuracy by length of the right answer: unpruned, and chosen by each method at each budget."""
+    unpruned = comparison.reference("unpruned", "held_out")
+    assert unpruned is not None
+    sizes = {
+        task: np.array(
+            [len(s.answers[0].split()) for s in make_task(task, {"held_out": len(scores)}).samples("held_out")]
+        )
+        for task, scores in unpruned.scores.items()
+    }
+    words = np.concatenate(list(sizes.values()))
+
+    def row(name: str, schedule: str, evaluation: Evaluation) -> dict[str, Any]:
+        scores = np.concatenate([evaluation.scores[task] for task in sizes])
+        within = [(words >= low) & (words <= high) for low, high in LENGTHS]
+        return {
+            "method": name,
+            "schedule": schedule,
+            "flops_ratio": evaluation.flops_ratio,
+            "accuracy": [float(scores[mask].mean()) if mask.any() else None for mask in within],
+            "samples": [int(mask.sum()) for mask in within],
+            "tasks": {task: float(evaluation.scores[task].mean()) for task in sizes},
+        }
+
+    rows = [row("unpruned", "", unpruned)]
+    for name, picked in chosen(comparison).items():
+        rows += [row(name, schedule, evaluation) for schedule, evaluation in reversed(picked)]
+    return rows
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def model_table(told: dict[str, Any]) -> str:
+    rows = [
+        [f"`{kind}`", number(score), number(told["kinds without image"][kind])] for kind, score in told["kinds"].items()
+    ]
+    for group, score in told["groups"].items():
+        rows.append([f"**{group}**", f"**{score:.3f}**", number(told["groups without image"][group])])
+    return table(["type of question", "unpruned", "without the picture"], rows)
+
+
+def methods_table(told: dict[str, Any]) -> str:
+    head = ["method", *(f"budget {budget:g}" for budget in told["budgets"]), "mean"]
+    rows = []
+    for row in told["methods"]:
+        cells = []
+        for score, more in zip(row["accuracy"], row["above_random"], strict=True):
+            low, high = more["interval"]
+            beside = "" if row["method"] == "random" else f" ({low:+.0f} to {high:+.0f})"
+            cells.append(f"{score:.3f}{beside}")
+        rows.append([f"`{row['method']}`", *cells, number(row["mean"])])
+    return table(head, rows)
+
+
+def kinds_table(told: dict[str, Any]) -> str:
+    names = list(next(iter(told["kinds"].values())))
+    rows = [[f"`{kind}`", *(number(row[name]) for name in names)] for kind, row in told["kinds"].items()]
+    return table(["type of question", *(f"`{name}`" if name != "unpruned" else name for name in names)], rows)
+
+
+def layers_table(told: dict[str, Any]) -> str:
+    rows = []
+    for name, row in told.items():
+        along = ", ".join(f"{layer} ({keep:g})" for layer, keep in row["front"])
+        rows.append([f"`{name}`", "-" if row["points"] is None else f"{row['points']:.1f}", along])
+    return table(["method", "best above mean, points", "layers along the front (share kept)"], rows)
+
+
+def lengths_table(told: list[dict[str, Any]]) -> str:
+    sizes = [f"{low} to {high}" if high < 99 else f"{low} and more" for low, high in LENGTHS]
+    shown = [place for place, count in enumerate(told[0]["samples"]) if count]
+    rows = [
+        [
+            row["method"] if row["method"] == "unpruned" else f"`{row['method']}` `{row['schedule']}`",
+            f"{row['flops_ratio']:.2f}",
+            *(number(row["accuracy"][place]) for place in shown),
+        ]
+        for row in told
+    ]
+    counts = ["samples", "", *(str(told[0]["samples"][place]) for place in shown)]
+    return table(["words of the answer", "`flops_ratio`", *(sizes[place] for place in shown)], [*rows, counts])
+
+
+def tables(told: dict[str, Any]) -> dict[str, str]:
+    makers = {
+        "model": model_table,
+        "methods": methods_table,
+        "kinds": kinds_table,
+        "layers": layers_table,
+        "lengths": lengths_table,
+    }
+    return {f"testbed-{name}": make(told[name]) for name, make in makers.items() if name in told}
+
+
+def read(url: str) -> dict[str, Any]:
+    store = Store(url, read_only=True)
+    told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    if MODEL.exists():
+        told["model"] = json.loads(MODEL.read_text(encoding="utf-8"))
+    try:
+        comparison = Comparison(store, "testbed-methods")
+        told["methods"] = methods(comparison)
+        told["kinds"] = kinds(comparison, len(comparison.budgets) // 2)
+        told["layers"] = {search.name: layers(search, comparison.budgets) for search in comparison.searches}
+        told["lengths"] = lengths(Comparison(store, "testbed-long"))
+    except StorageError as error:
+        print(f"left as it is: {error}")
+    return json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if arguments == ["--from-json"]:
+        told = json.loads(KEPT.read_text(encoding="utf-8"))
+    else:
+        told = read(arguments[0] if arguments else default_url())
+        KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    for name, part in tables(told).items():
+        marker = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        assert re.search(marker, text, flags=re.DOTALL), f"{PAGE} has no place for {name}"
+        text = re.sub(marker, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
+        print(f"{name}\n{part}\n")
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
