@@ -29,7 +29,7 @@ from vispco.tasks.scene_vqa import GROUP_OF, GROUPS
 
 MODEL = {"name": "smol", "dtype": "bfloat16"}
 LENGTHS = (1, 2, 5, 10, 20)  # tokens, where a class of answers begins
-BATCH = 32
+BATCH = 16
 # None of these topics or forms is in the training's own list (benchmarks/train/smol/text.py).
 TOPICS = ("a lighthouse", "honey", "the violin", "deserts", "a postman", "glass", "the calendar", "penguins")
 FORMS = ("What is special about {}?", "Write a letter that mentions {}.", "Why do people like {}?")

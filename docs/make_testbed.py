@@ -1,8 +1,8 @@
 """Write docs/testbed.json and the testbed's tables of docs/results.md: ``python docs/make_testbed.py [STORAGE]``.
 
-Reads the experiments of studies/testbed/methods.yaml and studies/testbed/long.yaml, which ``vispco run`` runs, and the
-figures that ``python benchmarks/testbed.py --json docs/testbed-model.json`` wrote. ``--from-json`` writes the tables
-again from what docs/testbed.json holds.
+Reads the experiment of studies/testbed/methods.yaml, which ``vispco run`` runs, and the figures that
+``python benchmarks/testbed.py --json docs/testbed-model.json`` wrote. ``--from-json`` writes the tables again from what
+docs/testbed.json holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 
 from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.selection import front
-from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.pruning.schedules import parse_schedule
 from vispco.storage.store import Store, default_url
@@ -27,8 +26,6 @@ from vispco.tasks.scene_vqa import GROUP_OF
 DOCS = Path(__file__).parent
 KEPT, MODEL, PAGE = DOCS / "testbed.json", DOCS / "testbed-model.json", DOCS / "results.md"
 NEAR = 0.1  # of flops_ratio: schedules of like compute
-LENGTHS = ((1, 4), (5, 9), (10, 14), (15, 24), (25, 99))  # words of the right answer
-READERS = ("fastv", "fitprune", "sparsevlm", "visionzip")  # methods that rank by attention
 
 
 # --- what the experiments say ---------------------------------------------------------------------
@@ -110,36 +107,6 @@ def layers(search: Searched, budgets: list[float]) -> dict[str, Any]:
     }
 
 
-def lengths(comparison: Comparison) -> list[dict[str, Any]]:
-    """Accuracy by length of the right answer: unpruned, and chosen by each method at each budget."""
-    unpruned = comparison.reference("unpruned", "held_out")
-    assert unpruned is not None
-    sizes = {
-        task: np.array(
-            [len(s.answers[0].split()) for s in make_task(task, {"held_out": len(scores)}).samples("held_out")]
-        )
-        for task, scores in unpruned.scores.items()
-    }
-    words = np.concatenate(list(sizes.values()))
-
-    def row(name: str, schedule: str, evaluation: Evaluation) -> dict[str, Any]:
-        scores = np.concatenate([evaluation.scores[task] for task in sizes])
-        within = [(words >= low) & (words <= high) for low, high in LENGTHS]
-        return {
-            "method": name,
-            "schedule": schedule,
-            "flops_ratio": evaluation.flops_ratio,
-            "accuracy": [float(scores[mask].mean()) if mask.any() else None for mask in within],
-            "samples": [int(mask.sum()) for mask in within],
-            "tasks": {task: float(evaluation.scores[task].mean()) for task in sizes},
-        }
-
-    rows = [row("unpruned", "", unpruned)]
-    for name, picked in chosen(comparison).items():
-        rows += [row(name, schedule, evaluation) for schedule, evaluation in reversed(picked)]
-    return rows
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -187,19 +154,14 @@ def layers_table(told: dict[str, Any]) -> str:
     return table(["method", "best above mean, points", "layers along the front (share kept)"], rows)
 
 
-def lengths_table(told: list[dict[str, Any]]) -> str:
-    sizes = [f"{low} to {high}" if high < 99 else f"{low} and more" for low, high in LENGTHS]
-    shown = [place for place, count in enumerate(told[0]["samples"]) if count]
-    rows = [
-        [
-            row["method"] if row["method"] == "unpruned" else f"`{row['method']}` `{row['schedule']}`",
-            f"{row['flops_ratio']:.2f}",
-            *(number(row["accuracy"][place]) for place in shown),
-        ]
-        for row in told
-    ]
-    counts = ["samples", "", *(str(told[0]["samples"][place]) for place in shown)]
-    return table(["words of the answer", "`flops_ratio`", *(sizes[place] for place in shown)], [*rows, counts])
+def lengths_table(told: dict[str, Any]) -> str:
+    rows = told["lengths"]
+    sizes = list(rows["unpruned"])
+    lines = [[name, *(number(row[size][0]) if size in row else "-" for size in sizes)] for name, row in rows.items()]
+    counts = ["samples: unpruned, pruned"]
+    pruned = list(rows.values())[-1]
+    counts += [f"{rows['unpruned'][size][1]}, {pruned[size][1] if size in pruned else 0}" for size in sizes]
+    return table(["tokens of the right answer", *sizes], [*lines, counts])
 
 
 def tables(told: dict[str, Any]) -> dict[str, str]:
@@ -208,24 +170,19 @@ def tables(told: dict[str, Any]) -> dict[str, str]:
         "methods": methods_table,
         "kinds": kinds_table,
         "layers": layers_table,
-        "lengths": lengths_table,
     }
-    return {f"testbed-{name}": make(told[name]) for name, make in makers.items() if name in told}
+    made = {f"testbed-{name}": make(told[name]) for name, make in makers.items()}
+    return {**made, "testbed-lengths": lengths_table(told["model"])}
 
 
 def read(url: str) -> dict[str, Any]:
-    store = Store(url, read_only=True)
-    told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
-    if MODEL.exists():
-        told["model"] = json.loads(MODEL.read_text(encoding="utf-8"))
-    try:
-        comparison = Comparison(store, "testbed-methods")
-        told["methods"] = methods(comparison)
-        told["kinds"] = kinds(comparison, len(comparison.budgets) // 2)
-        told["layers"] = {search.name: layers(search, comparison.budgets) for search in comparison.searches}
-        told["lengths"] = lengths(Comparison(store, "testbed-long"))
-    except StorageError as error:
-        print(f"left as it is: {error}")
+    comparison = Comparison(Store(url, read_only=True), "testbed-methods")
+    told = {
+        "model": json.loads(MODEL.read_text(encoding="utf-8")),
+        "methods": methods(comparison),
+        "kinds": kinds(comparison, 1),
+        "layers": {search.name: layers(search, comparison.budgets) for search in comparison.searches},
+    }
     return json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
 
 

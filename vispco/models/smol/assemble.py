@@ -78,15 +78,22 @@ def _intact(folder: Path, weights: str) -> bool:
 def assemble(folder: Path, weights: str) -> None:
     """Write the checkpoint: bfloat16 weights with the updates merged in, processor, and what it was made from."""
     import torch
+    from transformers.utils import logging
 
     from vispco.models.smol.build import build_model, build_processor
     from vispco.models.smol.language import load_language_model, load_tokenizer
 
-    tokenizer = load_tokenizer()
-    model = build_model(load_language_model(), tokenizer.convert_tokens_to_ids("<image>"))
-    load_weights(model, WEIGHTS)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    build_processor(tokenizer).save_pretrained(folder)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = load_tokenizer()
+        model = build_model(load_language_model(), tokenizer.convert_tokens_to_ids("<image>"))
+        load_weights(model, WEIGHTS)
+        model.to(torch.bfloat16).save_pretrained(folder)
+        build_processor(tokenizer).save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     made = {"weights": weights, "gguf": GGUF_SHA256, "model": file_hash(folder / "model.safetensors")}
     (folder / MADE_FROM).write_text(json.dumps(made), encoding="utf-8")
 
