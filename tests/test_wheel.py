@@ -38,6 +38,7 @@ def test_wheel_owns_one_name_and_carries_the_demo(wheel: Path) -> None:
         "vispco/models/demo/deep/model.safetensors",
         "vispco/models/demo/qwen/model.safetensors",
         "vispco/models/demo/qwen/chat_template.jinja",
+        "vispco/models/smol/weights.safetensors",
         "vispco/studies/quickstart.yaml",
         "vispco/dashboards/report.css",
         "vispco/dashboards/report.js",
