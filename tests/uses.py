@@ -208,7 +208,7 @@ def rows_chosen(case: Case) -> None:
 def another_block(case: Case) -> None:
     """Prefilled in one block, continued in another with another schedule."""
     cache, kept = case.prefilled()
-    with vispco.prune(case.model, schedule=Step(1, 0.75)) as session:
+    with case.prune(schedule=Step(1, 0.75)) as session:
         found = case.more(cache, case.batch, case.new)
         assert session.counts is None
         case.model(**case.batch)
