@@ -288,6 +288,7 @@ def test_studies_without_a_block_keep_their_identity(problem: Problem) -> None:
     assert dump["model"].pop("resolution") == 1
     assert dump.pop("calibration") is None
     assert dump.pop("resolution") is None
+    assert dump.pop("score") == "task"
     assert problem.study.spec_hash() == content_hash(dump)
     assert problem.calibration_tasks is problem.tasks
     other = parse_study(with_block("{name: mosaic-vqa, samples: 16}"))

@@ -144,6 +144,8 @@ class Study(Frozen):
     """An experiment: a model, tasks, budgets and named search entries.
 
     ``resolution``: of every entry that names none of its own.
+    ``score``: what accuracy means: the tasks' own numbers, or how far answers stay those of the plain model
+    (:mod:`vispco.evaluation.agreement`).
     ``target``: where schedules must be able to run (:data:`vispco.pruning.targets.TARGETS`).
     ``profile``: file of a hardware profile, which is stored with the experiment.
     ``plugins``: Python files, relative to the study's, that register methods, tasks, ... of one's own.
@@ -159,6 +161,7 @@ class Study(Frozen):
     method: MethodConfig = MethodConfig(name="fastv")
     family: str = "step"
     resolution: Resolutions | None = None
+    score: Literal["task", "agreement", "likelihood"] = "task"
     target: str = "transformers"
     budgets: (
         Annotated[int, Field(ge=1, le=MOST_BUDGETS)]
@@ -194,6 +197,8 @@ class Study(Frozen):
         listed = self.resolution or any(entry.resolution for entry in self.searches.values())
         if listed and self.model.resolution != 1:
             raise ValueError("resolution: [...] is searched, and model.resolution would fix it; give one of the two")
+        if self.score != "task" and listed:
+            raise ValueError(f"score: {self.score} compares answers to equal pictures; remove resolution")
         return self
 
     @field_validator("experiment")
@@ -230,7 +235,7 @@ class Study(Frozen):
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self._dump()
-        kept = ("model", "tasks", "calibration", "budgets", "method", "family", "resolution")
+        kept = ("model", "tasks", "calibration", "budgets", "method", "family", "resolution", "score")
         return {key: dump[key] for key in kept if key in dump}
 
     def spec_hash(self) -> str:
@@ -249,6 +254,8 @@ class Study(Frozen):
             del dump["model"]["resolution"]
         if self.resolution is None:
             del dump["resolution"]
+        if self.score == "task":
+            del dump["score"]
         return dump
 
 

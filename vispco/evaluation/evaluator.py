@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from vispco.config import content_hash
 from vispco.content import Content, model_content
 from vispco.costs import Setting, kv_cache_bytes, prefill_flops, shared_flops, unpruned_flops
-from vispco.errors import MeasurementError, VispcoError
-from vispco.evaluation.decoding import changed_logits, check_decoding
+from vispco.errors import ConfigError, MeasurementError, VispcoError
+from vispco.evaluation.decoding import changed_logits, check_decoding, needs_generate
 from vispco.evaluation.job import Job, Order, Pending, Place
 from vispco.evaluation.pixels import pixel_limits
 from vispco.evaluation.prepared import PreparedSplit
@@ -396,7 +396,7 @@ class Evaluator:
             pruned, ratio = self._cost(job.split, part, counts, job.method)
             scores[part.task.name] = right.astype(np.float64)
             tasks[part.task.name] = {
-                "accuracy": part.task.aggregate(scores[part.task.name], part.groups),
+                "accuracy": self._number(part, scores[part.task.name]),
                 "flops_ratio": float(ratio.mean()),
             }
             flops += int(pruned.sum())
@@ -418,6 +418,12 @@ class Evaluator:
             seconds=seconds,
         )
 
+    def _number(self, part: PreparedSplit, scores: NDArray[np.float64]) -> float:
+        """The benchmark's number; of scores that are not the benchmark's, their mean."""
+        if self.problem.study.score != "task":
+            return float(scores.mean())
+        return part.task.aggregate(scores, part.groups)
+
     # --- what measuring needs, and searches may ask -------------------------------------------------
 
     def prepared(self, split: str) -> list[PreparedSplit]:
@@ -428,6 +434,12 @@ class Evaluator:
         """
         if any(task.answer_by == "generate" for task in self.problem.tasks):
             check_decoding(self.problem.model.generation_config)
+        if (score := self.problem.study.score) != "task" and needs_generate(self.problem.model.generation_config):
+            raise ConfigError(
+                f"score: {score} needs greedy decoding, and the model's generation settings change tokens "
+                f"({', '.join(changed_logits(self.problem.model.generation_config)) or 'beams'}); reset them, or "
+                "remove score"
+            )
         return self.runner.prepared(split)
 
     def counts(self, policy: Policy, split: str, method: Method | None = None) -> list[Counts]:
@@ -553,6 +565,7 @@ class Evaluator:
             # Before, answers of one token were the most probable one whatever the settings.
             **({"first_token": "settings"} if changed and 1 in most else {}),
             "evaluator": EVALUATOR_VERSION,
+            **({"score": self.problem.study.score} if self.problem.study.score != "task" else {}),
             # With the same pictures and counts, flops_ratio is another than in a study of small pictures alone.
             **({"relative_to": self.whole.resolution} if self.whole is not None else {}),
             # Before, methods rated tokens by products in the model's own precision.

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vispco.costs import unpruned_flops
 from vispco.errors import MeasurementError, UserError
+from vispco.evaluation.agreement import agreed, likelihood
 from vispco.evaluation.board import Board, Worker, describe
 from vispco.evaluation.decoding import answer_length, generated, needs_generate, stop_tokens
 from vispco.evaluation.letters import likeliest_letters
@@ -88,6 +90,7 @@ class UnitRunner:
         self.answers: dict[tuple[str, str, int], str] = {}
         self._texts: dict[tuple[int, ...], str] = {}
         self._scores: dict[tuple[str, str, int, str], float] = {}
+        self._plain: dict[tuple[str, str, tuple[int, ...]], Tensor] = {}
         self._most_rows: int | None = None
         self._smaller: dict[float, UnitRunner] = {}
 
@@ -185,9 +188,19 @@ class UnitRunner:
         shared = SharedPrefill(self.problem.adapter, unit.method, counts, self.memory_limit)
         shared.vision = batch.vision_for(unit.method)
         stop, pad = stop_tokens(self.problem.model.generation_config)
+        score, paid = self.problem.study.score, 0
+        if score != "task":
+            plain, paid = self._plain_answers(unit, part, batch)
         for members, logits in shared.logits(inputs, batch.keys, cached=part.task.max_new_tokens > 1):
             if not bool(torch.isfinite(logits).all()):
                 errors.update(dict.fromkeys(members, _not_finite(part)))
+                continue
+            if score == "likelihood":
+                rest = [shared.given(plain[:, :-1])] if plain.shape[1] > 1 else []
+                scores[members] = likelihood(torch.cat([logits[:, None], *rest], dim=1), plain, stop)
+                continue
+            if score == "agreement":
+                scores[members] = agreed(shared.greedy(logits, part.task.max_new_tokens, stop, pad), plain, stop)
                 continue
             if part.task.answer_by == "likelihood":
                 options = [len(part.samples[row].options) for row in batch.rows]
@@ -195,7 +208,22 @@ class UnitRunner:
             else:
                 answers = self._read(shared.greedy(logits, part.task.max_new_tokens, stop, pad))
             scores[members] = self._score(unit.split, part, batch, answers)
-        return UnitResult(scores, errors, shared.recomputed_flops)
+        return UnitResult(scores, errors, shared.recomputed_flops + paid)
+
+    def _plain_answers(self, unit: Unit, part: PreparedSplit, batch: Batch) -> tuple[Tensor, int]:
+        """The plain model's answers to a batch, tokens [B, m], and the FLOPs of their prefill the first time."""
+        key = (unit.split, part.task.name, tuple(batch.rows.tolist()))
+        if key in self._plain:
+            return self._plain[key], 0
+        adapter, shape = self.problem.adapter, self.problem.shape
+        visual, text = part.n_visual[batch.rows], part.n_text[batch.rows]
+        everything = np.repeat(visual[:, None], shape.layers, axis=1)[None]
+        shared = SharedPrefill(adapter, unit.method, everything, self.memory_limit)
+        inputs, most = adapter.with_features(batch.inputs, batch.features), part.task.max_new_tokens
+        stop, pad = stop_tokens(self.problem.model.generation_config)
+        for _, logits in shared.logits(inputs, batch.keys, cached=most > 1):
+            self._plain[key] = shared.greedy(logits, most, stop, pad).clone()
+        return self._plain[key], int(unpruned_flops(shape, visual, text).sum())
 
     @torch.inference_mode()
     def _generated(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:

@@ -432,6 +432,8 @@ class Run:
                 evaluation = self.evaluator.evaluate([schedule], split, known.make_method())[0]
                 self.store.link(name, "default", default, evaluation)
         rules = {task.name: task.rule for task in self.problem.tasks if task.rule != MEAN}
+        if self.study.score != "task":
+            rules = {}  # their mean
         return {"layers": self.problem.shape.layers, **({"aggregations": rules} if rules else {})}
 
     def _cost_facts(self) -> dict[str, Any]:
