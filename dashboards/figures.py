@@ -70,8 +70,10 @@ def color_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def label(point: dict[str, Any]) -> str:
-    """What a point is called: its schedule, or its trial where an imported study does not say."""
-    return point["schedule"] or f"trial {point['trial']}"
+    """What a point is called: its schedule, or its trial where an imported study does not say; its method, where its
+    search had several."""
+    named = point["schedule"] or f"trial {point['trial']}"
+    return f"{named} with {point['method']}" if point.get("method") else named
 
 
 def choices(comparison: dict[str, Any]) -> go.Figure:

@@ -140,6 +140,7 @@ def front_rows(comparison: Mapping[str, Any], names: Sequence[str]) -> Rows:
             "search": search["name"],
             "trial": point["trial"],
             "schedule": point["schedule"],
+            **({"method": point["method"]} if "method" in point else {}),
             "flops_ratio": point["flops_ratio"],
             "accuracy_search": point["accuracy"],
             "accuracy_held_out": point["accuracy_held_out"],
@@ -207,7 +208,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _schedule(row: Mapping[str, Any]) -> str:
-    return row["schedule"] or f"trial {row['trial']}"
+    named = row["schedule"] or f"trial {row['trial']}"
+    return f"{named} with {row['method']}" if row.get("method") else named
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vispco.analysis import statistics
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
-from vispco.analysis.selection import choose, front, points_to_confirm
+from vispco.analysis.selection import choose, front, trials_to_confirm
 from vispco.analysis.statistics import difference, group_bootstrap, group_bootstraps, interval, mean_scores
 
 
@@ -53,9 +53,9 @@ def test_choice_is_the_best_that_fits(points: list[tuple[int, int]], budget: int
 def test_selection_edges() -> None:
     assert choose([], 0.5) is None
     assert front([]) == []
-    assert points_to_confirm([], [0.5]) == []
+    assert trials_to_confirm([], [0.5]) == []
     three = trials((0.9, 0.9), (0.5, 0.2), (0.4, 0.3))
-    assert points_to_confirm(three, [0.25, 1.0]) == ["s1", "s0"]
+    assert [trial.user_attrs["schedule"] for trial in trials_to_confirm(three, [0.25, 1.0])] == ["s1", "s0"]
     # A budget that the realised ratio misses by rounding still fits.
     assert choose(trials((0.5, 0.3 + 1e-12)), 0.3).values == [0.5, 0.3 + 1e-12]  # type: ignore[union-attr]
 

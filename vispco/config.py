@@ -78,6 +78,8 @@ class MethodConfig(Frozen):
 
 
 def _method(value: Any) -> Any:
+    if isinstance(value, list):
+        return _method(value[0]) if len(value) == 1 else [_method(one) for one in value]
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -97,12 +99,13 @@ def _sorted_resolutions(value: list[float] | None) -> list[float] | None:
 class SearchConfig(Frozen):
     """One entry: a kind of search with its options; method and family default to the experiment's.
 
+    ``method`` may be a list: the search then also finds which of these methods to use.
     ``seeds``: one study per seed, named ``<experiment>/<entry>@<seed>``; without it one study, seed 0.
     ``resolution``: shares of a picture's visual tokens, searched together with the schedule.
     """
 
     kind: str
-    method: MethodConfig | None = None
+    method: MethodConfig | Annotated[list[MethodConfig], Field(min_length=2)] | None = None
     family: str | None = None
     seeds: Seeds | None = None
     resolution: Resolutions | None = None
@@ -185,6 +188,10 @@ class Study(Frozen):
                 value["model"] = {"name": value["model"]}
             if "method" in value:
                 value["method"] = _method(value["method"])
+                if isinstance(value["method"], list):
+                    raise ValueError(
+                        "the experiment has one method, whose floor its budgets start at; list several in an entry"
+                    )
         return value
 
     @field_validator("resolution")

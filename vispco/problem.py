@@ -154,8 +154,22 @@ class Problem:
         return make_method(self.study.method.name, self.study.method.parameters)
 
     def method(self, entry: SearchConfig) -> Method:
+        """The entry's method, the first of several."""
+        return self.methods(entry)[0]
+
+    def methods(self, entry: SearchConfig) -> list[Method]:
+        """All methods that the entry searches among.
+
+        Raises:
+            ConfigError: one is listed twice.
+        """
         chosen = entry.method or self.study.method
-        return make_method(chosen.name, chosen.parameters)
+        found = [make_method(one.name, one.parameters) for one in (chosen if isinstance(chosen, list) else [chosen])]
+        keys = [method.key() for method in found]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"method {twice!r} is listed twice; list each once")
+        return found
 
     def family(self, entry: SearchConfig | None = None) -> ScheduleFamily:
         return make_family(self.study, entry, self.shape.layers)

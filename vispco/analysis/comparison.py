@@ -25,6 +25,7 @@ from vispco.storage.store import Store
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "schedule": str,
     "evaluation": str,
+    "method": str,
     "charged_flops": int,
     "full_flops": int,
     "spent_flops": int,
@@ -59,6 +60,20 @@ class Searched:
     def entry(self) -> str:
         """The entry of the experiment whose study, at one seed, this is."""
         return str(self.facts["entry"])
+
+    @property
+    def methods(self) -> dict[str | None, dict[str, Any]]:
+        """Facts of the methods that it searched among, by their keys; most searches have one."""
+        several: dict[str | None, dict[str, Any]] | None = self.facts.get("methods")
+        return several or {self.facts.get("method_key"): {}}
+
+    def with_method(self, key: str | None) -> Searched:
+        """Itself with the facts of one of its methods."""
+        return replace(self, facts={**self.facts, **self.methods.get(key, {}), "method_key": key})
+
+    def of(self, trial: TrialRecord) -> Searched:
+        """Itself, with the method of ``trial`` where it searched among several."""
+        return self.with_method(trial.user_attrs.get("method")) if "methods" in self.facts else self
 
     @property
     def deterministic(self) -> bool:
@@ -234,9 +249,9 @@ class Comparison:
         """The search whose method a trial's schedule belongs to: itself, or for an imported trial that repeats a
         measurement of ours the search that made it; None if that cannot be known."""
         if not search.imported:
-            return search
+            return search.of(trial)
         key = self._confirmed.get(trial.user_attrs.get("evaluation", ""))
-        ours = (s for s in self.searches if not s.imported)
+        ours = (s.with_method(method) for s in self.searches if not s.imported for method in s.methods)
         return next((s for s in ours if key and key.startswith(f"{s.facts['method_key']}|")), None)
 
     def keep_ratio(self, search: Searched, trial: TrialRecord) -> list[float] | None:
@@ -295,6 +310,7 @@ class Comparison:
                         "search": search.name,
                         "trial": trial.number,
                         "schedule": trial.user_attrs.get("schedule"),
+                        **_named(search, trial),
                         "accuracy": _values(trial)[0],
                         "flops_ratio": _values(trial)[1],
                         "on_front": trial.number in on_front,
@@ -406,6 +422,7 @@ class Comparison:
         return {
             "trial": trial.number,
             "schedule": trial.user_attrs.get("schedule"),
+            **_named(search, trial),
             "keep_ratio": self.keep_ratio(search, trial),
             "accuracy": _values(trial)[0],
             "accuracy_held_out": held_out.accuracy if held_out else None,
@@ -431,6 +448,7 @@ class Comparison:
                 chosen[search.name] = {
                     "trial": trial.number if trial else None,
                     "schedule": trial.user_attrs.get("schedule") if trial else blind and blind.schedule,
+                    **(_named(search, trial) if trial else {}),
                     "accuracy_held_out": held_out.accuracy if held_out else None,
                     "flops_ratio": _values(trial)[1] if trial else blind and blind.flops_ratio,
                     "missed": trial is None,
@@ -465,7 +483,12 @@ def _by_task(evaluation: Evaluation | None) -> dict[str, float]:
 
 
 def _link_key(search: Searched, trial: TrialRecord) -> str:
-    return f"{search.facts['method_key']}|{trial.user_attrs.get('schedule')}"
+    return f"{search.of(trial).facts['method_key']}|{trial.user_attrs.get('schedule')}"
+
+
+def _named(search: Searched, trial: TrialRecord) -> dict[str, Any]:
+    """The method of a trial, where its search had a choice."""
+    return {"method": search.of(trial).facts["method"]} if "methods" in search.facts else {}
 
 
 def _values(trial: TrialRecord) -> tuple[float, ...]:

@@ -141,7 +141,11 @@ def _model(identity: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _method(comparison: Comparison) -> tuple[str, bool]:
-    used = [search.facts.get("method", "") for search in comparison.searches]
+    used = [
+        facts.get("method", search.facts.get("method", ""))
+        for search in comparison.searches
+        for facts in search.methods.values()
+    ]
     found = next((name for name in used if name in METHODS), None)
     return found or METHODS[0], found is not None
 

@@ -96,10 +96,9 @@ def _alike(comparison: Comparison, name: str) -> Comparison | None:
 
 def _fits(comparison: Comparison, search: Searched) -> bool:
     """Whether an entry of another experiment searched among this one's schedules, by this one's method."""
-    own = {
-        (ours.facts.get("method_key"), ours.facts.get("family")) for ours in comparison.searches if not ours.imported
-    }
-    method, family = search.facts.get("method_key"), search.facts.get("family")
-    return not search.imported and any(
-        method == key and (of == "layerwise" or family in WITHIN.get(str(of), {of})) for key, of in own
+    own = {(key, ours.facts.get("family")) for ours in comparison.searches if not ours.imported for key in ours.methods}
+    family = search.facts.get("family")
+    return not search.imported and all(
+        any(method == key and (of == "layerwise" or family in WITHIN.get(str(of), {of})) for key, of in own)
+        for method in search.methods
     )

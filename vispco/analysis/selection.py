@@ -77,15 +77,20 @@ def choices_at(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence
     return found + [list(best)] * (len(limits) - len(found))
 
 
-def points_to_confirm(trials: Sequence[Any], budgets: Sequence[float]) -> list[str]:
-    """Schedules to measure on the held-out split: the choices for the budgets, and the front."""
-    return _schedules([*(choose(trials, budget) for budget in budgets), *front(trials)])
+def trials_to_confirm(trials: Sequence[Any], budgets: Sequence[float]) -> list[Any]:
+    """Trials whose schedules to measure on the held-out split: the choices for the budgets, and the front."""
+    return _distinct([*(choose(trials, budget) for budget in budgets), *front(trials)])
 
 
-def checkpoints_to_confirm(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence[float]) -> list[str]:
-    """Schedules to measure there for a curve over charged compute: :func:`choices_at` the limits."""
-    return _schedules(trial for row in choices_at(trials, budgets, limits) for trial in row)
+def checkpoints_to_confirm(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence[float]) -> list[Any]:
+    """Trials to measure there for a curve over charged compute: :func:`choices_at` the limits."""
+    return _distinct(trial for row in choices_at(trials, budgets, limits) for trial in row)
 
 
-def _schedules(trials: Iterable[Any | None]) -> list[str]:
-    return list(dict.fromkeys(trial.user_attrs["schedule"] for trial in trials if trial is not None))
+def _distinct(trials: Iterable[Any | None]) -> list[Any]:
+    """The first trial of each schedule, and of each method where there are several."""
+    found: dict[tuple[str, str | None], Any] = {}
+    for trial in trials:
+        if trial is not None:
+            found.setdefault((trial.user_attrs["schedule"], trial.user_attrs.get("method")), trial)
+    return list(found.values())

@@ -76,10 +76,11 @@ def sensitivity(comparison: Comparison) -> list[dict[str, Any]]:
     for search in comparison.searches:
         if search.imported:
             continue
-        key = search.facts["method_key"]
-        method = search.facts["method"]
-        names.setdefault(key, key if method in names.values() else method)
         for trial in search.trials:
+            facts = search.of(trial).facts
+            key, method = facts["method_key"], facts["method"]
+            if key not in names:
+                names[key] = key if method in names.values() else method
             place = _one_step(trial.user_attrs.get("schedule"))
             if place is not None:
                 found.setdefault(key, {}).setdefault(place, trial)

@@ -113,7 +113,13 @@ def _best(row: dict[str, Any]) -> str:
         key=lambda c: c["accuracy_held_out"],
         default=None,
     )
-    return (best["schedule"] or f"trial {best['trial']}") if best else "-"
+    return with_method(best) if best else "-"
+
+
+def with_method(chosen: dict[str, Any]) -> str:
+    """A schedule, with its method where the search had several."""
+    named = chosen["schedule"] or f"trial {chosen['trial']}"
+    return f"{named} {chosen['method']}" if "method" in chosen else named
 
 
 def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:

@@ -485,16 +485,45 @@ class Evaluator:
         parts = zip(self.prepared(split), self.counts(policy, split, method), strict=True)
         return sum(int(self._cost(split, part, counts, method)[0].sum()) for part, counts in parts)
 
-    def shared_price(self, policies: Sequence[Policy], split: str = "search", method: Method | None = None) -> int:
-        """FLOPs of measuring ``policies`` together with nothing cached; equals the sum of their ``spent_flops``."""
+    def prices(
+        self, policy: Policy, ends: Sequence[int], split: str = "search", method: Method | None = None
+    ) -> list[int]:
+        """:meth:`price` in parts: on the samples of the random order up to the first of ``ends``, and so on."""
+        method, found = method or self.problem.default_method, np.zeros(len(ends), dtype=np.int64)
+        for part, counts in zip(self.prepared(split), self.counts(policy, split, method), strict=True):
+            stage = np.searchsorted(ends, part.place, side="right")
+            np.add.at(found, stage, self._cost(split, part, counts, method)[0])
+        return [int(price) for price in found]
+
+    def shared_price(
+        self,
+        policies: Sequence[Policy],
+        split: str = "search",
+        method: Method | None = None,
+        until: Sequence[int] | None = None,
+    ) -> int:
+        """FLOPs of measuring ``policies`` together with nothing cached; equals the sum of their ``spent_flops``.
+
+        ``until``: samples of the random order after which each was stopped; 0: all.
+        """
         method = method or self.problem.default_method
-        pending = [Pending("", _text(policy), self.counts(policy, split, method), []) for policy in policies]
-        job = Job(self.prepared(split), self.problem.shape, split, method, pending)
+        by_home: dict[float, tuple[Evaluator, list[Pending]]] = {}
+        for policy, stop in zip(policies, until or [0] * len(policies), strict=True):
+            home = self.at(resolution_of(policy))
+            waiting = Pending("", _text(policy), home.counts(policy, split, method), [], stopped_at=stop)
+            by_home.setdefault(home.resolution, (home, []))[1].append(waiting)
+        return sum(home._shared_price(pending, split, method) for home, pending in by_home.values())
+
+    def _shared_price(self, pending: Sequence[Pending], split: str, method: Method) -> int:
+        """Of policies at this evaluator's resolution."""
+        job = Job(self.prepared(split), self.problem.shape, split, method, pending, self.resolution)
         price = 0
         for chunk in job.chunks():
             for task, part in enumerate(job.parts):
                 for batch in part.batches:
-                    counts = [waiting.counts[task][batch.rows] for waiting in chunk]
+                    first = int(part.place[batch.rows].min())
+                    running = [waiting for waiting in chunk if first < (waiting.stopped_at or first + 1)]
+                    counts = [waiting.counts[task][batch.rows] for waiting in running]
                     lengths = part.n_visual[batch.rows], part.n_text[batch.rows]
                     price += int(shared_flops(self.problem.shape, counts, *lengths, method).sum())
         return price

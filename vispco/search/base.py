@@ -40,6 +40,7 @@ class Proposal:
 
     ``parameters``, with their ``distributions``: default, those that the family reads off the schedule; a policy has
     none, ``{}``. ``seconds``, ``propose_flops``: what finding it took; ``propose_spent``: after sharing, if less.
+    ``method``: which one it is meant for, where a search has several.
     """
 
     schedule: Schedule | TextPolicy
@@ -49,6 +50,7 @@ class Proposal:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     distributions: Mapping[str, BaseDistribution] | None = None
     propose_spent: int | None = None
+    method: Method | None = None
 
 
 class Options(BaseModel):
@@ -69,6 +71,7 @@ class Options(BaseModel):
 class SearchContext:
     """Everything a search may use.
 
+    ``methods``: those that the entry searches among, if it lists several; ``method`` is the first.
     ``allowance``: FLOPs that the entry may be charged, if its compute is limited; ``paid_allowance``: that it may
     spend, after sharing.
     ``advance(done, total, note)`` reports progress, ``watch(units)`` work within a measurement, ``say`` what a
@@ -84,6 +87,7 @@ class SearchContext:
     store: Store
     allowance: int | None = None
     paid_allowance: int | None = None
+    methods: Sequence[Method] = ()
     advance: Advance = field(default=lambda done, total, note: None)
     watch: Callable[[int], None] = field(default=lambda units: None)
     say: Callable[[str], None] = field(default=lambda text: None)
@@ -98,6 +102,7 @@ class Search(ABC):
 
     ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
     ``reads_calibration``: what it proposes depends on the split ``calibration``.
+    ``among_methods``: it can search among several methods.
     ``before_decoder``: it can use families that drop tokens before layer 0.
     ``resolutions``: it can search the pictures' resolution together with the schedule.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
@@ -112,6 +117,7 @@ class Search(ABC):
     reads_calibration: ClassVar[bool] = False
     before_decoder: ClassVar[bool] = False
     resolutions: ClassVar[bool] = False
+    among_methods: ClassVar[bool] = False
     defaults: ClassVar[int] = 1
 
     @classmethod
@@ -127,6 +133,23 @@ class Search(ABC):
             ConfigError: options, method or family do not fit; without the name of the entry.
         """
 
+    @classmethod
+    def check_several(cls, options: Any) -> None:
+        """Refuse what cannot work with several methods.
+
+        Raises:
+            ConfigError: the search takes one method, or an option does.
+        """
+        if not cls.among_methods:
+            able = [name for name, known in SEARCHES.items() if known.among_methods]
+            raise ConfigError(
+                f"kind {cls.kind!r} searches with one method; write an entry for each, or use {', '.join(able)}"
+            )
+        if getattr(options, "race", None) is not None:
+            raise ConfigError(
+                "a race is between schedules of one method; remove race:, or write an entry for each method"
+            )
+
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
         self.options = options
@@ -139,6 +162,18 @@ class Search(ABC):
         """The policy of a trial's ``schedule`` attribute."""
         return parse_schedule(text)
 
+    def check_means(self, way_out: str) -> None:
+        """Refuse tasks of which a part of the samples says nothing.
+
+        Raises:
+            ConfigError: a task whose number is no mean over samples.
+        """
+        for task in self.context.evaluator.problem.tasks:
+            if task.rule != MEAN:
+                raise ConfigError(
+                    f"task {task.name!r} is no mean over samples, so its schedules cannot be raced; {way_out}"
+                )
+
     def race(self, schedules: Sequence[Schedule], options: RacingOptions) -> dict[str, Outcome]:
         """Race schedules on the search split; outcome of each by its text.
 
@@ -146,11 +181,7 @@ class Search(ABC):
             ConfigError: a task whose number is no mean over samples.
         """
         context = self.context
-        for task in context.evaluator.problem.tasks:
-            if task.rule != MEAN:
-                raise ConfigError(
-                    f"task {task.name!r} is no mean over samples, so its schedules cannot be raced; remove race:"
-                )
+        self.check_means("remove race:")
 
         def make(costs: Sequence[float], parts: Sequence[PreparedSplit]) -> Race:
             places = [part.place for part in parts]
@@ -175,9 +206,26 @@ class Search(ABC):
         ``known``: outcomes by schedule that are there already, for example from a race.
 
         What cannot be measured becomes a FAIL trial that says why, and is tried again, three times in all;
-        ``advance`` is told how many have landed.
+        ``advance`` is told how many have landed. Proposals for several methods are measured method by method.
         """
-        context, landed = self.context, 0
+        by_method: dict[str | None, list[Proposal]] = {}
+        for proposal in proposals:
+            by_method.setdefault(proposal.method.key() if proposal.method else None, []).append(proposal)
+        landed = 0
+        for group in by_method.values():
+            landed = self._measure(group, advance, known, landed)
+
+    def _measure(
+        self,
+        proposals: Sequence[Proposal],
+        advance: Callable[[int], None],
+        known: Mapping[str, Outcome] | None,
+        landed: int,
+    ) -> int:
+        """:meth:`measure` of one method's proposals; ``landed`` so far, and then."""
+        context = self.context
+        method = next((proposal.method for proposal in proposals), None)
+        named = {"method": method.key()} if method else {}
         while proposals:
             again: list[Proposal] = []
             schedules = [proposal.schedule for proposal in proposals]
@@ -185,7 +233,7 @@ class Search(ABC):
             if known is not None:
                 outcomes, known = _paid_once([known[schedule.text()] for schedule in schedules]), None
             else:
-                outcomes = context.evaluator.outcomes(schedules, "search", context.method, context.watch)
+                outcomes = context.evaluator.outcomes(schedules, "search", method or context.method, context.watch)
             for proposal, outcome in zip(proposals, outcomes, strict=True):
                 parameters = proposal.parameters
                 if parameters is None:
@@ -194,10 +242,10 @@ class Search(ABC):
                 settings: dict[str, Any] = {
                     "parameters": parameters,
                     "distributions": proposal.distributions or (context.family.distributions() if parameters else {}),
-                    "attributes": proposal.attributes,
+                    "attributes": {**proposal.attributes, **named},
                 }
                 if isinstance(outcome, Failed):
-                    attempt = context.log.attempts().get(outcome.schedule, 0) + 1
+                    attempt = context.log.attempts(named.get("method")).get(outcome.schedule, 0) + 1
                     context.log.add_failure(outcome.schedule, error=outcome.error, attempt=attempt, **settings)
                     if attempt < ATTEMPTS:
                         again.append(proposal)
@@ -213,6 +261,7 @@ class Search(ABC):
                 landed += 1
                 advance(landed)
             proposals = again
+        return landed
 
 
 def _paid_once(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -11,7 +11,8 @@ So it does not matter which process computed which, and several processes find w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,19 +114,33 @@ class Calibration:
             for batch in part.batches:
                 plain = int(plain_flops(shape, tokens[batch.rows]).sum())
                 visual, text = part.n_visual[batch.rows], part.n_text[batch.rows]
-                relaxing = plain + int(relaxed_backward_flops(shape, tokens[batch.rows]).sum())
-                for layer in range(1, shape.layers):
-                    relaxing += int(method.scoring_flops(read_at(shape, layer, method), visual, text).sum())
-                relaxing += int(method.begin_flops(shape, visual, text).sum())
-                relaxing += recompute * (plain - int(layer_flops(shape, tokens[batch.rows], 0).sum()))
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
                 self._pay(plain if task.max_new_tokens == 1 else 2 * plain)
-                self.micros.append(MicroBatch(batch, teacher, visual, text, plain, relaxing))
+                self.micros.append(MicroBatch(batch, teacher, visual, text, plain, self._relaxing(visual, text)))
         self.batches = _interleaved(by_task)
         self._features: dict[int, Tensor] = {}
         self._widest = max((len(micro) for micro in self.micros), default=0)
         weights = self._shared(range(len(self.micros)), lambda _, teacher: teacher.weight.sum(dim=1).tolist())
         self._weights = [torch.tensor(row, dtype=torch.float64) for row in weights]
+
+    def with_method(self, method: Method) -> Calibration:
+        """The same samples and teacher under another method, in one process; its compute is counted from 0."""
+        other = copy(self)
+        other.method, other.charged, other.spent = method, 0, 0
+        other.micros = [
+            replace(micro, relaxed_flops=other._relaxing(micro.n_visual, micro.n_text)) for micro in self.micros
+        ]
+        return other
+
+    def _relaxing(self, visual: NDArray[np.int64], text: NDArray[np.int64]) -> int:
+        """FLOPs of a relaxed forward and backward of prompts with these tokens, [B]."""
+        shape, method = self.problem.shape, self.method
+        plain = int(plain_flops(shape, visual + text).sum())
+        relaxing = plain + int(relaxed_backward_flops(shape, visual + text).sum())
+        for layer in range(1, shape.layers):
+            relaxing += int(method.scoring_flops(read_at(shape, layer, method), visual, text).sum())
+        relaxing += int(method.begin_flops(shape, visual, text).sum())
+        return relaxing + self.recompute * (plain - int(layer_flops(shape, visual + text, 0).sum()))
 
     def _pay(self, charged: int, spent: int | None = None) -> None:
         self.charged += charged

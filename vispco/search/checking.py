@@ -65,12 +65,13 @@ class _Race:
     def look(self, losses: dict[Schedule, Tensor], weights: Tensor) -> None:
         self.left.sort(key=lambda candidate: float((losses[candidate] * weights).sum()))
         best = losses[self.left[0]]
-        near = [candidate for candidate in self.left if not _clearly_worse(losses[candidate] - best, weights)]
+        near = [candidate for candidate in self.left if not clearly_worse(losses[candidate] - best, weights)]
         self._dropped = [candidate for candidate in self.left if candidate not in near] + self._dropped
         self.left = near
 
 
-def _clearly_worse(difference: Tensor, weights: Tensor) -> bool:
+def clearly_worse(difference: Tensor, weights: Tensor) -> bool:
+    """Whether the weighted mean of paired differences [n] is more than two of its standard errors above 0."""
     share = weights / weights.sum()
     mean = float((share * difference).sum())
     error = float(((share * (difference - mean)) ** 2).sum().sqrt())

@@ -91,14 +91,14 @@ class Descent:
         """Free parameters as they are used: [K, P], or [B, K, P] from ``features`` [B, F]."""
         return self.constraint.place(self.module(self._places, features), self.sharpness)
 
-    def run(self) -> None:
-        """All steps, fewer if the result has settled.
+    def run(self, until: int | None = None) -> None:
+        """All steps, or those up to number ``until``; fewer if the result has settled.
 
         Raises:
             MeasurementError: a gradient is not finite.
         """
         saved = time.monotonic()
-        while self.steps < self.total:
+        while self.steps < (self.total if until is None else min(until, self.total)):
             if self.steps % self.options.primal_steps == 0:
                 self._back_on_budget()
             self._step()

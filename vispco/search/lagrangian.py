@@ -45,6 +45,7 @@ from vispco.search.constraints import ByConstruction, ByLagrangian, Constraint
 from vispco.search.descent import Descent
 from vispco.search.gradient_options import GradientOptions
 from vispco.search.kkt import residuals
+from vispco.search.method_race import MethodRace
 from vispco.search.predicted import (
     PredictedPolicy,
     budgets_of,
@@ -66,6 +67,7 @@ class GradientSearch(Search):
 
     Options: ClassVar[type[Options]] = GradientOptions
     reads_calibration: ClassVar[bool] = True
+    among_methods: ClassVar[bool] = True
     defaults: ClassVar[int] = 2
     tolerance: ClassVar[float | None] = None
 
@@ -83,6 +85,12 @@ class GradientSearch(Search):
         if options.race is not None and options.predictor == "static":
             raise ConfigError("race: needs the schedules of all budgets together; remove it, or predictor: static")
 
+    @classmethod
+    def check_several(cls, options: Any) -> None:
+        super().check_several(options)
+        if options.predictor != "budget":
+            raise ConfigError("predictor: budget alone searches among several methods; write an entry for each method")
+
     def __init__(self, context: SearchContext, options: GradientOptions) -> None:
         super().__init__(context, options.settled())
         self._cost = RelaxedCost(context.evaluator)
@@ -95,11 +103,14 @@ class GradientSearch(Search):
     def run(self) -> None:
         context, before = self.context, len(self.context.log.complete())
         budgets = sorted(context.budgets, reverse=True)
-        if self.options.predictor == "static":
+        if context.methods:
+            MethodRace(self).run()
+        elif self.options.predictor == "static":
             self._static(budgets)
         else:
             self._predicted(budgets)
-        self._between(budgets)
+        if not context.methods:
+            self._between(budgets)
         if len(context.log.complete()) > before and (told := not_held(context.log.settled())):
             context.say(told)
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 
 from vispco.search.base import SEARCHES, Options
-from vispco.search.sampling import SamplingOptions, SamplingSearch, new_study
+from vispco.search.sampling import METHOD, SamplingOptions, SamplingSearch, new_study
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,19 +44,19 @@ class OptunaSearch(SamplingSearch):
         return [settled[number] for number in range(start)]
 
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
-        family, history = self.context.family, self.history(start)
-        known = {trial.user_attrs["schedule"] for trial in history}
+        history = self.history(start)
+        known = {(trial.user_attrs["schedule"], trial.user_attrs.get(METHOD)) for trial in history}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = new_study(self.sampler((self.context.seed * 1_000_003 + start) % 2**32), history)
             drawn = []
             for _ in range(count):
                 for _ in range(1 + self.redraws):
-                    parameters = dict(study.ask(family.distributions()).params)
-                    text = family.schedule(parameters).text()
-                    if text not in known:
+                    parameters = dict(study.ask(self.distributions).params)
+                    one = self.schedule_of(parameters).text(), parameters.get(METHOD)
+                    if one not in known:
                         break
-                known.add(text)
+                known.add(one)
                 drawn.append(parameters)
         return drawn
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from vispco.analysis.selection import checkpoints_to_confirm, choose, front, is_measured, points_to_confirm
-from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
+from vispco.analysis.selection import checkpoints_to_confirm, choose, front, is_measured, trials_to_confirm
+from vispco.config import SearchConfig, Study, check_options, parse_study
 from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
 from vispco.costs import Prompts, Setting, read_profile
 from vispco.errors import ConfigError, LockedError, MeasurementError, ScheduleError, StorageError, VispcoError
@@ -141,7 +141,6 @@ def validate(problem: Problem) -> None:
     """
     target = target_named(problem.study.target)
     for planned in plan(problem.study):
-        method = problem.method(planned.config)
         kind: type[Search] = SEARCHES[planned.config.kind]
         if kind.reads_calibration and problem.study.calibration is None:
             for task in problem.tasks:
@@ -153,10 +152,14 @@ def validate(problem: Problem) -> None:
         family = planned.config.family or problem.study.family
         made = make_family(problem.study, planned.config, PROBE_LAYERS)
         try:
-            target.check(method, FAMILIES[kind.fixed_family or family])
-            _before_decoder(kind, method, made)
-            _at_resolutions(kind, planned.options, made)
-            kind.check(planned.options, method, made)
+            methods = problem.methods(planned.config)
+            if len(methods) > 1:
+                kind.check_several(planned.options)
+            for method in methods:
+                target.check(method, FAMILIES[kind.fixed_family or family])
+                _before_decoder(kind, method, made)
+                _at_resolutions(kind, planned.options, made)
+                kind.check(planned.options, method, made)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -410,8 +413,9 @@ class Run:
         for share in resolutions(self.study):
             self.evaluator.at(share).prepared("search")  # which says what a model cannot do
         for item in self._plan():
-            method, family = self.problem.method(item.config), self.problem.family(item.config)
-            self.evaluator.flops_ratio(family.cheapest(), "search", method)
+            family = self.problem.family(item.config)
+            for method in self.problem.methods(item.config):
+                self.evaluator.flops_ratio(family.cheapest(), "search", method)
         self._profile_facts()
         for default in self.study.defaults:
             check_needs(PUBLISHED[default].make_method(), self.problem.adapter)
@@ -473,15 +477,17 @@ class Run:
         studies = dict(stored["facts"].get("studies", {})) if stored else {}
         begun = {facts["entry"]: facts.get("defaults", 1) for facts in studies.values()}
         for item in self._plan():
-            method = self.problem.method(item.config)
+            methods = self.problem.methods(item.config)
+            method, several = methods[0], len(methods) > 1
             points = len(list(self.problem.family(item.config).dense_grid())) if item.config.kind == "grid" else None
             studies[item.study] = {
                 "entry": item.entry,
                 "seed": item.seed,
                 "kind": item.config.kind,
-                "method": method.name,
-                "method_parameters": method.parameters(),
-                "method_key": _method_key(method),
+                "method": ", ".join(one.name for one in methods),
+                "method_parameters": {} if several else method.parameters(),
+                "method_key": None if several else method.key(),
+                **({"methods": {one.key(): _method_facts(one) for one in methods}} if several else {}),
                 "family": item.config.family or self.study.family,
                 "points": points,
                 "deterministic": SEARCHES[item.config.kind].deterministic,
@@ -504,9 +510,11 @@ class Run:
         cls: type[Search] = SEARCHES[item.config.kind]
         options = self._as_begun(item, cls)
         with self.progress.track(title, lambda: result_so_far(log, budgets, self._blind)) as advance:
+            methods = self.problem.methods(item.config)
             context = SearchContext(
                 evaluator=self.evaluator,
-                method=self.problem.method(item.config),
+                method=methods[0],
+                methods=methods if len(methods) > 1 else (),
                 family=self.problem.family(item.config),
                 budgets=budgets,
                 seed=item.seed,
@@ -597,14 +605,16 @@ class Run:
         limits = [share * checkpoints["grid_flops"] for share in checkpoints.get("shares", [])]
         todo: dict[str, tuple[Method, dict[str, Policy]]] = {}
         for item in planned:
-            method = self.problem.method(item.config)
-            _, schedules = todo.setdefault(_method_key(method), (method, {}))
+            methods = {method.key(): method for method in self.problem.methods(item.config)}
+            only = next(iter(methods))
             log = self.store.trial_log(item.study)
-            wanted = points_to_confirm(log.complete(), budgets)
+            wanted = trials_to_confirm(log.complete(), budgets)
             if limits and item.config.kind != "grid":
                 paid = log.trials(TrialState.COMPLETE, TrialState.PRUNED)
                 wanted = [*wanted, *checkpoints_to_confirm(paid, budgets, limits)]
-            for text in wanted:
+            for trial in wanted:
+                text, key = trial.user_attrs["schedule"], trial.user_attrs.get("method", only)
+                _, schedules = todo.setdefault(key, (methods[key], {}))
                 if text not in schedules:
                     schedules[text] = self._policies[item.study](text)
         self._add_imported(todo, budgets)
@@ -626,8 +636,8 @@ class Run:
         stored = self.store.experiment(self.study.experiment)
         studies = stored["facts"]["studies"] if stored else {}
         names = [name for name, facts in studies.items() if facts["kind"] == "imported"]
-        own = [self.problem.method(entry) for entry in self.study.searches.values()]
-        methods = {_method_key(method): method for method in (self.problem.default_method, *own)}
+        own = [method for entry in self.study.searches.values() for method in self.problem.methods(entry)]
+        methods = {method.key(): method for method in (self.problem.default_method, *own)}
         for name in names:
             trials = [trial for trial in self.store.trial_log(name).complete() if is_measured(trial)]
             chosen = {t.number: t for t in (*(choose(trials, b) for b in budgets), *front(trials)) if t is not None}
@@ -677,8 +687,8 @@ def _why(outcome: Outcome) -> str:
     return outcome.error if isinstance(outcome, Failed) else "it was stopped"
 
 
-def _method_key(method: Method) -> str:
-    return f"{method.name}:{content_hash(method.parameters())[:8]}" if method.parameters() else method.name
+def _method_facts(method: Method) -> dict[str, Any]:
+    return {"method": method.name, "method_parameters": method.parameters()}
 
 
 def _fixed(entry: SearchConfig) -> dict[str, Any]:

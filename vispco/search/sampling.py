@@ -18,15 +18,21 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 from pydantic import Field, field_validator, model_validator
 
 from vispco.errors import ScheduleError
 from vispco.evaluation.records import Outcome
+from vispco.pruning.methods.base import Method
 from vispco.pruning.published import PUBLISHED, named_schedule
 from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search
 from vispco.search.racing import RacingOptions
+
+METHOD = "method"  # parameter and attribute of trials where an entry lists several
+
+Drawn = tuple[Schedule, Method | None]
 
 
 class SamplingOptions(Options):
@@ -91,6 +97,22 @@ class SamplingSearch(Search):
     Options: ClassVar[type[Options]] = SamplingOptions
     before_decoder: ClassVar[bool] = True
     resolutions: ClassVar[bool] = True
+    among_methods: ClassVar[bool] = True
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What is drawn: the family's parameters, and the method where the entry lists several."""
+        given: dict[str, BaseDistribution] = dict(self.context.family.distributions())
+        keys = [method.key() for method in self.context.methods]
+        return {**given, METHOD: CategoricalDistribution(keys)} if keys else given
+
+    def schedule_of(self, parameters: Mapping[str, Any]) -> Schedule:
+        schedule: Schedule = self.context.family.schedule({k: v for k, v in parameters.items() if k != METHOD})
+        return schedule
+
+    def method_of(self, drawn: Mapping[str, Any]) -> Method | None:
+        """Which of several methods a draw, or a trial's attributes, name; None where there is one."""
+        return next((method for method in self.context.methods if method.key() == drawn.get(METHOD)), None)
 
     @abstractmethod
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
@@ -113,51 +135,74 @@ class SamplingSearch(Search):
 
     def run(self) -> None:
         options, context = self.options, self.context
-        charged = sum(self._charge(trial) for trial in self.settled().values())
         limited = False
         while not limited:
             settled = self.settled()
             start = next(
                 n for n in itertools.count(0, self.together) if not settled.keys() >= {*range(n, n + self.together)}
             )
+            count = self.together if options.trials is None else min(self.together, options.trials - start)
+            if count <= 0:
+                break
             started = time.monotonic()
-            notes, drawn = self.notes(start), self.drawn(start, self.together)
+            notes, drawn = self.notes(start), self.drawn(start, count)
             seconds = (time.monotonic() - started) / len(drawn)
-            schedules = [context.family.schedule(parameters) for parameters in drawn]
-            most = start + self._affordable(start, schedules, settled)
-            wanted: list[Proposal] = []
-            for number, (parameters, schedule) in enumerate(zip(drawn, schedules, strict=True), start=start):
-                if number >= most or (options.trials is not None and number >= options.trials):
-                    limited = True
-                    break
-                if number in settled:
-                    continue
-                if context.allowance is not None:
-                    charged += context.evaluator.price(schedule, "search", context.method)
-                    if charged > context.allowance:
-                        limited = True
-                        break
-                attributes = {"proposal": number, **notes}
-                wanted.append(Proposal(schedule, parameters, seconds=seconds, attributes=attributes))
-            if limited and not wanted and not settled:
+            schedules = [(self.schedule_of(parameters), self.method_of(parameters)) for parameters in drawn]
+            most = self._affordable(start, schedules, settled)
+            limited = most < self.together
+            wanted = [
+                Proposal(
+                    schedule,
+                    parameters,
+                    seconds=seconds,
+                    attributes={"proposal": number, **notes},
+                    distributions=self.distributions,
+                    method=method,
+                )
+                for number, (parameters, (schedule, method)) in enumerate(
+                    zip(drawn[:most], schedules[:most], strict=True), start=start
+                )
+                if number not in settled
+            ]
+            if not most and not settled:
                 context.say("not one schedule was measured: the first one alone exceeds the compute")
             known = self.outcomes(start, wanted) if wanted else None
             self.measure(wanted, partial(self._advance, len(settled), wanted), known)
 
-    def _affordable(self, start: int, drawn: Sequence[Schedule], settled: Mapping[int, FrozenTrial]) -> int:
-        """How many of the proposals from ``start`` on may be paid, after those before; all without such a limit."""
-        limit = self.context.paid_allowance
-        if limit is None:
-            return len(drawn)
+    def _affordable(self, start: int, drawn: Sequence[Drawn], settled: Mapping[int, FrozenTrial]) -> int:
+        """How many of the proposals from ``start`` on may be charged and paid, after those before."""
+        context, most = self.context, len(drawn)
+        if context.allowance is not None:
+            left = context.allowance - sum(self._charge(trial) for n, trial in settled.items() if n < start)
+            prices = (context.evaluator.price(one, "search", method or context.method) for one, method in drawn)
+            most = bisect.bisect_right(list(itertools.accumulate(prices)), left)
+        if context.paid_allowance is not None:
+            left = context.paid_allowance - self._paid_before(start, settled)
+            most = bisect.bisect_right(range(1, most + 1), left, key=lambda count: self._price(drawn[:count]))
+        return most
+
+    def _paid_before(self, start: int, settled: Mapping[int, FrozenTrial]) -> int:
+        """What the batches of proposals before ``start`` cost after sharing, with nothing cached."""
         for first in range(0, start, self.together):
             if first not in self._paid:
-                batch = [settled[n].user_attrs["schedule"] for n in range(first, first + self.together)]
-                self._paid[first] = self._price([parse_schedule(text) for text in batch])
-        left = limit - sum(price for first, price in self._paid.items() if first < start)
-        return bisect.bisect_right(range(1, len(drawn) + 1), left, key=lambda count: self._price(drawn[:count]))
+                batch = [settled[n].user_attrs for n in range(first, first + self.together)]
+                until = [int(a.get("samples", 0)) for a in batch]
+                self._paid[first] = self._price(
+                    [(parse_schedule(a["schedule"]), self.method_of(a)) for a in batch], until
+                )
+        return sum(price for first, price in self._paid.items() if first < start)
 
-    def _price(self, schedules: Sequence[Schedule]) -> int:
-        return self.context.evaluator.shared_price(schedules, "search", self.context.method)
+    def _price(self, drawn: Sequence[Drawn], until: Sequence[int] = ()) -> int:
+        """Of measuring these together, method by method; ``until``: see :meth:`Evaluator.shared_price`."""
+        by_method: dict[str, tuple[Method, list[int]]] = {}
+        for number, (_, method) in enumerate(drawn):
+            chosen = method or self.context.method
+            by_method.setdefault(chosen.key(), (chosen, []))[1].append(number)
+        price = 0
+        for method, numbers in by_method.values():
+            seen = [until[n] for n in numbers] if until else None
+            price += self.context.evaluator.shared_price([drawn[n][0] for n in numbers], "search", method, seen)
+        return price
 
     @cached_property
     def _paid(self) -> dict[int, int]:
@@ -176,13 +221,17 @@ class SamplingSearch(Search):
         found: dict[str, dict[str, Any]] = {}
         for name in PUBLISHED if names == "published" else names:
             try:
-                own = family.like(named_schedule(name, family.layers)[0])
+                named, theirs = named_schedule(name, family.layers)
+                own = family.like(named)
             except ScheduleError:
                 if names != "published":
                     raise
                 continue  # for deeper models
             if own is not None:
-                found.setdefault(own.text(), family.parameters(own))
+                keys = [method.key() for method in self.context.methods]
+                method = theirs.key() if theirs is not None and theirs.key() in keys else keys[0] if keys else None
+                parameters = {**family.parameters(own), **({METHOD: method} if method else {})}
+                found.setdefault(f"{method}|{own.text()}", parameters)
             elif names != "published":
                 self.context.say(f"{name} is no schedule of family {family.name!r} and is not enqueued")
         return list(found.values())
@@ -196,8 +245,8 @@ class SamplingSearch(Search):
         charged = trial.user_attrs.get("charged_flops")
         if charged is not None:
             return int(charged)
-        schedule = parse_schedule(trial.user_attrs["schedule"])
-        return self.context.evaluator.price(schedule, "search", self.context.method)
+        schedule, method = parse_schedule(trial.user_attrs["schedule"]), self.method_of(trial.user_attrs)
+        return self.context.evaluator.price(schedule, "search", method or self.context.method)
 
     def _advance(self, before: int, wanted: list[Proposal], landed: int) -> None:
         context = self.context
@@ -225,11 +274,11 @@ class RandomSearch(SamplingSearch):
     def outcomes(self, start: int, wanted: list[Proposal]) -> dict[str, Outcome] | None:
         if self.options.race is None:
             return None
-        drawn = [self.context.family.schedule(parameters) for parameters in self.drawn(start, self.together)]
+        drawn = [self.schedule_of(parameters) for parameters in self.drawn(start, self.together)]
         return self.race(drawn, self.options.race)
 
     def propose(self, start: int, count: int) -> list[dict[str, Any]]:
-        spaces = self.context.family.distributions()
+        spaces = self.distributions
         return [dict(new_study(self._sampler(start + i)).ask(spaces).params) for i in range(count)]
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:

@@ -30,6 +30,7 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "evaluation": str,
     "keep_ratio": list,
     "error": str,
+    "method": str,
     **dict.fromkeys(("attempts", "charged_flops", "spent_flops", "propose_flops", "full_flops", "proposal"), int),
     "budget": (int, float),
 }
@@ -95,11 +96,14 @@ class TrialLog:
             if trial.state != TrialState.FAIL or trial.user_attrs.get("attempts", 0) >= attempts
         ]
 
-    def attempts(self) -> dict[str, int]:
-        """Schedules that failed -> how often at most, whether or not they were measured later."""
+    def attempts(self, method: str | None = None) -> dict[str, int]:
+        """Schedules that failed -> how often at most, whether or not they were measured later.
+
+        ``method``: with which, where a search has several.
+        """
         found: dict[str, int] = {}
         for trial in self.trials(TrialState.FAIL):
-            if "schedule" in trial.user_attrs:
+            if "schedule" in trial.user_attrs and trial.user_attrs.get("method") == method:
                 schedule, attempts = trial.user_attrs["schedule"], trial.user_attrs["attempts"]
                 found[schedule] = max(found.get(schedule, 0), attempts)
         return found

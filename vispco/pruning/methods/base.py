@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vispco.config import content_hash
 from vispco.errors import ConfigError
 from vispco.registry import Registry, suggest
 
@@ -155,6 +156,11 @@ class Method(ABC):
     def parameters(self) -> dict[str, Any]:
         """The method's parameters as plain data, for hashes and exports."""
         return asdict(self) if is_dataclass(self) else {}
+
+    def key(self) -> str:
+        """Its name, and where it has parameters a short hash of them."""
+        given = self.parameters()
+        return f"{self.name}:{content_hash(given)[:8]}" if given else self.name
 
 
 def best(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
