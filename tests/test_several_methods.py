@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from vispco.export import export_schedule
 
 from vispco.analysis.comparison import Comparison
 from vispco.cli.comparison import with_method
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
