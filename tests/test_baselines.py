@@ -343,7 +343,7 @@ def drawn(
 ) -> list[FrozenTrial]:
     """Trials of a search on a made-up objective, None being a failure."""
     made, found = FAMILIES[family](layers), list[FrozenTrial]()
-    context: Any = SimpleNamespace(family=made, seed=seed, log=SimpleNamespace(settled=lambda: found))
+    context: Any = SimpleNamespace(family=made, methods=(), seed=seed, log=SimpleNamespace(settled=lambda: found))
     search = kind(context, kind.Options(trials=trials, **options))
     while len(found) < trials:
         start = len(found)
@@ -427,7 +427,9 @@ def test_nsga2_mutates_and_mixes_independently() -> None:
     ]
     values, mixed = [], []
     for seed in range(200):
-        context: Any = SimpleNamespace(family=family, seed=seed, log=SimpleNamespace(settled=lambda: parents))
+        context: Any = SimpleNamespace(
+            family=family, methods=(), seed=seed, log=SimpleNamespace(settled=lambda: parents)
+        )
         (child,) = NSGA2Search(context, NSGA2Search.Options(trials=3, population=2)).propose(2, 1)
         mutated = [value for value in child.values() if value not in kept]
         values += mutated
