@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 
-.PHONY: demo test test-all docs faults fuzz lint format clean
+.PHONY: demo test test-all docs faults fuzz gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
@@ -32,6 +32,10 @@ faults: $(STAMP)
 # The long form of tests/test_fuzz.py: 6,000 mutated inputs, half an hour on two cores.
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist load -rA tests/test_fuzz.py --inputs 6000
+
+# What only a GPU can show; one line where there is none.
+gpu: $(STAMP)
+	@$(BIN)/python benchmarks/gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

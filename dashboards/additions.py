@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import func, select
 from vispco.dashboards import notes
+from vispco.dashboards.axis import name_of
 from vispco.dashboards.constraints import with_constraints
 from vispco.dashboards.overlay import overlay
 
@@ -162,7 +163,7 @@ class Additions:
             }
         name = self._free(f"{comparison.experiment}: comparison")
         attributes[name] = {
-            "study:metric_names": list(METRICS),
+            "study:metric_names": [METRICS[0], name_of(told)],
             **_figures(figures),
             "dashboard:note_ver": 1,
             **_note(notes.comparison_note(told)),

@@ -25,17 +25,19 @@ LARGEST = 1e300  # JSON, as a browser reads it, knows no infinity
 def with_constraints(trial: FrozenTrial, budget: float | None) -> FrozenTrial:
     """The trial with the system attribute ``constraints``; itself, if it has no constraint. ``trial`` is not changed.
 
-    The user's own constraints are taken as they are. A trial without any is infeasible if its ``flops_ratio`` is over
-    the budget that it was made for, its user attribute ``budget``.
+    The user's own constraints are taken as they are. A trial without any is infeasible if its cost, as a share, is over
+    the budget that it was made for, its user attribute ``budget``; one of a study with limits also if it exceeds one.
 
     Args:
         budget: for trials that were made for none, the experiment's largest; None outside an experiment.
     """
     found = own_constraints(trial)
-    if not found and budget is not None and trial.values is not None and len(trial.values) == 2:
-        made_for = trial.user_attrs.get("budget")
-        over = trial.values[1] - (made_for if _is_number(made_for) else budget)
-        found = [0.0 if 0 < over <= FITS else over]
+    limited = "limit_excess" in trial.user_attrs  # then they are the study's limits, and its budget is one more
+    if (not found or limited) and budget is not None and trial.values is not None and len(trial.values) == 2:
+        made_for, ratio = trial.user_attrs.get("budget"), trial.user_attrs.get("cost_ratio")
+        cost = float(ratio) if ratio is not None and _is_number(ratio) else trial.values[1]
+        over = cost - (float(made_for) if made_for is not None and _is_number(made_for) else budget)
+        found = [0.0 if 0 < over <= FITS else over, *found]
     if not found:
         return trial
     shown = copy.copy(trial)

@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from vispco.dashboards.axis import FLOPS_RATIO, hover_named, name_of, share, title_of
 from vispco.dashboards.text import in_figure
 
 # Okabe & Ito's palette: told apart with any colour vision, on light and dark ground.
@@ -105,22 +106,23 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
             line={"color": colors[entry], "dash": dashes[entry]},
             name=in_figure(entry) + (f" ({len(runs)} seeds)" if len(runs) > 1 else ""),
             legendgroup=entry,
-            text=[_told(row) for row in chosen],
+            text=[_told(row, name_of(comparison)) for row in chosen],
             hovertemplate="budget %{x:.3f}: accuracy %{y:.3f}<br>%{text}<extra>" + in_figure(entry) + "</extra>",
         )
     add_published(figure, comparison)
     unpruned = comparison["unpruned"]["accuracy_held_out"]
     if unpruned is not None:
         figure.add_hline(y=unpruned, line={"dash": "dot", "color": "#999"}, annotation_text="unpruned")
-    return layout(figure, title="What a choice delivers (held-out split)", x="budget", y="accuracy")
+    layout(figure, title="What a choice delivers (held-out split)", x=title_of(comparison, "budget"), y="accuracy")
+    return hover_named(figure, comparison)
 
 
 def _measured(chosen: dict[str, Any] | None) -> bool:
     return chosen is not None and chosen["accuracy_held_out"] is not None
 
 
-def _told(row: Sequence[dict[str, Any]]) -> str:
-    ratio = f"flops_ratio {fmean(c['flops_ratio'] for c in row):.3f}"
+def _told(row: Sequence[dict[str, Any]], name: str) -> str:
+    ratio = f"{name} {fmean(share(c) for c in row):.3f}"
     return f"{in_figure(label(row[0]))}<br>{ratio}" if len(row) == 1 else f"mean {ratio}"
 
 
@@ -132,7 +134,7 @@ def add_published(figure: go.Figure, comparison: dict[str, Any]) -> None:
     spans = [d.get("accuracy_ci") or [d["accuracy_held_out"]] * 2 for d in defaults]
     named = [d for d in defaults if len(defaults) <= NAMED]
     figure.add_scatter(
-        x=[d["flops_ratio"] for d in defaults],
+        x=[share(d) for d in defaults],
         y=[d["accuracy_held_out"] for d in defaults],
         error_y={
             "type": "data",
@@ -152,10 +154,10 @@ def add_published(figure: go.Figure, comparison: dict[str, Any]) -> None:
     )
 
 
-def schedules(search: dict[str, Any]) -> go.Figure:
+def schedules(search: dict[str, Any], axis: str = FLOPS_RATIO) -> go.Figure:
     """Keep ratio by layer of the schedules on one front, cheapest at the bottom; points without are left out."""
     front = [point for point in search["front"] if point["keep_ratio"]]
-    labels = [f"{p['flops_ratio']:.3f}" for p in front]
+    labels = [f"{share(p):.3f}" for p in front]
     figure = go.Figure(
         go.Heatmap(
             z=[p["keep_ratio"] for p in front],
@@ -171,7 +173,7 @@ def schedules(search: dict[str, Any]) -> go.Figure:
             ygap=1,
         )
     )
-    layout(figure, title=f"Schedules on the front of {in_figure(search['name'])}", x="layer", y="flops_ratio")
+    layout(figure, title=f"Schedules on the front of {in_figure(search['name'])}", x="layer", y=axis)
     every = -(-max(1, len(front)) // TICKS)
     figure.update_yaxes(tickvals=list(range(0, len(front), every)), ticktext=labels[::every])
     depth = len(front[0]["keep_ratio"]) if front else 1
@@ -282,7 +284,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def attainment(bands: Sequence[dict[str, Any]], split: str) -> go.Figure:
+def attainment(bands: Sequence[dict[str, Any]], split: str, axis: str = FLOPS_RATIO) -> go.Figure:
     """Fronts over seeds: the median front of each entry, in the band between what 25 % and 75 % of its runs attain."""
     figure = go.Figure()
     shown = [band for band in bands if band["split"] == split]
@@ -319,7 +321,7 @@ def attainment(bands: Sequence[dict[str, Any]], split: str) -> go.Figure:
             hovertemplate="accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>" + in_figure(name) + "</extra>",
         )
     named = split.replace("_", "-")
-    return layout(figure, title=f"Fronts over seeds, {named} split", x="flops_ratio", y="accuracy")
+    return layout(figure, title=f"Fronts over seeds, {named} split", x=axis, y="accuracy")
 
 
 def steps(corners: Sequence[Sequence[float]], bottom: float, right: float) -> list[tuple[float, float]]:

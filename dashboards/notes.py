@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vispco.dashboards.axis import name_of, share
 from vispco.dashboards.text import clean, in_markdown
 
 from vispco.cli.comparison import search_rows
@@ -41,12 +42,12 @@ def study_note(comparison: Mapping[str, Any], search: Mapping[str, Any], facts: 
             _table(["", ""], [*known, *numbers.items()]),
             "**What it would choose**, on the search split, and what that does on the held-out split",
             _table(
-                ["budget", "schedule", "flops_ratio", "accuracy (held-out)"],
+                ["budget", "schedule", name_of(comparison), "accuracy (held-out)"],
                 [
                     [
                         f"{row['budget']:.3f}",
                         in_markdown(_schedule(row), SCHEDULE),
-                        f"{row['flops_ratio']:.3f}",
+                        f"{share(row):.3f}",
                         _number(row["accuracy_held_out"]),
                     ]
                     for row in choice_rows(comparison, [search["name"]])
@@ -88,7 +89,7 @@ def experiment_facts(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "unpruned, held-out accuracy": comparison["unpruned"]["accuracy_held_out"],
         "without picture, held-out accuracy": comparison["no_image"]["accuracy"],
         **{f"published {row['name']}, held-out accuracy": row["accuracy_held_out"] for row in comparison["defaults"]},
-        "least flops_ratio": comparison["floor"],
+        f"least {name_of(comparison)}": comparison["floor"],
         "budgets": ", ".join(f"{budget:.3f}" for budget in comparison["budgets"]),
     }
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
@@ -142,6 +143,7 @@ def front_rows(comparison: Mapping[str, Any], names: Sequence[str]) -> Rows:
             "schedule": point["schedule"],
             **({"method": point["method"]} if "method" in point else {}),
             "flops_ratio": point["flops_ratio"],
+            **_cost(point),
             "accuracy_search": point["accuracy"],
             "accuracy_held_out": point["accuracy_held_out"],
             **_ends("accuracy_held_out", point["accuracy_ci"]),
@@ -166,11 +168,17 @@ def choice_rows(comparison: Mapping[str, Any], names: Sequence[str]) -> Rows:
                     "budget": row["budget"],
                     "search": name,
                     **{key: chosen[key] for key in ("trial", "schedule", "flops_ratio", "accuracy_held_out")},
+                    **_cost(chosen),
                     "difference_to_grid": difference["mean"],
                     **_ends("difference_to_grid", difference["ci"]),
                 }
             )
     return rows
+
+
+def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Share of the experiment's own cost, where that is not FLOPs."""
+    return {key: row[key] for key in ("cost_ratio",) if key in row}
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:

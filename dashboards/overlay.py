@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from vispco.dashboards.axis import hover_named, share, title_of
 from vispco.dashboards.figures import add_published, entry_colors, entry_dashes, entry_of, label, layout, runs_of, steps
 from vispco.dashboards.text import in_figure
 
@@ -40,7 +41,7 @@ def overlay(
             if alone and split == "held_out":
                 _add_interval(figure, entry, front, colors[entry])
             figure.add_scatter(
-                x=[point["flops_ratio"] for point in front],
+                x=[share(point) for point in front],
                 y=[point[key] for point in front],
                 mode="lines+markers" if alone else "markers",
                 line={"color": colors[entry], "dash": dashes[entry], "width": 2, "shape": "hv"},
@@ -63,9 +64,9 @@ def overlay(
         if accuracy is not None:
             figure.add_hline(y=accuracy, line={"dash": "dot", "color": "#999"}, annotation_text=name)
     told = "held-out split" if split == "held_out" else "search split, where they were chosen"
-    layout(figure, title=f"All fronts ({told})", x="flops_ratio", y="accuracy")
+    layout(figure, title=f"All fronts ({told})", x=title_of(comparison), y="accuracy")
     figure.update_layout(hovermode="closest", height=520)
-    return figure
+    return hover_named(figure, comparison)
 
 
 def _add_dominated(
@@ -82,7 +83,7 @@ def _add_dominated(
             behind.setdefault(entries[point["search"]], []).append(point)
     for number, (entry, shown) in enumerate(behind.items()):
         figure.add_scatter(
-            x=[round(point["flops_ratio"], DIGITS) for point in shown],
+            x=[round(share(point), DIGITS) for point in shown],
             y=[round(point["accuracy"], DIGITS) for point in shown],
             mode="markers",
             marker={"color": colors[entry], "size": 5},
@@ -109,8 +110,8 @@ def _add_interval(figure: go.Figure, entry: str, front: Sequence[dict[str, Any]]
     known = [point for point in front if point["accuracy_ci"]]
     if not known:
         return
-    right = max(1.0, known[-1]["flops_ratio"])
-    edges = [*(point["flops_ratio"] for point in known), right]
+    right = max(1.0, share(known[-1]))
+    edges = [*(share(point) for point in known), right]
     low: list[tuple[float, float]] = []
     high: list[tuple[float, float]] = []
     for point, start, end in zip(known, edges, edges[1:], strict=False):

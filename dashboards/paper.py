@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from vispco.dashboards.axis import share
 from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, runs_of, steps
 from vispco.dashboards.text import clean, shortened
 
@@ -86,7 +87,7 @@ def front(
     if split == "search":
         behind = [point for point in points if not point["on_front"]]
         axes.plot(
-            [p["flops_ratio"] for p in behind],
+            [share(p) for p in behind],
             [p["accuracy"] for p in behind],
             linestyle="none",
             marker=".",
@@ -103,7 +104,7 @@ def front(
             continue
         for run in runs:
             shown = [point for point in run["front"] if point[key] is not None]
-            x, y = [p["flops_ratio"] for p in shown], [p[key] for p in shown]
+            x, y = [share(p) for p in shown], [p[key] for p in shown]
             spans = [p["accuracy_ci"] for p in shown]
             if len(runs) == 1 and split == "held_out" and shown and all(spans):
                 right = [*x, max(1.0, x[-1])]
@@ -114,9 +115,13 @@ def front(
     if split == "held_out":
         handles += _published(axes, comparison)
     _reference(axes, comparison["unpruned"][key], "unpruned")
-    axes.set(xlabel="FLOPs ratio", ylabel="accuracy" if split == "search" else "held-out accuracy")
+    axes.set(xlabel=_share_of(comparison), ylabel="accuracy" if split == "search" else "held-out accuracy")
     _legend(figure, handles)
     return figure
+
+
+def _share_of(comparison: dict[str, Any]) -> str:
+    return f"share of {comparison['cost']}" if "cost" in comparison else "FLOPs ratio"
 
 
 def choices(comparison: dict[str, Any], *, width: float = COLUMN) -> Figure:
@@ -139,7 +144,7 @@ def choices(comparison: dict[str, Any], *, width: float = COLUMN) -> Figure:
         handles.append((line, _name(entry) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")))
     handles += _published(axes, comparison)
     _reference(axes, comparison["unpruned"]["accuracy_held_out"], "unpruned")
-    axes.set(xlabel="budget (FLOPs ratio)", ylabel="held-out accuracy")
+    axes.set(xlabel=f"budget ({_share_of(comparison)})", ylabel="held-out accuracy")
     _legend(figure, handles)
     return figure
 
@@ -189,12 +194,12 @@ def schedules(search: dict[str, Any], *, width: float = COLUMN) -> Figure:
         scale = LinearSegmentedColormap.from_list("keep", ["#ffffff", "#7fb3b0", "#0b4f6c"])
         image = axes.imshow([p["keep_ratio"] for p in shown], aspect="auto", origin="lower", cmap=scale, vmin=0, vmax=1)
         every = -(-len(shown) // (TICKS // 2))
-        axes.set_yticks(range(0, len(shown), every), [f"{p['flops_ratio']:.2f}" for p in shown[::every]])
+        axes.set_yticks(range(0, len(shown), every), [f"{share(p):.2f}" for p in shown[::every]])
         bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=25)
         bar.set_label("keep ratio")
         bar.outline.set_linewidth(0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="layer", ylabel="FLOPs ratio")
+    axes.set(xlabel="layer", ylabel="share of the cost" if any("cost_ratio" in p for p in shown) else "FLOPs ratio")
     return figure
 
 
@@ -251,7 +256,7 @@ def _published(axes: Any, comparison: dict[str, Any]) -> list[tuple[Any, str]]:
     if not defaults:
         return []
     (stars,) = axes.plot(
-        [d["flops_ratio"] for d in defaults],
+        [share(d) for d in defaults],
         [d["accuracy_held_out"] for d in defaults],
         linestyle="none",
         marker="*",

@@ -83,9 +83,11 @@
     line: { color: getComputedStyle(root).getPropertyValue("--accent").trim(), width: 2 },
   });
 
-  // The front is sorted by flops_ratio, and its accuracy on the search split grows with it.
+  const share = (point) => point.cost_ratio ?? point.flops_ratio;
+
+  // The front is sorted by cost, and its accuracy on the search split grows with it.
   function choose(front, within) {
-    const fitting = front.filter((point) => point.flops_ratio <= within + FITS);
+    const fitting = front.filter((point) => share(point) <= within + FITS);
     return fitting[fitting.length - 1];
   }
 
@@ -123,7 +125,7 @@
       cell(row, search.name, facts.colors[search.name]);
       cell(row, percent(point.accuracy_held_out));
       cell(row, interval ? `${percent(interval[0])} to ${percent(interval[1])}` : "-");
-      cell(row, fixed(point.flops_ratio, 3));
+      cell(row, fixed(share(point), 3));
       cell(row, point.schedule ?? `trial ${point.trial}`);
     }
     const [command, experiment, storage] = facts.command, given = Math.floor((within + FITS) * 1e4) / 1e4;

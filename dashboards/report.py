@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import yaml
 from plotly.offline import get_plotlyjs
 from vispco.dashboards import figures, heatmaps, tables
+from vispco.dashboards.axis import name_of, of_what, title_of
 from vispco.dashboards.overlay import overlay
 from vispco.dashboards.text import in_html, script_json, shortened
 from vispco.dashboards.words import answer_html, decision_html
@@ -171,7 +172,7 @@ def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -
         "<h2>What each search found, and its cost</h2>",
         tables.searches(comparison),
         _pair(_one(drawn, "costs", figures.costs(comparison)), _one(drawn, "choices", figures.choices(comparison))),
-        *_seeds(drawn, record["seeds"]),
+        *_seeds(drawn, record["seeds"], comparison),
         "<h2>Choice per budget</h2>",
         tables.by_budget(comparison),
         *_tasks(drawn, comparison),
@@ -255,24 +256,25 @@ def _slider(comparison: dict[str, Any], answered: dict[str, Any]) -> str:
     start = answered["budget"] if answered["budget"] is not None else HALF
     return (
         '<section id="chooser" hidden><h3>The best schedule within a budget</h3>'
-        '<p class="choice"><label for="budget">At most <output id="budget-shown" for="budget"></output> of the compute'
-        f'</label> <input id="budget" type="range" min="{low:.4f}" max="{high}" step="any" value="{start}"></p>'
+        '<p class="choice"><label for="budget">At most <output id="budget-shown" for="budget"></output> of the '
+        f'{of_what(comparison)}</label> <input id="budget" type="range" min="{low:.4f}" max="{high}" step="any" '
+        f'value="{start}"></p>'
         '<div class="scroll tall"><table id="chosen" aria-live="polite"><thead><tr><th>search</th>'
-        "<th>held-out accuracy</th><th>95 % interval</th><th>flops_ratio</th><th>schedule</th></tr></thead>"
+        f"<th>held-out accuracy</th><th>95 % interval</th><th>{name_of(comparison)}</th><th>schedule</th></tr></thead>"
         "<tbody></tbody></table></div>"
         '<p id="export-note"></p><div class="command"><pre id="export"></pre>'
         '<button type="button" id="copy">Copy</button></div></section>'
     )
 
 
-def _seeds(drawn: Figures, seeds: dict[str, Any]) -> list[str]:
-    parts = []
+def _seeds(drawn: Figures, seeds: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
+    parts, axis = [], title_of(comparison)
     if seeds["against"]:
         parts += ["<h2>What may be said of the searches</h2>", tables.against(seeds["against"])]
     if seeds["anytime"]:
         parts.append(_one(drawn, "anytime", figures.anytime(seeds["anytime"])))
     if any(band["runs"] > 1 for band in seeds["bands"]):
-        both = [figures.attainment(seeds["bands"], split) for split in ("held_out", "search")]
+        both = [figures.attainment(seeds["bands"], split, axis) for split in ("held_out", "search")]
         parts.append(_pair(*(_one(drawn, f"seeds-{n}", figure) for n, figure in enumerate(both))))
     return parts
 
@@ -290,7 +292,7 @@ def _schedules(drawn: Figures, comparison: dict[str, Any]) -> list[str]:
     searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
     if not searches:
         return []
-    shown = {search["name"]: figures.schedules(search) for search in searches}
+    shown = {search["name"]: figures.schedules(search, name_of(comparison)) for search in searches}
     return ["<h2>Schedules, layer by layer</h2>", _choice(drawn, "map", "Front of", shown)]
 
 
@@ -306,7 +308,8 @@ def _paths(drawn: Figures, paths: dict[str, dict[str, Any]], held: str) -> list[
         return []
     shown = {name: figures.trajectory(name, path["steps"], path["budgets"]) for name, path in paths.items()}
     note = (
-        "Violation is (flops_ratio - budget) / budget of the relaxed schedule: above 0 it is over the budget. The "
+        "Violation is (cost - budget) / budget of the relaxed schedule, where costs are shares of the unpruned "
+        "model's: above 0 it is over the budget. The "
         "multiplier grows while it is. With every dual step the budgets are restored by steps on the constraints "
         "alone, so each line jumps back; the table says where it ended, before the snap."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vispco.dashboards.axis import of_what
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
 
 
@@ -56,7 +57,7 @@ def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
     budget, name = percent(found["budget"], 0), in_html(row["entry"])
     several = row["runs"] > 1
     what = f"the schedules that {name} chose" if several else f"the schedule that {name} chose"
-    text = f"With at most {budget} of the compute, {what} on the search split"
+    text = f"With at most {budget} of the {of_what(found)}, {what} on the search split"
     if not several and row["schedules"] and row["schedules"][0]:
         text += f" (<code>{in_html(shortened(row['schedules'][0], 90))}</code>)"
     score = percent(row["accuracy_held_out"])
@@ -102,7 +103,7 @@ def _defaults(found: dict[str, Any], row: dict[str, Any]) -> list[str]:
     for default in found["defaults"]:
         text = (
             f"The published default {in_html(default['name'])} answers {percent(default['accuracy_held_out'])}"
-            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the compute."
+            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the {of_what(found)}."
         )
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
         if mine is not None:
@@ -151,7 +152,7 @@ def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
 def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
     tiles = []
     if row["kept"] is not None and row["flops_ratio"] is not None:
-        where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the compute"
+        where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the {of_what(found)}"
         tiles.append((percent(row["kept"], 0), where, ""))
     for default in found["defaults"][:1]:
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)

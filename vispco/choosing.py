@@ -18,13 +18,13 @@ def choose(
     experiment: str,
     max_drop: float = 1.0,
     *,
-    cost: str = "flops",
+    cost: str | None = None,
     limits: Mapping[str, float | str] | None = None,
     tasks: Mapping[str, float] | None = None,
     sure: float = 0.95,
     profile: str | Path | None = None,
-    answer_tokens: int = 16,
-    batch: int = 1,
+    answer_tokens: int | None = None,
+    batch: int | None = None,
     storage: str | None = None,
 ) -> dict[str, Any]:
     """The cheapest measured schedule within so many points of the unpruned model, as ``vispco choose --json`` has it.
@@ -36,12 +36,12 @@ def choose(
     Args:
         experiment: name of a finished experiment.
         max_drop: points of accuracy.
-        cost: what is to be least, a name of ``vispco.costs.COSTS``.
+        cost: what is to be least, a name of ``vispco.costs.COSTS``; default: the study's.
         limits: bounds on other costs: a number is a share of the unpruned model's, ``"120 ms"`` is absolute.
         tasks: points that single tasks may lose; ``"*"`` stands for each of them.
         sure: confidence of the test.
         profile: file of a hardware profile, for costs in time.
-        answer_tokens, batch: of which costs are told that depend on them.
+        answer_tokens, batch: of which costs are told that depend on them; default: the study's.
         storage: database URL; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
 
     Raises:
@@ -53,4 +53,4 @@ def choose(
         comparison = Comparison(store, experiment)
         given = read_profile(profile) if profile is not None else None
         pricing = Pricing(comparison, given, answer_tokens=answer_tokens, batch=batch)
-        return decide(comparison, Question(max_drop, cost, bounds, dict(tasks or {}), sure), pricing)
+        return decide(comparison, Question(max_drop, cost or comparison.cost, bounds, dict(tasks or {}), sure), pricing)

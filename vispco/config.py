@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -70,6 +71,28 @@ class CalibrationConfig(Frozen):
         if value != "calibration":
             raise ValueError("a task's own data for gradients is its split calibration")
         return value
+
+
+def _budget(value: Any) -> Any:
+    """A text that is a number is that number; any other begins with one and ends in a unit."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            if not re.fullmatch(r"\s*[0-9.][0-9.eE+-]*\s*[A-Za-z/]+\s*", value):
+                raise ValueError("a budget is a number, or a number with a unit, such as 120 ms") from None
+    return value
+
+
+Budget = Annotated[float | str, BeforeValidator(_budget)]
+
+
+class CostConfig(Frozen):
+    """The cost that budgets are in: ``batch`` prompts that run together, answers of ``answer_tokens``."""
+
+    name: str = "flops"
+    batch: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1
+    answer_tokens: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 16
 
 
 class MethodConfig(Frozen):
@@ -146,6 +169,9 @@ class SearchConfig(Frozen):
 class Study(Frozen):
     """An experiment: a model, tasks, budgets and named search entries.
 
+    ``cost``: what budgets are in, a name of :data:`vispco.costs.COSTS`; costs in time need a ``profile``.
+    ``budgets``: shares of the unpruned model's cost, numbers with a unit (``120 ms``), or how many to spread.
+    ``limits``: upper bounds on other costs, written as budgets are, and under ``tasks`` points that tasks may lose.
     ``resolution``: of every entry that names none of its own.
     ``score``: what accuracy means: the tasks' own numbers, or how far answers stay those of the plain model
     (:mod:`vispco.evaluation.agreement`).
@@ -168,8 +194,10 @@ class Study(Frozen):
     target: str = "transformers"
     budgets: (
         Annotated[int, Field(ge=1, le=MOST_BUDGETS)]
-        | Annotated[list[float], Field(min_length=1, max_length=MOST_BUDGETS)]
+        | Annotated[list[Budget], Field(min_length=1, max_length=MOST_BUDGETS)]
     ) = 12
+    cost: CostConfig = CostConfig()
+    limits: dict[str, Any] = {}
     defaults: list[str] = ["fastv:k2-r50"]
     profile: str | None = None
     plugins: list[str] = []
@@ -192,6 +220,19 @@ class Study(Frozen):
                     raise ValueError(
                         "the experiment has one method, whose floor its budgets start at; list several in an entry"
                     )
+            if isinstance(value.get("cost"), str):
+                value["cost"] = {"name": value["cost"]}
+        return value
+
+    @field_validator("limits")
+    @classmethod
+    def _limits(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, limit in value.items():
+            if name == "tasks":
+                if not isinstance(limit, dict) or not all(map(_is_drop, limit.values())):
+                    raise ValueError(f"tasks: {shortened(limit)} is no loss of tasks; write {{NAME: {{max_drop: 2}}}}")
+            elif isinstance(limit, bool) or not isinstance(limit, (int, float, str)):
+                raise ValueError(f"{name}: {shortened(limit)} is no limit; write a share such as 0.5, or 120 ms")
         return value
 
     @field_validator("resolution")
@@ -242,7 +283,8 @@ class Study(Frozen):
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self._dump()
-        kept = ("model", "tasks", "calibration", "budgets", "method", "family", "resolution", "score")
+        kept = ("model", "tasks", "calibration", "budgets", "method", "family")
+        kept += ("resolution", "score", "cost", "limits")
         return {key: dump[key] for key in kept if key in dump}
 
     def spec_hash(self) -> str:
@@ -255,8 +297,12 @@ class Study(Frozen):
         return content_hash(self._dump(left_out))
 
     def _dump(self, left_out: set[str] | None = None) -> dict[str, Any]:
-        """Plain data; of a study at full resolution, what it was before that key was known."""
+        """Plain data; a study that leaves out a later key has what it had before that key was known."""
         dump = self.model_dump(mode="json", exclude=left_out)
+        if self.cost == CostConfig():
+            del dump["cost"]
+        if not self.limits:
+            del dump["limits"]
         if self.model.resolution == 1:
             del dump["model"]["resolution"]
         if self.resolution is None:
@@ -264,6 +310,12 @@ class Study(Frozen):
         if self.score == "task":
             del dump["score"]
         return dump
+
+
+def _is_drop(value: Any) -> bool:
+    """Whether it says how many points a task may lose."""
+    points = value.get("max_drop") if isinstance(value, dict) and len(value) == 1 else None
+    return isinstance(points, (int, float)) and not isinstance(points, bool) and 0 <= points <= 100
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> None:
@@ -359,11 +411,12 @@ def _override(data: dict[str, Any], item: str) -> None:
         target[last] = parsed
 
 
-NAMED = ("model", "method")  # a text stands for its name
+NAMED = ("model", "method", "cost")  # a text stands for its name
 _MODELS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "tasks": TaskConfig,
     "calibration": CalibrationConfig,
+    "cost": CostConfig,
     "method": MethodConfig,
     "searches": SearchConfig,
 }

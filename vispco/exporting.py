@@ -10,6 +10,7 @@ from vispco.analysis.decision import holds
 from vispco.analysis.noninferiority import paired_error
 from vispco.analysis.selection import fits, front
 from vispco.analysis.targets import runs_on, targets_of_trial
+from vispco.costs.base import make_cost
 from vispco.errors import ConfigError
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedule_file import FORMAT, VERSION
@@ -33,15 +34,17 @@ def export_schedule(comparison: Comparison, budget: float, target: str | None = 
     dearest = max([1.0, *(_cost(pair) for pair in points.pairs)])  # choosing can cost more than it saves
     if not 0 < budget <= dearest:
         raise ConfigError(
-            f"budget {budget:g} is no share of the unpruned model's compute; give a number above 0 and at most 1, "
-            "such as 0.5 for half"
+            f"budget {budget:g} is no share of the unpruned model's "
+            f"{'compute' if comparison.unpruned_cost is None else comparison.cost}; give a number above 0 and at most "
+            "1, such as 0.5 for half"
         )
     found = points.within(budget)
     if found is None:
         where = "" if target is None else f" on target {target!r}"
         if points.pairs:
             cheapest = min(_cost(pair) for pair in points.pairs)
-            why, way = f"its cheapest{where} has flops_ratio {cheapest:.4f}", "give a larger --budget"
+            what = "flops_ratio" if comparison.unpruned_cost is None else f"a share of {comparison.cost} of"
+            why, way = f"its cheapest{where} has {what} {cheapest:.4f}", "give a larger --budget"
         elif target is None:
             why, way = "it has no schedule that a file can hold", "give a larger --budget"
         else:
@@ -89,7 +92,8 @@ def schedule_record(
         "schedule": trial.user_attrs["schedule"],
         "keep_ratio": comparison.keep_ratio(search, trial),
         "budget": budget,
-        "flops_ratio": trial.values[1],
+        "flops_ratio": comparison.flops_ratio(search, trial),
+        **_cost_of(comparison, trial),
         "accuracy": trial.values[0],
         "accuracy_held_out": held_out.accuracy if held_out else None,
         "targets": targets_of_trial(comparison, origin, trial),
@@ -97,6 +101,16 @@ def schedule_record(
         "model_type": comparison.facts.get("model_type"),
         "versions": comparison.stored["provenance"]["versions"],
     }
+
+
+def _cost_of(comparison: Comparison, trial: TrialRecord) -> dict[str, Any]:
+    """The cost that budgets are in, with its unit; {} for FLOPs."""
+    if comparison.unpruned_cost is None:
+        return {}
+    assert trial.values is not None
+    share = trial.values[1]
+    unit = make_cost(comparison.cost).unit
+    return {"cost": {"name": comparison.cost, "unit": unit, "value": share * comparison.unpruned_cost, "ratio": share}}
 
 
 def export_steps(comparison: Comparison) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from vispco.registry import suggest
 from vispco.tasks.base import SPLITS, Task, make_task
 
 if TYPE_CHECKING:
+    from vispco.costs.profile import Profile
     from vispco.models.base import ModelAdapter, ModelShape
 
 
@@ -46,8 +47,10 @@ class Problem:
         model: Any = None,
         processor: Any = None,
         tasks: Sequence[Task] | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.study = study
+        self._profile = profile
         self.text = text
         self._given = (model, processor) if model is not None else None
         self._given_tasks = list(tasks) if tasks is not None else None
@@ -135,6 +138,24 @@ class Problem:
         """Sizes of the decoder."""
         return self.adapter.shape()
 
+    @property
+    def profile(self) -> Profile | None:
+        """The hardware profile that costs in time are read from: the study's file, or the one that is given.
+
+        Raises:
+            ConfigError: the file cannot be read, or is wrong.
+        """
+        from vispco.costs.profile import read_profile
+
+        path = self.study.profile
+        if self._profile is None and path is not None:
+            self._profile = read_profile(path)
+        return self._profile
+
+    @profile.setter
+    def profile(self, given: Profile | None) -> None:
+        self._profile = given
+
     @cached_property
     def tasks(self) -> list[Task]:
         if self._given_tasks is not None:
@@ -191,6 +212,7 @@ class Problem:
         if isinstance(asked, int):
             return [floor + (1 - floor) * (i + 0.5) / asked for i in range(asked)]
         for budget in asked:
+            assert not isinstance(budget, str)  # StudyCost.budgets reads those that have a unit
             if not floor <= budget <= 1:
                 go = "lower" if budget > 1 else "raise"
                 raise ConfigError(
@@ -198,4 +220,4 @@ class Problem:
                     f"{self.study.family!r} with {self.study.method.name!r} has flops_ratio {floor:.4f} on the search "
                     f"split; {go} the budget, or write a number of budgets to spread them over the range"
                 )
-        return sorted(asked)
+        return sorted(budget for budget in asked if not isinstance(budget, str))

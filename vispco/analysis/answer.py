@@ -38,6 +38,7 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     run. Several runs: the mean over seeds, by :func:`estimate`. A published default is compared with what an entry
     would have chosen within *its* compute on the search split. ``headline`` is the entry that is most accurate on that
     split, of those that are neither a grid nor published; None without results. What is not measured is None.
+    ``flops_ratio`` is the share of ``cost``, the one that budgets are in.
     """
     budget = min(comparison.budgets, key=lambda given: abs(given - near), default=None)
     found = entries(comparison)
@@ -47,11 +48,12 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     for name, entry in found.items():
         _add(measured, ("at", name), comparison, entry, budget)
     defaults = comparison.defaults()
-    limits = {name: (comparison.default_on_search(name) or default).flops_ratio for name, default in defaults.items()}
+    limits = {name: comparison.default_share(name) for name in defaults}
     for name, default in defaults.items():
         measured["default", name] = Delivered([default], True)
-        for entry in found.values():
-            _add(measured, ("within", name, entry.name), comparison, entry, limits[name])
+        if (within := limits[name]) is not None:
+            for entry in found.values():
+                _add(measured, ("within", name, entry.name), comparison, entry, within)
     estimates = _Estimates(comparison, measured)
     grid = comparison.grid()
     unpruned = comparison.reference("unpruned", "held_out")
@@ -61,7 +63,7 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     told = [
         {
             "name": name,
-            "flops_ratio": default.flops_ratio,
+            "flops_ratio": default.flops_ratio if comparison.unpruned_cost is None else limits[name],
             "accuracy_held_out": default.accuracy,
             "accuracy_ci": comparison.interval_of(default),
             "entries": [
@@ -78,6 +80,7 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     ]
     return {
         "budget": budget,
+        "cost": comparison.cost,
         "unpruned": unpruned.accuracy if unpruned else None,
         "grid": grid.entry if grid else None,
         "seeds_needed": SEEDS_NEEDED,

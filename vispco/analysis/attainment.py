@@ -72,7 +72,7 @@ def _front(comparison: Comparison, run: Searched, split: str) -> list[tuple[floa
     trials = comparison.front(run)
     if split == "search":
         return [(trial.values[0], trial.values[1]) for trial in trials if trial.values is not None]
-    held_out = [evaluation for trial in trials if (evaluation := comparison.held_out(run, trial))]
+    held_out = [(evaluation, trial) for trial in trials if (evaluation := comparison.held_out(run, trial))]
     if len(held_out) < len(trials):
         return None
-    return [(evaluation.accuracy, evaluation.flops_ratio) for evaluation in held_out]
+    return [(one.accuracy, comparison.held_out_share(one, trial)) for one, trial in held_out]

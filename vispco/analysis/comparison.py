@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,18 @@ from optuna.trial import TrialState
 
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
 from vispco.analysis.parts import Parts
-from vispco.analysis.selection import choose, front, is_measured
+from vispco.analysis.selection import choose, front, is_measured, within_limits
 from vispco.analysis.statistics import group_bootstraps, interval
+from vispco.costs.base import make_cost
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.storage.reading import TrialRecord, read_attribute, read_trials, snapshot, study_ids
 from vispco.storage.store import Store
 
+if TYPE_CHECKING:
+    from vispco.analysis.pricing import Pricing
+
+FLOPS = "flops"
 # What analysis reads of a trial, and the only types that it believes: an imported study may use these names otherwise.
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "schedule": str,
@@ -31,7 +37,10 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "spent_flops": int,
     "propose_flops": int,
     "budget": (int, float),
+    "flops_ratio": (int, float),
+    "limit_excess": (int, float),
     "relaxed_flops_ratio": (int, float),
+    "relaxed_cost_ratio": (int, float),
     "stationarity": (int, float),
     "feasibility": (int, float),
     "complementarity": (int, float),
@@ -97,7 +106,11 @@ class Searched:
 
 
 class Comparison:
-    """Reads one experiment once; every number below comes from these records."""
+    """Reads one experiment once; every number below comes from these records.
+
+    The second value of a trial is its ``cost`` as a share of the unpruned model's, in which budgets are; of ``flops``
+    that is flops_ratio.
+    """
 
     def __init__(self, store: Store, experiment: str) -> None:
         self.store, self.experiment = store, experiment
@@ -106,6 +119,10 @@ class Comparison:
         if not self.facts:
             raise StorageError(f"experiment {experiment!r} has no results yet; run it (vispco resume {experiment})")
         self.budgets: list[float] = self.facts["budgets"]
+        self.cost = str(self.facts.get("cost", FLOPS))
+        self.unpruned_cost: float | None = None
+        if self.cost != FLOPS:
+            self.unpruned_cost = float(self.facts["cost_terms"]["unpruned"]["search"])
         self.searches = self._read_searches()
         self._links = {role: store.linked(experiment, role) for role in ("reference", "default", "schedule")}
         self._fronts = {search.study: front(search.trials) for search in self.searches}
@@ -141,6 +158,8 @@ class Comparison:
             trials = found[known[name]]
             if facts["kind"] == "imported":
                 trials = [_believed(trial) for trial in trials]
+            if self.unpruned_cost is not None:
+                trials = [_as_share(trial, self.unpruned_cost) for trial in trials]
             searches.append(
                 Searched(
                     name.removeprefix(f"{self.experiment}/"),
@@ -254,6 +273,23 @@ class Comparison:
         ours = (s.with_method(method) for s in self.searches if not s.imported for method in s.methods)
         return next((s for s in ours if key and key.startswith(f"{s.facts['method_key']}|")), None)
 
+    def held_out_share(self, evaluation: Evaluation, trial: TrialRecord) -> float:
+        """Cost of a trial's schedule where it was measured again. Measurements have FLOPs only: another cost is the one
+        on the search split."""
+        return evaluation.flops_ratio if self.unpruned_cost is None else _values(trial)[1]
+
+    def default_share(self, name: str) -> float | None:
+        """Cost of a published default on the search split, as a share; None where it has no price."""
+        if self.unpruned_cost is not None:
+            share: float | None = self._default_cost(name)["cost_ratio"]
+            return share
+        found = self.default_on_search(name) or self.defaults()[name]
+        return found.flops_ratio
+
+    def flops_ratio(self, search: Searched, trial: TrialRecord) -> float | None:
+        """Of a trial on the search split, whatever cost budgets are in; None if it is not known."""
+        return _values(trial)[1] if self.unpruned_cost is None else trial.user_attrs.get("flops_ratio")
+
     def keep_ratio(self, search: Searched, trial: TrialRecord) -> list[float] | None:
         """What a trial keeps at each layer; None if it does not say."""
         known = self._keep_ratios.setdefault(search.study, {})
@@ -280,7 +316,7 @@ class Comparison:
         no_image = self.reference("no_image", "held_out")
         if not held_out or len(held_out) < len(trials) or no_image is None:
             return None, None
-        costs = np.array([evaluation.flops_ratio for evaluation in held_out])
+        costs = np.array([self.held_out_share(one, trial) for one, trial in zip(held_out, trials, strict=True)])
         reference = (no_image.accuracy, 1.0)
 
         def volume(accuracies: Any) -> float:
@@ -305,17 +341,16 @@ class Comparison:
         for search in self.searches:
             on_front = {trial.number for trial in self.front(search)}
             for trial in search.trials:
-                rows.append(
-                    {
-                        "search": search.name,
-                        "trial": trial.number,
-                        "schedule": trial.user_attrs.get("schedule"),
-                        **_named(search, trial),
-                        "accuracy": _values(trial)[0],
-                        "flops_ratio": _values(trial)[1],
-                        "on_front": trial.number in on_front,
-                    }
-                )
+                row = {
+                    "search": search.name,
+                    "trial": trial.number,
+                    "schedule": trial.user_attrs.get("schedule"),
+                    **_named(search, trial),
+                    "accuracy": _values(trial)[0],
+                    "flops_ratio": _values(trial)[1],
+                    "on_front": trial.number in on_front,
+                }
+                rows.append(self._both(search, row, trial))
         return rows
 
     def _drawn(self, evaluation: Evaluation) -> NDArray[np.float64]:
@@ -345,13 +380,28 @@ class Comparison:
                 "accuracy_held_out": unpruned_held.accuracy if unpruned_held else None,
                 "flops": unpruned.flops / samples if unpruned else None,
                 "tasks": _by_task(unpruned_held),
+                **({} if self.unpruned_cost is None else {"cost": self.unpruned_cost}),
             },
             "no_image": {"accuracy": no_image.accuracy if no_image else None, "tasks": _by_task(no_image)},
             "reference_point": {"accuracy": reference[0], "flops_ratio": reference[1]},
             "defaults": self._defaults(),
             "searches": [self._search(search, reference) for search in self.searches if search.trials],
             "by_budget": self._by_budget(),
+            **self._cost_told(),
+            **({"limits": self.facts["limits"]} if "limits" in self.facts else {}),
         }
+
+    def _cost_told(self) -> dict[str, Any]:
+        """Which cost budgets are in; {} for FLOPs."""
+        if self.unpruned_cost is None:
+            return {}
+        return {"cost": self.cost, "cost_unit": make_cost(self.cost).unit}
+
+    def _both(self, search: Searched, row: dict[str, Any], trial: TrialRecord | None) -> dict[str, Any]:
+        """A row about a trial with its FLOPs, and beside them its share of the experiment's own cost."""
+        if self.unpruned_cost is None or trial is None:
+            return row
+        return {**row, "flops_ratio": self.flops_ratio(search, trial), "cost_ratio": _values(trial)[1]}
 
     def defaults(self) -> dict[str, Evaluation]:
         """Published defaults by name, as measured on the held-out split."""
@@ -370,12 +420,26 @@ class Comparison:
                 "flops_ratio": evaluation.flops_ratio,
                 "schedule": evaluation.schedule,
                 "accuracy_ci": self.interval_of(evaluation),
+                **self._default_cost(name),
             }
             for name, evaluation in self.defaults().items()
         ]
 
+    def _default_cost(self, name: str) -> dict[str, Any]:
+        """A default's ``cost_ratio`` on the search split, None without a price; {} where budgets are in FLOPs."""
+        if self.unpruned_cost is None:
+            return {}
+        price = self.pricing.of_published(self.cost, name)
+        return {"cost_ratio": None if price is None else price.absolute / self.unpruned_cost}
+
+    @cached_property
+    def pricing(self) -> Pricing:
+        from vispco.analysis.pricing import Pricing
+
+        return Pricing(self)
+
     def _search(self, search: Searched, reference: tuple[float, float]) -> dict[str, Any]:
-        points = [_values(trial) for trial in search.trials]
+        points = [_values(trial) for trial in search.trials if within_limits(trial)]
         grid = self.grid()
         grid_points = [_values(trial) for trial in self.front(grid)] if grid else None
         volume = hypervolume(points, reference=reference)
@@ -419,7 +483,7 @@ class Comparison:
 
     def _point(self, search: Searched, trial: TrialRecord) -> dict[str, Any]:
         held_out = self.held_out(search, trial)
-        return {
+        row = {
             "trial": trial.number,
             "schedule": trial.user_attrs.get("schedule"),
             **_named(search, trial),
@@ -431,6 +495,7 @@ class Comparison:
             "budget": trial.user_attrs.get("budget"),
             "tasks": {name: dict(task) for name, task in held_out.tasks.items()} if held_out else {},
         }
+        return self._both(search, row, trial)
 
     def _by_budget(self) -> list[dict[str, Any]]:
         grid = self.grid()
@@ -445,7 +510,7 @@ class Comparison:
                 trial = self.chosen(search)[number]
                 held_out = self.delivered_by(search, trial)
                 blind = held_out if trial is None else None
-                chosen[search.name] = {
+                row = {
                     "trial": trial.number if trial else None,
                     "schedule": trial.user_attrs.get("schedule") if trial else blind and blind.schedule,
                     **(_named(search, trial) if trial else {}),
@@ -454,6 +519,7 @@ class Comparison:
                     "missed": trial is None,
                     "tasks": _by_task(held_out),
                 }
+                chosen[search.name] = self._both(search, row, trial)
                 if grid is not None and search is not grid:
                     differences[search.name] = self.difference(held_out, grid_held) if held_out and grid_held else None
             rows.append({"budget": budget, "chosen": chosen, "difference_to_grid": differences})
@@ -489,6 +555,11 @@ def _link_key(search: Searched, trial: TrialRecord) -> str:
 def _named(search: Searched, trial: TrialRecord) -> dict[str, Any]:
     """The method of a trial, where its search had a choice."""
     return {"method": search.of(trial).facts["method"]} if "methods" in search.facts else {}
+
+
+def _as_share(trial: TrialRecord, whole: float) -> TrialRecord:
+    values = trial.values
+    return trial if not values or len(values) != 2 else replace(trial, values=(values[0], values[1] / whole))
 
 
 def _values(trial: TrialRecord) -> tuple[float, ...]:

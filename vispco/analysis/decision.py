@@ -99,7 +99,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
             "accuracy_held_out": _accuracy(comparison.reference("unpruned", "held_out")),
             "cost": pricing.unpruned(question.cost),
         },
-        "chosen": _chosen(comparison, best),
+        "chosen": _chosen(comparison, best, pricing),
         "limits": [
             {"cost": bound.cost, "bound": bound.value, "relative": bound.relative, **_limit(pricing, bound, best)}
             for bound in question.limits
@@ -188,11 +188,15 @@ def _within_tasks(
     return kept
 
 
+def _share(price: Price | None) -> float | None:
+    return price.share if price else None
+
+
 def _accuracy(evaluation: Evaluation | None) -> float | None:
     return evaluation.accuracy if evaluation else None
 
 
-def _chosen(comparison: Comparison, best: Candidate) -> dict[str, Any]:
+def _chosen(comparison: Comparison, best: Candidate, pricing: Pricing) -> dict[str, Any]:
     row: dict[str, Any] = {
         "search": None,
         "trial": None,
@@ -215,7 +219,7 @@ def _chosen(comparison: Comparison, best: Candidate) -> dict[str, Any]:
             method=origin.facts["method"] if origin else None,
             keep_ratio=comparison.keep_ratio(best.search, best.trial),
             accuracy_held_out=_accuracy(comparison.held_out(best.search, best.trial)),
-            flops_ratio=best.trial.values[1],
+            flops_ratio=_share(pricing.of("flops", best.search, best.trial)),
         )
     return row
 

@@ -15,6 +15,7 @@ from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, ScheduleError
 from vispco.models.base import ModelShape
 from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import parse_schedule, ratio_counts, resolution_of
 
 if TYPE_CHECKING:
@@ -38,15 +39,24 @@ class Pricing:
 
     Args:
         profile: default: the one that is stored with the experiment, if there is one.
+        answer_tokens, batch: default: those of the study's cost.
 
     Raises:
         ConfigError: the profile is of another model.
     """
 
     def __init__(
-        self, comparison: Comparison, profile: Profile | None = None, *, answer_tokens: int = 16, batch: int = 1
+        self,
+        comparison: Comparison,
+        profile: Profile | None = None,
+        *,
+        answer_tokens: int | None = None,
+        batch: int | None = None,
     ) -> None:
         self.comparison = comparison
+        terms = comparison.facts.get("cost_terms", {})
+        answer_tokens, batch = answer_tokens or terms.get("answer_tokens", 16), batch or terms.get("batch", 1)
+        self._own = terms and (terms["answer_tokens"], terms["batch"]) == (answer_tokens, batch) and profile is None
         stored = comparison.facts.get("profile")
         self.profile = profile or (parse_profile(stored, "the stored profile") if stored else None)
         self._answer_tokens, self._batch = answer_tokens, batch
@@ -110,9 +120,13 @@ class Pricing:
         """
         origin = self.comparison.origin(search, trial)
         text = str(trial.user_attrs.get("schedule"))
+        assert trial.values is not None
         if cost == "flops" and split == "search":
-            assert trial.values is not None
-            return Price(trial.values[1] * self.unpruned("flops", split), trial.values[1])
+            share = self.comparison.flops_ratio(search, trial)
+            if share is not None:
+                return Price(share * self.unpruned("flops", split), share)
+        elif self._is_own(cost) and split == "search":
+            return Price(trial.values[1] * self.unpruned(cost, split), trial.values[1])
         if origin is None:
             return None
         key = (cost, split, str(origin.facts.get("method_key")), text)
@@ -121,6 +135,20 @@ class Pricing:
             ratios = self.comparison.keep_ratio(search, trial) if "(" not in text else None
             self._prices[key] = self._price(cost, text, ratios, method, split)
         return self._prices[key]
+
+    def _is_own(self, cost: str) -> bool:
+        """Whether it is what the experiment's budgets are in, by the same profile, batch and length of answers."""
+        return bool(self._own) and cost == self.comparison.facts.get("cost") == self.comparison.cost
+
+    def of_published(self, cost: str, name: str, split: str = "search") -> Price | None:
+        """Of a published default; None where it has none here, as where the profile does not have its method."""
+        known = PUBLISHED[name]
+        layers = self.setting.shape.layers
+        ratios = known.for_layers(layers).keep_ratio(layers)
+        try:
+            return self._price(cost, known.for_layers(layers).text(), ratios, known.make_method(), split)
+        except ConfigError:
+            return None
 
     def _price(self, cost: str, text: str, ratios: Sequence[float] | None, method: Method, split: str) -> Price | None:
         layers, setting = self.setting.shape.layers, self.setting.with_method(method)
@@ -155,6 +183,8 @@ class Pricing:
         if cost == "flops":
             found = self.comparison.reference("unpruned", split)
             return found.flops / sum(len(scores) for scores in found.scores.values()) if found else float("nan")
+        if self._is_own(cost):
+            return float(self.comparison.facts["cost_terms"]["unpruned"][split])
         prompts = self.prompts(split)
         return prompts.mean(make_cost(cost).unpruned(self.setting, prompts.visual, prompts.text))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.pricing import Pricing
@@ -33,17 +32,18 @@ class Repriced(Comparison):
         cost: str,
         profile: Profile | None = None,
         *,
-        answer_tokens: int = 16,
-        batch: int = 1,
+        answer_tokens: int | None = None,
+        batch: int | None = None,
     ) -> None:
         super().__init__(store, experiment)
         minimised(cost)
-        pricing = Pricing(self, profile, answer_tokens=answer_tokens, batch=batch)
-        self.cost, self.unpruned_cost = cost, pricing.unpruned(cost)
+        pricing = self.pricing = Pricing(self, profile, answer_tokens=answer_tokens, batch=batch)
         self._flops = {
-            (s.study, t.number): t.values[1] for s in self.searches for t in s.trials if t.values is not None
+            (s.study, t.number): super(Repriced, self).flops_ratio(s, t) for s in self.searches for t in s.trials
         }
-        self.searches = [self._repriced(pricing, search) for search in self.searches]
+        priced = [self._repriced(pricing, cost, search) for search in self.searches]
+        self.cost, self.unpruned_cost = cost, pricing.unpruned(cost)
+        self.searches = priced
         shares = [t.values[1] for s in self.searches for t in s.trials if t.values is not None]
         if not shares:
             raise ConfigError(f"no trial of {experiment!r} has a schedule, so none has a cost in {cost}")
@@ -54,28 +54,13 @@ class Repriced(Comparison):
         self._choices = {s.study: [choose(s.trials, b) for b in self.budgets] for s in self.searches}
         self.load_held_out((search, trial) for search in self.searches for trial in self.shown(search))
 
-    def _repriced(self, pricing: Pricing, search: Searched) -> Searched:
-        priced = [(trial, pricing.of(self.cost, search, trial)) for trial in search.trials]
+    def _repriced(self, pricing: Pricing, cost: str, search: Searched) -> Searched:
+        priced = [(trial, pricing.of(cost, search, trial)) for trial in search.trials]
         trials = [_at(trial, price.share) for trial, price in priced if price is not None]
         return replace(search, trials=trials)
 
-    def to_dict(self, reference_point: tuple[float, float] | None = None) -> dict[str, Any]:
-        told = super().to_dict(reference_point)
-        return {**told, "cost": self.cost, "unpruned": {**told["unpruned"], "cost": self.unpruned_cost}}
-
-    def _point(self, search: Searched, trial: TrialRecord) -> dict[str, Any]:
-        return self._both(search, super()._point(search, trial))
-
-    def _by_budget(self) -> list[dict[str, Any]]:
-        rows, known = super()._by_budget(), {search.name: search for search in self.searches}
-        for row in rows:
-            row["chosen"] = {name: self._both(known[name], chosen) for name, chosen in row["chosen"].items()}
-        return rows
-
-    def _both(self, search: Searched, row: dict[str, Any]) -> dict[str, Any]:
-        if row["trial"] is None:
-            return row
-        return {**row, "flops_ratio": self._flops[search.study, row["trial"]], "cost_ratio": row["flops_ratio"]}
+    def flops_ratio(self, search: Searched, trial: TrialRecord) -> float | None:
+        return self._flops.get((search.study, trial.number))
 
     def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
         """Not told: held-out measurements have their own FLOPs, not this cost."""

@@ -14,7 +14,7 @@ HELD = 0.02  # of a budget: a relaxed solution that misses it by more does not h
 
 
 class Measured(Protocol):
-    """A finished trial with values (accuracy, flops_ratio) and user attributes."""
+    """A finished trial with values (accuracy, cost as a share of the unpruned model's) and user attributes."""
 
     number: int
     values: Any
@@ -26,10 +26,24 @@ def is_measured(trial: Any) -> bool:
     return trial.values is not None and len(trial.values) == 2 and all(map(math.isfinite, trial.values))
 
 
+def within_limits(trial: Any) -> bool:
+    """Whether a trial keeps its experiment's limits; others cost something, and are on no front and chosen for
+    nothing."""
+    return bool(trial.user_attrs.get("limit_excess", 0) <= FITS)
+
+
+def relaxed_ratio(trial: Any) -> float | None:
+    """Cost of the relaxed solution that a trial was snapped from, as a share; None where it says none."""
+    attributes = trial.user_attrs
+    found = attributes.get("relaxed_flops_ratio", attributes.get("relaxed_cost_ratio"))
+    return None if found is None else float(found)
+
+
 def front(trials: Sequence[Any]) -> list[Any]:
-    """Non-dominated trials (more accuracy, less flops_ratio), by flops_ratio; of equal points the first."""
+    """Non-dominated trials (more accuracy, less cost) within limits, by cost; of equal points the first."""
     from moocore import is_nondominated
 
+    trials = [trial for trial in trials if within_limits(trial)]
     if not trials:
         return []
     points = np.array([trial.values for trial in trials], dtype=float)
@@ -38,8 +52,8 @@ def front(trials: Sequence[Any]) -> list[Any]:
 
 
 def fits(trial: Any, budget: float) -> bool:
-    """Whether a trial's realised flops_ratio is within ``budget``, but for rounding."""
-    return bool(trial.values[1] <= budget + FITS)
+    """Whether a trial's realised cost is within ``budget``, but for rounding, and within the experiment's limits."""
+    return bool(trial.values[1] <= budget + FITS) and within_limits(trial)
 
 
 def choose(trials: Sequence[Any], budget: float) -> Any | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched, together
 from vispco.analysis.entries import entries
-from vispco.analysis.selection import HELD
+from vispco.analysis.selection import HELD, relaxed_ratio
 from vispco.errors import StorageError
 from vispco.storage.store import Store
 
@@ -16,7 +16,7 @@ RESIDUALS = ("stationarity", "feasibility", "complementarity")
 
 
 def violations(comparison: Comparison) -> dict[str, Any]:
-    """Per entry and budget (flops_ratio - budget) / budget of the relaxed solution, before the snap, of each run.
+    """Per entry and budget (cost - budget) / budget of the relaxed solution, before the snap, of each run.
 
     ``held``: of how many (seed, budget) ``pairs`` it is at most 0.02 either way. ``over``: the most by which any
     trial is above its budget on the search split, after the snap. The Karush-Kuhn-Tucker residuals are means over runs
@@ -49,8 +49,8 @@ def _relaxed(run: Searched) -> dict[float, dict[str, Any]]:
     """Attributes of the first trial of each budget that has a relaxed solution."""
     solved: dict[float, dict[str, Any]] = {}
     for trial in run.paid:
-        if {"relaxed_flops_ratio", "budget"} <= trial.user_attrs.keys():
-            solved.setdefault(trial.user_attrs["budget"], dict(trial.user_attrs))
+        if relaxed_ratio(trial) is not None and "budget" in trial.user_attrs:
+            solved.setdefault(trial.user_attrs["budget"], {**trial.user_attrs, "relaxed": relaxed_ratio(trial)})
     return solved
 
 
@@ -58,7 +58,7 @@ def _row(runs: Sequence[Searched], budget: float) -> dict[str, Any]:
     said = [_relaxed(run).get(budget, {}) for run in runs]
     row: dict[str, Any] = {
         "budget": budget,
-        "relaxed": [(one["relaxed_flops_ratio"] - budget) / budget if one else None for one in said],
+        "relaxed": [(one["relaxed"] - budget) / budget if one else None for one in said],
     }
     for name in RESIDUALS:
         values = [one[name] for one in said if name in one]

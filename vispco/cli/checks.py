@@ -22,6 +22,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     from vispco.evaluation.prepared import check_prunable
     from vispco.problem import Problem
     from vispco.search.runner import plan, resolutions, validate
+    from vispco.search.study_cost import StudyCost
 
     problem = Problem.from_yaml(path, overrides)
     validate(problem)
@@ -29,8 +30,9 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
         task.check()
     evaluator = Evaluator(problem)
     check_prunable(problem, evaluator.prepared("search"))
-    floor = evaluator.flops_ratio(problem.family().cheapest(), "search")
-    budgets = problem.budgets(floor)
+    cost = StudyCost(evaluator)
+    floor = cost.floor(problem.family(), problem.default_method)
+    budgets = cost.budgets(floor)
     shape = problem.shape
     parts = evaluator.prepared("search")
     gradients = problem.calibration_tasks if problem.study.calibration else []
@@ -60,6 +62,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
             }
             for task in gradients
         ),
+        *([] if cost.in_flops else [{"check": "cost", "result": cost.told()}]),
         {"check": "floor", "result": f"{floor:.4f}"},
         {"check": "budgets", "result": ", ".join(f"{budget:.3f}" for budget in budgets)},
     ]

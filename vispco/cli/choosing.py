@@ -10,7 +10,7 @@ from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.decision import EVERY, Question, decide
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
-from vispco.cli.output import print_text
+from vispco.cli.output import amount, print_text
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import parse_limit
 from vispco.costs.profile import read_profile
@@ -35,14 +35,14 @@ def question(
     return Question(max_drop, cost or default, tuple(parse_limit(text) for text in limits), tasks, sure)
 
 
-def pricing(comparison: Comparison, profile: Path | None, answer_tokens: int, batch: int) -> Pricing:
+def pricing(comparison: Comparison, profile: Path | None, answer_tokens: int | None, batch: int | None) -> Pricing:
     given = read_profile(profile) if profile is not None else None
     return Pricing(comparison, given, answer_tokens=answer_tokens, batch=batch)
 
 
 def cost_of(comparison: Comparison) -> str:
     """The cost that the experiment was run for."""
-    return str(comparison.facts.get("cost", "flops"))
+    return comparison.cost
 
 
 def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure: bool = False) -> dict[str, Any]:
@@ -77,12 +77,12 @@ def print_decision(found: dict[str, Any], storage: str | None = None) -> None:
         f"within {drop} of the unpruned model (trial {chosen['trial']} of {chosen['search']})"
     )
     lines = [
-        f"{found['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's ({_amount(chosen['cost'], unit)} of "
-        f"{_amount(unpruned['cost'], unit)} per prompt)"
+        f"{found['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's ({amount(chosen['cost'], unit)} of "
+        f"{amount(unpruned['cost'], unit)} per prompt)"
     ]
     for limit in found["limits"]:
         own = make_cost(limit["cost"]).unit
-        told = [f"{v:.3g}" if limit["relative"] else _amount(v, own) for v in (_reached(limit), limit["bound"])]
+        told = [f"{v:.3g}" if limit["relative"] else amount(v, own) for v in (_reached(limit), limit["bound"])]
         lines.append(f"{limit['cost']}: {told[0]}, limit {told[1]}")
     lines.append(f"search split, where it was chosen: {_pair(chosen['accuracy'], unpruned['accuracy'])}")
     if chosen["accuracy_held_out"] is not None and unpruned["accuracy_held_out"] is not None:
@@ -107,14 +107,3 @@ def _pair(mine: float, unpruned: float) -> str:
 
 def _reached(limit: dict[str, Any]) -> float:
     return float(limit["share" if limit["relative"] else "absolute"])
-
-
-def _amount(value: float, unit: str) -> str:
-    steps = {"FLOPs": (1000, "FLOPs kFLOPs MFLOPs GFLOPs TFLOPs"), "bytes": (1024, "B KiB MiB GiB")}
-    factor, names = steps.get(unit, (1000, unit))
-    *small, last = names.split()
-    for name in small:
-        if abs(value) < factor:
-            return f"{value:.4g} {name}"
-        value /= factor
-    return f"{value:.4g} {last}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vispco.cli.output import in_blocks, page_width, print_table, print_text
+from vispco.cli.output import amount, in_blocks, page_width, print_table, print_text
 from vispco.errors import ConfigError
 from vispco.registry import suggest
 from vispco.search.so_far import in_flops
@@ -48,8 +48,10 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print_text(f"{comparison['experiment']}: accuracy on held-out samples")
     print(
         f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
-        f"least {comparison.get('cost', 'flops_ratio')} {comparison['floor']:.3f}"
+        f"least {comparison.get('cost', 'flops_ratio')} {comparison['floor']:.3f}{_of_unpruned(comparison)}"
     )
+    if comparison.get("limits"):
+        print_text(f"within limits: {_limits(comparison['limits'])}")
     plain, blind = unpruned["accuracy_held_out"], no_image["accuracy"]
     if plain is not None and blind is not None and plain <= blind:
         print_text(
@@ -60,7 +62,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     for default in comparison["defaults"]:
         print_text(
             f"published {default['name']}: accuracy {default['accuracy_held_out']:.3f} "
-            f"at flops_ratio {default['flops_ratio']:.3f}"
+            f"at flops_ratio {default['flops_ratio']:.3f}{_other_share(comparison, default)}"
         )
     print()
     if not comparison["searches"]:
@@ -87,13 +89,13 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print("\n95 %: interval of budget_score over samples")
     if any(row["cost_ratio_to_grid"] is not None for row in best_first):
         print("charged, spent: shares of the grid's FLOPs, without and with sharing")
-    share = f", a share of {comparison['cost']}" if "cost" in comparison else ""
+    share = f", a share of {comparison['cost']}{_of_unpruned(comparison)}" if "cost" in comparison else ""
     print(f"\naccuracy of the schedule that each search would choose, per budget{share}\n")
     names = [search["name"] for search in comparison["searches"]]
     for number, shown in enumerate(_blocks(names, SCHEDULE)):
         rows = []
         for row in comparison["by_budget"]:
-            cells: dict[str, Any] = {"budget": row["budget"]}
+            cells: dict[str, Any] = {"budget": row["budget"], **_in_unit(comparison, row["budget"])}
             for name in shown:
                 chosen = row["chosen"].get(name)
                 cells[name] = _number(chosen["accuracy_held_out"]) + _missed(chosen) if chosen else "-"
@@ -120,6 +122,29 @@ def with_method(chosen: dict[str, Any]) -> str:
     """A schedule, with its method where the search had several."""
     named = chosen["schedule"] or f"trial {chosen['trial']}"
     return f"{named} {chosen['method']}" if "method" in chosen else named
+
+
+def _of_unpruned(comparison: dict[str, Any]) -> str:
+    """How much the unpruned model has of a cost that budgets are in."""
+    whole = comparison["unpruned"].get("cost")
+    return "" if whole is None else f" of {amount(whole, comparison['cost_unit'])}"
+
+
+def _in_unit(comparison: dict[str, Any], budget: float) -> dict[str, str]:
+    """A budget in its cost's unit beside its share."""
+    whole = comparison["unpruned"].get("cost")
+    return {} if whole is None else {"is": amount(budget * whole, comparison["cost_unit"])}
+
+
+def _other_share(comparison: dict[str, Any], default: dict[str, Any]) -> str:
+    share = default.get("cost_ratio")
+    return "" if share is None else f", {comparison['cost']} {share:.3f}"
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    tasks = limits.get("tasks", {})
+    told = [f"{name} {limit}" for name, limit in limits.items() if name != "tasks"]
+    return ", ".join([*told, *(f"{name} at most {limit['max_drop']:g} points" for name, limit in tasks.items())])
 
 
 def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:

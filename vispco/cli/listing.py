@@ -96,7 +96,8 @@ def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
     holders = store.holders()
     rows = []
     for name in [experiment] if experiment else store.experiment_names():
-        facts = store.require_experiment(name)["facts"].get("studies", {})
+        known = store.require_experiment(name)["facts"]
+        facts, cost = known.get("studies", {}), known.get("cost", "flops")
         done = _summaries(store, name)
         for study in [*facts, *(s for s in done if s not in facts)]:
             summary = done.get(study, StudySummary({}, None, None))
@@ -104,6 +105,7 @@ def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
                 {
                     "study": study,
                     "kind": facts.get(study, {}).get("kind", "-"),
+                    "cost": cost,
                     "complete": summary.states.get(TrialState.COMPLETE, 0),
                     "pruned": summary.states.get(TrialState.PRUNED, 0),
                     "failed": summary.states.get(TrialState.FAIL, 0),
@@ -118,8 +120,8 @@ def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
 def print_status(rows: Sequence[Mapping[str, Any]], working: Sequence[Mapping[str, Any]]) -> None:
     """Tables for a terminal of 80 columns: what says nothing in any row is left out, seconds too."""
     shown = [{**row, "last_trial": row["last_trial"][:16]} for row in rows]
-    for name in ("pruned", "failed", "held_by"):
-        if all(row[name] in (0, "-") for row in shown):
+    for name in ("pruned", "failed", "held_by", "cost"):
+        if all(row[name] in (0, "-", "flops") for row in shown):
             for row in shown:
                 del row[name]
     if shown:

@@ -55,7 +55,13 @@ ProfileFile = Annotated[
     Optional[Path], typer.Option(help="Hardware profile [default: the one stored with the experiment].")
 ]
 AnswerTokens = Annotated[int, typer.Option(min=1, help="Of an answer, for total_flops and latency_ms.")]
-BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Prompts that run together.")]
+StudyTokens = Annotated[
+    Optional[int],
+    typer.Option("--answer-tokens", min=1, help="Of an answer, for total_flops and latency_ms [default: the study's]."),
+]
+BatchSize = Annotated[
+    Optional[int], typer.Option("--batch", min=1, help="Prompts that run together [default: the study's].")
+]
 StudyFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 
 
@@ -124,7 +130,7 @@ def _run(
             with _executor(problem, workers, ray) as executor:
                 driver = Run(problem, store, progress, executor, team)
                 try:
-                    added = driver.run(only, fresh=fresh)
+                    added = driver.run(only, fresh=fresh, announce=True)
                 except VispcoError:
                     if driver.failures:  # what the others have found is worth seeing
                         with read_results(store):
@@ -459,8 +465,8 @@ def choose(
     max_task_drop: TaskDrop = None,
     sure: Sure = 0.95,
     profile: ProfileFile = None,
-    answer_tokens: AnswerTokens = 16,
-    batch: BatchSize = 1,
+    answer_tokens: StudyTokens = None,
+    batch: BatchSize = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the choice on the held-out split if it was not; runs the model.")
     ] = False,
@@ -530,8 +536,8 @@ def export(
     max_task_drop: TaskDrop = None,
     sure: Sure = 0.95,
     profile: ProfileFile = None,
-    answer_tokens: AnswerTokens = 16,
-    batch: BatchSize = 1,
+    answer_tokens: StudyTokens = None,
+    batch: BatchSize = None,
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="File [default: print it].")] = None,
     target: Annotated[
         Optional[str],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from vispco.costs.base import CostModel, make_cost
 from vispco.errors import ConfigError
@@ -43,6 +44,20 @@ class Bound:
 
     def text(self) -> str:
         return f"{self.value:g}" if self.relative else f"{self.value:g} {make_cost(self.cost).unit}"
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What a schedule costs: ``value`` in a cost's unit, ``ratio`` to the unpruned model's.
+
+    ``limited``: other costs that have a limit, in their units. ``excess``: by how much each limit is exceeded, at most
+    0 within it: as a share of a limit on a cost, in accuracy of one on a task's loss.
+    """
+
+    value: float
+    ratio: float
+    limited: Mapping[str, float] = field(default_factory=dict)
+    excess: Mapping[str, float] = field(default_factory=dict)
 
 
 def parse_bound(cost: str, given: float | str) -> Bound:

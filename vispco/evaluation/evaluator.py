@@ -199,13 +199,15 @@ class Evaluator:
         split: str = "search",
         method: Method | None = None,
         watch: Watch = lambda units: None,
+        ratio: Callable[[Sequence[Counts]], float] | None = None,
     ) -> list[Outcome]:
         """Measure policies block by block, all of them side by side, without those that the race stops; in order.
 
         What was measured before, by whomever, is known to the race when its turn comes and changes no decision.
 
         Args:
-            make_race: from each policy's flops_ratio and the prepared tasks, a :class:`vispco.search.racing.Race`.
+            make_race: from each policy's cost and the prepared tasks, a :class:`vispco.search.racing.Race`.
+            ratio: cost of a policy, as a share, from its counts [S, L] of each task; default: its flops_ratio.
 
         Raises:
             ScheduleError: a policy does not fit the model or the method; nothing was measured.
@@ -213,7 +215,8 @@ class Evaluator:
         method, started = method or self.problem.default_method, time.monotonic()
         ids, pending = self._ask(policies, split, method)
         job = Job(self.prepared(split), self.problem.shape, split, method, list(pending.values()), self.resolution)
-        race = make_race([self._ratio(job, waiting) for waiting in job.pending], job.parts)
+        costs = [ratio(one.counts) if ratio is not None else self._ratio(job, one) for one in job.pending]
+        race = make_race(costs, job.parts)
         runners = list(job.pending)
         for waiting in runners:
             if (known := self._memory.get(waiting.id)) is not None:

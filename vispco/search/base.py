@@ -5,20 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from vispco.costs.bounds import Priced
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import PreparedSplit, block_ends
-from vispco.evaluation.records import Failed, Outcome
+from vispco.evaluation.records import Evaluation, Failed, Outcome
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Policy, Schedule, TextPolicy, parse_schedule
 from vispco.registry import Registry
 from vispco.search.distributed import Alone, Team
 from vispco.search.racing import Race, RacingOptions, order_by
+from vispco.search.study_cost import StudyCost
 from vispco.storage.trials import ATTEMPTS, TrialLog
 from vispco.tasks.aggregation import MEAN
 
@@ -75,7 +78,8 @@ class SearchContext:
     ``allowance``: FLOPs that the entry may be charged, if its compute is limited; ``paid_allowance``: that it may
     spend, after sharing.
     ``advance(done, total, note)`` reports progress, ``watch(units)`` work within a measurement, ``say`` what a
-    person should read. ``team``: the processes that share gradients.
+    person should read. ``team``: the processes that share gradients. ``cost``: what ``budgets`` are shares of, and the
+    study's limits.
     """
 
     evaluator: Evaluator
@@ -85,6 +89,7 @@ class SearchContext:
     seed: int
     log: TrialLog
     store: Store
+    cost: StudyCost
     allowance: int | None = None
     paid_allowance: int | None = None
     methods: Sequence[Method] = ()
@@ -92,6 +97,10 @@ class SearchContext:
     watch: Callable[[int], None] = field(default=lambda units: None)
     say: Callable[[str], None] = field(default=lambda text: None)
     team: Team = field(default_factory=Alone)
+
+    def ratio(self, policy: Policy) -> float:
+        """Share of the unpruned model's cost on the search split, which budgets bound."""
+        return self.cost.ratio(policy, self.method)
 
 
 class Search(ABC):
@@ -105,6 +114,7 @@ class Search(ABC):
     ``among_methods``: it can search among several methods.
     ``before_decoder``: it can use families that drop tokens before layer 0.
     ``resolutions``: it can search the pictures' resolution together with the schedule.
+    ``any_cost``: it can search under budgets in another cost than FLOPs, and under limits.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
     (:meth:`as_begun`), so that its trials are never mixed.
@@ -118,6 +128,7 @@ class Search(ABC):
     before_decoder: ClassVar[bool] = False
     resolutions: ClassVar[bool] = False
     among_methods: ClassVar[bool] = False
+    any_cost: ClassVar[bool] = False
     defaults: ClassVar[int] = 1
 
     @classmethod
@@ -189,7 +200,10 @@ class Search(ABC):
             stages = [*(end for end in ends if end >= options.first), samples]
             return Race(costs, order_by(places), options, context.budgets, stages)
 
-        found = context.evaluator.race(schedules, make, "search", context.method, context.watch)
+        ratio = None
+        if not context.cost.in_flops:
+            ratio = partial(context.cost.ratio_of_counts, method=context.method)
+        found = context.evaluator.race(schedules, make, "search", context.method, context.watch, ratio)
         first: dict[str, Outcome] = {}
         for outcome in found:
             first.setdefault(outcome.schedule, outcome)  # the first of several that are alike is the one that was paid
@@ -257,11 +271,19 @@ class Search(ABC):
                         proposal.propose_flops,
                         proposal.propose_spent,
                     )
-                    context.log.add(outcome, seconds=seconds, **settings)
+                    context.log.add(outcome, seconds=seconds, priced=self._priced(proposal, outcome), **settings)
                 landed += 1
                 advance(landed)
             proposals = again
         return landed
+
+    def _priced(self, proposal: Proposal, outcome: Outcome) -> Priced | None:
+        """None where the outcome's own ``flops_ratio`` says all that is asked."""
+        cost = self.context.cost
+        if cost.in_flops and not cost.limits:
+            return None
+        measured = outcome if isinstance(outcome, Evaluation) else None
+        return cost.priced(proposal.schedule, self.context.method, measured)
 
 
 def _paid_once(outcomes: Sequence[Outcome]) -> list[Outcome]:

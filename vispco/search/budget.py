@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from vispco.costs import decoder_flops, plain_flops
+from vispco.costs import CostModel, decoder_flops, make_cost, plain_flops
 
 if TYPE_CHECKING:
     from vispco.evaluation.evaluator import Evaluator
     from vispco.pruning.families import ScheduleFamily
+    from vispco.pruning.methods.base import Method
+    from vispco.search.study_cost import StudyCost
 
 REACH = 80.0
 HALVINGS = 48
+
+
+class Relaxed(Protocol):
+    def __call__(self, ratios: Tensor) -> Tensor:
+        """Relaxed cost, float64 [...], of ``ratios`` [..., L]."""
 
 
 class RelaxedCost:
@@ -44,7 +51,54 @@ class RelaxedCost:
         return cost
 
 
-def on_budget(family: ScheduleFamily, cost: RelaxedCost, free: Tensor, budgets: Tensor, sharpness: float) -> Tensor:
+class RelaxedShare:
+    """Any cost of real-valued keep ratios on the search split, as a share of ``whole``, differentiable.
+
+    What scoring and hooks add is a constant, ``added``, in the cost's unit: the relaxed model drops nothing. Piecewise
+    linear through the points of a profile, so that the slope at a step of a staircase is that of the step.
+    """
+
+    def __init__(self, cost: StudyCost, model: CostModel, whole: float, added: float) -> None:
+        self._model, self._whole, self._added = model, whole, added
+        self._setting, weights = cost.relaxed_parts()
+        lengths = torch.tensor(list(weights), dtype=torch.float64)
+        self._visual, self._text = lengths[:, 0], lengths[:, 1]
+        self._weight = torch.tensor(list(weights.values()), dtype=torch.float64)
+
+    def __call__(self, ratios: Tensor) -> Tensor:
+        """float64 [...] of ``ratios`` [..., L]."""
+        kept = self._visual[:, None] * ratios.double()[..., None, :]
+        visual, text = self._visual.expand(kept.shape[:-1]), self._text.expand(kept.shape[:-1])
+        values: Tensor = self._model.relaxed(self._setting, kept, visual, text)
+        return ((values * self._weight).sum(dim=-1) + self._added) / self._whole
+
+
+def relaxed_cost(cost: StudyCost, evaluator: Evaluator, family: ScheduleFamily, method: Method) -> Relaxed:
+    """The study's cost, relaxed."""
+    if cost.in_flops:
+        return RelaxedCost(evaluator)
+    return RelaxedShare(cost, cost.model, cost.whole(), cost.added_by_pruning(cost.model, family, method))
+
+
+def relaxed_limits(cost: StudyCost, family: ScheduleFamily, method: Method) -> list[Relaxed]:
+    """Each limit on a cost, relaxed: the limited cost over its bound, at most 1 within it.
+
+    A limit on a rate is one on its inverse.
+    """
+    found: list[Relaxed] = []
+    for bound in cost.bounds:
+        model = make_cost(bound.cost)
+        most = bound.value * (cost.whole_of(model) if bound.relative else 1.0)
+        one = RelaxedShare(cost, model, most, cost.added_by_pruning(model, family, method))
+        found.append(_inverse(one) if model.larger_is_better else one)
+    return found
+
+
+def _inverse(relaxed: Relaxed) -> Relaxed:
+    return lambda ratios: 1 / relaxed(ratios)
+
+
+def on_budget(family: ScheduleFamily, cost: Relaxed, free: Tensor, budgets: Tensor, sharpness: float) -> Tensor:
     """``free`` [..., P] moved along the family's :meth:`upward` so that its relaxed cost is ``budgets`` [...].
 
     The distance is found by bisection, since the cost only rises along that direction; its gradient is that of the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from vispco.pruning.families import ScheduleFamily
 from vispco.search.augmented_lagrangian import AugmentedLagrangian
-from vispco.search.budget import RelaxedCost, on_budget
+from vispco.search.budget import Relaxed, on_budget
 
 
 class Constraint(Protocol):
@@ -61,10 +62,44 @@ class ByLagrangian:
             one.multiplier, one.penalty, one.last_violation = multiplier, penalty, last
 
 
+class Limits:
+    """Further inequalities, a limited cost over its bound at most 1, each with a multiplier for every budget."""
+
+    def __init__(self, relaxed: Sequence[Relaxed], budgets: int, penalty: float, cap: float) -> None:
+        self._relaxed = relaxed
+        self._each = [ByLagrangian(budgets, penalty, cap, equality=False) for _ in relaxed]
+
+    def __bool__(self) -> bool:
+        return bool(self._relaxed)
+
+    def violations(self, ratios: Tensor) -> Tensor:
+        """[J, K] of ``ratios`` [..., K, L]; of many samples the mean."""
+        over = [relaxed(ratios) - 1 for relaxed in self._relaxed]
+        return torch.stack([one.view(-1, one.shape[-1]).mean(dim=0) for one in over])
+
+    def term(self, violations: Tensor) -> Tensor:
+        return torch.stack([each.term(row) for each, row in zip(self._each, violations, strict=True)]).sum()
+
+    def dual_step(self, violations: Tensor) -> None:
+        for each, row in zip(self._each, violations.tolist(), strict=True):
+            each.dual_step(row)
+
+    def state(self, number: int) -> list[dict[str, float]]:
+        """``multiplier`` and ``penalty`` of each limit, at budget ``number``."""
+        return [each.state(number) for each in self._each]
+
+    def to_list(self) -> list[list[list[float]]]:
+        return [each.to_list() for each in self._each]
+
+    def restore(self, state: Sequence[list[list[float]]]) -> None:
+        for each, own in zip(self._each, state, strict=True):
+            each.restore(own)
+
+
 class ByConstruction:
     """Every step is on budget: parameters are moved along the family's ``upward`` until the cost fits."""
 
-    def __init__(self, family: ScheduleFamily, cost: RelaxedCost, budgets: Tensor) -> None:
+    def __init__(self, family: ScheduleFamily, cost: Relaxed, budgets: Tensor) -> None:
         self._family, self._cost, self._budgets = family, cost, budgets
 
     def place(self, free: Tensor, sharpness: float) -> Tensor:

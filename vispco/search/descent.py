@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from vispco.errors import MeasurementError
 from vispco.pruning.families import ScheduleFamily
-from vispco.search.budget import RelaxedCost
+from vispco.search.budget import Relaxed
 from vispco.search.calibration import Calibration
-from vispco.search.constraints import Constraint
+from vispco.search.constraints import Constraint, Limits
 from vispco.search.predictor import RatioPredictor, from_text, to_text
 
 MEMORY = 0.8  # of the running mean of a budget's loss
@@ -51,13 +51,15 @@ class Descent:
         budgets: [K].
         name: gives, with the number of the step, the random choice of mini-batches.
         save: called now and then with text from which :meth:`restore` goes on.
+        limits: of the study, on other costs. Budgets are then upper bounds only, and what is brought back is the
+            tightest of a budget and the limits.
         tolerance: if given, ``module`` is brought within half of it of every budget by steps on the constraints alone,
             which run no model: before the first step, with every dual step and at the end. (The restoration phase of
             inexact-restoration methods: Martinez and Pilotta, 2000.)
     """
 
     calibration: Calibration | None
-    cost: RelaxedCost
+    cost: Relaxed
     family: ScheduleFamily
     module: nn.Module
     constraint: Constraint
@@ -70,6 +72,7 @@ class Descent:
     settled: Callable[[Tensor], bool] = field(default=lambda free: False)
     save: Callable[[str], None] = field(default=lambda text: None)
     tolerance: float | None = None
+    limits: Limits = field(default_factory=lambda: Limits((), 0, 1.0, 1.0))
     steps: int = 0
     restored: int = -1
 
@@ -119,7 +122,7 @@ class Descent:
             return
         optimizer = torch.optim.Adam(self.module.parameters(), lr=RESTORING_RATE)
         for _ in range(most):
-            relative = self._violation(self.family.relaxed(self.free(features), self.sharpness))
+            relative = self._tightest(self.family.relaxed(self.free(features), self.sharpness))
             if float((relative * self.budgets).detach().abs().max()) <= self.tolerance / 2:
                 return
             optimizer.zero_grad()
@@ -153,7 +156,14 @@ class Descent:
     def _over(self, features: Tensor | None) -> Tensor:
         """Relaxed flops_ratio minus budget [K], absolute."""
         relaxed = self.family.relaxed(self.free(features), self.sharpness)
-        return self._violation(relaxed) * self.budgets
+        return self._tightest(relaxed) * self.budgets
+
+    def _tightest(self, ratios: Tensor) -> Tensor:
+        """Relative violation [K] of the budget, or of the limit that is exceeded most."""
+        violation = self._violation(ratios)
+        if not self.limits:
+            return violation
+        return torch.cat([violation[None], self.limits.violations(ratios)]).amax(dim=0)
 
     @staticmethod
     def _move(weights: Sequence[Tensor], before: Sequence[Tensor], by: Tensor) -> None:
@@ -197,6 +207,8 @@ class Descent:
         violation = self._violation(ratios)
         self._watch(losses.detach(), weights, which)
         objective = (weights * losses * self._scale()[which]).sum() + self.constraint.term(violation)
+        if self.limits:
+            objective = objective + self.limits.term(self.limits.violations(ratios))
         (slope,) = torch.autograd.grad((weights * losses).sum(), [rows], retain_graph=True)
         gradients = torch.autograd.grad(objective, list(self.module.parameters()), allow_unused=True)
         for parameter, gradient in zip(self.module.parameters(), gradients, strict=True):
@@ -217,7 +229,10 @@ class Descent:
     def _dual_step(self) -> bool:
         with torch.no_grad():
             free = self.free(self._features)
-            self.constraint.dual_step(self._violation(self.family.relaxed(free, self.sharpness)).tolist())
+            ratios = self.family.relaxed(free, self.sharpness)
+            self.constraint.dual_step(self._violation(ratios).tolist())
+            if self.limits:
+                self.limits.dual_step(self.limits.violations(ratios))
         return self.settled(free.detach())
 
     def _watch(self, losses: Tensor, weights: Tensor, which: Tensor) -> None:
@@ -244,6 +259,7 @@ class Descent:
                     "loss": self.level[number],
                     "violation": violation[number],
                     **self.constraint.state(number),
+                    **({"limits": self.limits.state(number)} if self.limits else {}),
                     "sharpness": self.sharpness,
                     "free": mean[number].tolist(),
                     **({} if (slope := slopes[number]) is None else {"slope": slope}),
@@ -264,6 +280,7 @@ class Descent:
                 "restored": self.restored,
                 "level": self.level,
                 "constraint": _finite(self.constraint.to_list()),
+                **({"limits": [_finite(one) for one in self.limits.to_list()]} if self.limits else {}),
                 "charged": self.calibration.charged if self.calibration is not None else 0,
                 "trajectory": self.trajectory,
             }
@@ -283,7 +300,9 @@ class Descent:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
         self.steps, self.level, self.trajectory = state["steps"], state["level"], state["trajectory"]
         self.restored = state["restored"]
-        self.constraint.restore([[math.inf if v is None else v for v in one] for one in state["constraint"]])
+        self.constraint.restore(_infinite(state["constraint"]))
+        if self.limits:
+            self.limits.restore([_infinite(one) for one in state["limits"]])
         if self.calibration is not None:
             self.calibration.charged = state["charged"]
 
@@ -302,3 +321,8 @@ def _mean_of(slope: Tensor, weights: Tensor, mine: Tensor) -> list[float] | None
 def _finite(rows: list[list[float]]) -> list[list[float | None]]:
     """JSON has no infinity."""
     return [[value if math.isfinite(value) else None for value in row] for row in rows]
+
+
+def _infinite(rows: Sequence[Sequence[float | None]]) -> list[list[float]]:
+    """The other way round."""
+    return [[math.inf if value is None else value for value in row] for row in rows]

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from vispco.pruning.families import ScheduleFamily
+from vispco.pruning.methods.base import Method
+from vispco.pruning.schedules import Schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search
 from vispco.search.racing import RacingOptions
+from vispco.search.study_cost import StudyCost
 
 
 class GridOptions(Options):
     """``race``: measure on growing parts of the split and stop what is shown not to matter (``{}`` for defaults)."""
 
     race: RacingOptions | None = None
+
+
+def grid_points(family: ScheduleFamily, method: Method, cost: StudyCost) -> list[Schedule]:
+    """The family's dense grid; on the edges of a staircase of times, and without what a limit on a cost forbids."""
+    points = [cost.on_edge(schedule, family, method) for schedule in family.dense_grid()]
+    return list(dict.fromkeys(one for one in points if not cost.bounds or cost.within_limits(one, method)))
 
 
 @SEARCHES.register("grid")
@@ -22,10 +32,11 @@ class GridSearch(Search):
     deterministic: ClassVar[bool] = True
     before_decoder: ClassVar[bool] = True
     resolutions: ClassVar[bool] = True
+    any_cost: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = GridOptions
 
     def run(self) -> None:
-        points = list(self.context.family.dense_grid())
+        points = grid_points(self.context.family, self.context.method, self.context.cost)
         settled = {trial.user_attrs["schedule"] for trial in self.context.log.settled()}
         missing = [schedule for schedule in points if schedule.text() not in settled]
         before = len(points) - len(missing)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from vispco.pruning.families import ScheduleFamily
-from vispco.search.budget import RelaxedCost
+from vispco.search.budget import Relaxed
 
 
 def residuals(
-    family: ScheduleFamily, cost: RelaxedCost, free: Tensor, sharpness: float, slope: Sequence[float], budget: float
+    family: ScheduleFamily, cost: Relaxed, free: Tensor, sharpness: float, slope: Sequence[float], budget: float
 ) -> dict[str, float]:
     """``stationarity``, ``feasibility`` and ``complementarity``; all 0 at a solution.
 

@@ -32,16 +32,16 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from vispco.analysis.selection import HELD
+from vispco.analysis.selection import HELD, relaxed_ratio
 from vispco.errors import ConfigError, ScheduleError
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Policy, Schedule, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
-from vispco.search.budget import RelaxedCost
+from vispco.search.budget import relaxed_cost, relaxed_limits
 from vispco.search.calibration import Calibration
 from vispco.search.checking import nearest, nearest_of_each
-from vispco.search.constraints import ByConstruction, ByLagrangian, Constraint
+from vispco.search.constraints import ByConstruction, ByLagrangian, Constraint, Limits
 from vispco.search.descent import Descent
 from vispco.search.gradient_options import GradientOptions
 from vispco.search.kkt import residuals
@@ -70,6 +70,7 @@ class GradientSearch(Search):
     among_methods: ClassVar[bool] = True
     defaults: ClassVar[int] = 2
     tolerance: ClassVar[float | None] = None
+    any_cost: ClassVar[bool] = True
 
     @classmethod
     def as_begun(cls, options: Any, defaults: int) -> Any:
@@ -93,7 +94,8 @@ class GradientSearch(Search):
 
     def __init__(self, context: SearchContext, options: GradientOptions) -> None:
         super().__init__(context, options.settled())
-        self._cost = RelaxedCost(context.evaluator)
+        self._cost = relaxed_cost(context.cost, context.evaluator, context.family, context.method)
+        self._limits = relaxed_limits(context.cost, context.family, context.method)
         self._calibration: Calibration | None = None
 
     def constraint(self, budgets: Tensor) -> Constraint:
@@ -246,7 +248,7 @@ class GradientSearch(Search):
         """An input-conditioned policy, moved so that its mean flops_ratio fits."""
         context = self.context
         policy = PredictedPolicy.of(descent, context.log.name, budget)
-        policy = snapped_policy(policy, context.evaluator, context.method, budget + TIE)
+        policy = snapped_policy(policy, context.evaluator, context.method, budget + TIE, context.cost)
         attributes = {**self._attributes(number, budget, descent), "violation": self._violation(policy, budget)}
         return Proposal(policy, {}, attributes=attributes)
 
@@ -288,6 +290,7 @@ class GradientSearch(Search):
             name=name,
             total=options.dual_steps * options.primal_steps,
             tolerance=self.tolerance,
+            limits=Limits(self._limits, len(budgets), options.penalty, options.penalty_cap),
             **more,
         )
 
@@ -301,7 +304,7 @@ class GradientSearch(Search):
         last, realised = trajectory[-1], descent.realised()[at]
         slopes = [step["slope"] for step in trajectory[len(trajectory) // 2 :] if "slope" in step]
         reached = {"feasibility": max(0.0, (realised - budget) / budget)}
-        if slopes and not descent.reads:
+        if slopes and not descent.reads and not self._limits:
             slope = [fmean(layer) for layer in zip(*slopes, strict=True)]
             free, sharpness = descent.free().detach()[at], descent.sharpness
             reached = residuals(self.context.family, self._cost, free, sharpness, slope, budget)
@@ -313,7 +316,7 @@ class GradientSearch(Search):
             "steps": len(trajectory),
             "trajectory": key,
             "free": last["free"],
-            "relaxed_flops_ratio": realised,
+            "relaxed_flops_ratio" if self.context.cost.in_flops else "relaxed_cost_ratio": realised,
             **reached,
         }
 
@@ -396,14 +399,12 @@ class GradientSearch(Search):
             done.setdefault(trial.user_attrs["budget"], []).append(trial)
         return done
 
-    def _flops_ratio(self, policy: Policy) -> float:
-        return self.context.evaluator.flops_ratio(policy, "search", self.context.method)
-
     def _violation(self, policy: Policy, budget: float) -> float:
-        return (self._flops_ratio(policy) - budget) / budget
+        return (self.context.ratio(policy) - budget) / budget
 
     def _fits(self, budget: float) -> Callable[[Schedule], bool]:
-        return lambda schedule: self._flops_ratio(schedule) <= budget + TIE
+        """Whether a schedule is within the budget, and within the study's limits on costs."""
+        return self.context.cost.fits(budget, self.context.method)
 
     def _nearest_each(self, snapped: Sequence[tuple[float, Schedule]]) -> list[list[Schedule]]:
         """Of each budget its schedule and the neighbouring shapes, nearest to the teacher first."""
@@ -483,9 +484,10 @@ def not_held(trials: Sequence[FrozenTrial]) -> str:
     """One line on the budgets that relaxed solutions miss by more than 2 %; empty if none does."""
     over: dict[float, float] = {}
     for trial in trials:
-        if "relaxed_flops_ratio" in trial.user_attrs:
+        relaxed = relaxed_ratio(trial)
+        if relaxed is not None:
             budget = trial.user_attrs["budget"]
-            over.setdefault(budget, (trial.user_attrs["relaxed_flops_ratio"] - budget) / budget)
+            over.setdefault(budget, (relaxed - budget) / budget)
     missed = [f"{budget:.3f} ({by:+.0%})" for budget, by in sorted(over.items()) if abs(by) > HELD]
     if not missed:
         return ""
@@ -511,7 +513,8 @@ class LagrangianSearch(GradientSearch):
 
     def constraint(self, budgets: Tensor) -> Constraint:
         options = self.options
-        return ByLagrangian(len(budgets), options.penalty, options.penalty_cap, options.predictor != "static")
+        equality = options.predictor != "static" and not self._limits  # a limit may keep a budget from being reached
+        return ByLagrangian(len(budgets), options.penalty, options.penalty_cap, equality)
 
 
 @SEARCHES.register("on_budget")

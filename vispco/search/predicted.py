@@ -23,6 +23,7 @@ from vispco.search.predictor import prompt_features, shifted_counts
 if TYPE_CHECKING:
     from vispco.evaluation.evaluator import Evaluator
     from vispco.search.descent import Descent
+    from vispco.search.study_cost import StudyCost
     from vispco.storage.store import Store
 
 KEY = "predictor"
@@ -66,8 +67,10 @@ class PredictedPolicy:
         return self.text()
 
 
-def snapped_policy(policy: PredictedPolicy, evaluator: Evaluator, method: Method, budget: float) -> PredictedPolicy:
-    """``policy`` moved so that its mean flops_ratio on the search split is as large as fits."""
+def snapped_policy(
+    policy: PredictedPolicy, evaluator: Evaluator, method: Method, budget: float, study_cost: StudyCost | None = None
+) -> PredictedPolicy:
+    """``policy`` moved so that its mean cost on the search split is as large as fits, also within the limits."""
     parts, shape = evaluator.prepared("search"), evaluator.problem.shape
     ratios = []
     for part in parts:
@@ -80,6 +83,12 @@ def snapped_policy(policy: PredictedPolicy, evaluator: Evaluator, method: Method
 
     def cost(shift: float) -> float:
         means = []
+        if study_cost is not None and (not study_cost.in_flops or study_cost.bounds):
+            given = [shifted_counts(rows, shift, part.n_visual) for part, rows in zip(parts, ratios, strict=True)]
+            if study_cost.excess_of_counts(given, method) > 0:
+                return np.inf
+            if not study_cost.in_flops:
+                return study_cost.ratio_of_counts(given, method)
         for part, rows in zip(parts, ratios, strict=True):
             counts = shifted_counts(rows, shift, part.n_visual)
             pruned = prefill_flops(shape, counts, part.n_visual, part.n_text, method)

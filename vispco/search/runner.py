@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from vispco.analysis.selection import checkpoints_to_confirm, choose, front, is_measured, trials_to_confirm
 from vispco.config import SearchConfig, Study, check_options, parse_study
 from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
-from vispco.costs import Prompts, Setting, read_profile
+from vispco.costs import Prompts, Setting
+from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, LockedError, MeasurementError, ScheduleError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import check_prunable, vision_flops
@@ -36,7 +37,9 @@ from vispco.registry import suggest
 from vispco.search import SEARCHES
 from vispco.search.base import Advance, Search, SearchContext
 from vispco.search.distributed import Alone, Team
+from vispco.search.grid import grid_points
 from vispco.search.so_far import result_so_far
+from vispco.search.study_cost import StudyCost, check_cost, drops_of, has_plain_cost
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 from vispco.tasks.aggregation import MEAN
@@ -140,6 +143,7 @@ def validate(problem: Problem) -> None:
         ConfigError, ScheduleError: the first thing that is wrong.
     """
     target = target_named(problem.study.target)
+    check_cost(problem)
     for planned in plan(problem.study):
         kind: type[Search] = SEARCHES[planned.config.kind]
         if kind.reads_calibration and problem.study.calibration is None:
@@ -160,6 +164,7 @@ def validate(problem: Problem) -> None:
                 _before_decoder(kind, method, made)
                 _at_resolutions(kind, planned.options, made)
                 kind.check(planned.options, method, made)
+            _able(kind, planned.options, problem.study)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -167,6 +172,19 @@ def validate(problem: Problem) -> None:
                 next(iter(made.dense_grid()))
             except ConfigError as error:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
+
+
+def _able(kind: type[Search], options: Any, study: Study) -> None:
+    """Refuse a search that knows no cost but FLOPs, or no limits, in a study that has them."""
+    if not has_plain_cost(study) and resolutions(study):
+        raise ConfigError(
+            "resolution: is searched under budgets in FLOPs without limits; remove it, or cost: and limits:"
+        )
+    if not has_plain_cost(study) and not kind.any_cost:
+        able = ", ".join(name for name, known in SEARCHES.items() if known.any_cost)
+        raise ConfigError(f"kind {kind.kind!r} knows FLOPs only, and the study has cost: or limits:; use {able}")
+    if getattr(options, "race", None) is not None and study.limits and (kind.kind != "grid" or drops_of(study)):
+        raise ConfigError("race: cannot tell whether a schedule keeps the study's limits; remove race:, or limits:")
 
 
 def _before_decoder(kind: type[Search], method: Method, family: ScheduleFamily) -> None:
@@ -219,20 +237,25 @@ class Run:
         self.problem, self.store = problem, store
         self.team: Team = team or Alone()
         self._blind = 0.0
+        self._plain: Evaluation | None = None
         self._policies: dict[str, Callable[[str], Policy]] = {}
         self.failures: dict[str, Exception] = {}
         self.study = problem.study
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
+        self.cost = StudyCost(self.evaluator)
 
-    def run(self, only: Sequence[str] | None = None, *, fresh: bool = False) -> int:
+    def run(self, only: Sequence[str] | None = None, *, fresh: bool = False, announce: bool = False) -> int:
         """Bring the experiment to its end; returns how many trials were added.
+
+        ``announce``: say first what is planned, if there are no trials yet.
 
         Raises:
             ConfigError: the study is wrong, or differs from what this database holds under its name.
             VispcoError: an entry ended early, the first one's own error; the others are done by then.
             LockedError: another driver runs it.
         """
+        self._recall_profile()
         validate(self.problem)
         plan(self.study, only)
         with self.store.lock(self.study.experiment, waiting=self.progress.say), self._workers_shown():
@@ -243,8 +266,8 @@ class Run:
             with self.progress.track("prepare") as advance:
                 advance(0, 3, "model and samples")
                 check_prunable(self.problem, self.evaluator.prepared("search"))
-                floor = self.evaluator.flops_ratio(self.problem.family().cheapest(), "search")
-                budgets = self.problem.budgets(floor)
+                floor = self.cost.floor(self.problem.family(), self.problem.default_method)
+                budgets = self.cost.budgets(floor)
                 self._check_entries_fit()
                 content = self._content()
                 self.store.save_experiment(
@@ -259,12 +282,14 @@ class Run:
                 advance(3, 3, "references")
             checkpoints = self._checkpoints()
             facts.update(accounting=ACCOUNTING, floor=floor, budgets=budgets, **self._entry_facts())
-            facts.update(costs=self._cost_facts(), **self._profile_facts())
+            facts.update(costs=self._cost_facts(), **self._profile_facts(), **self.cost.facts())
             facts.update(model_type=self.problem.model.config.model_type)
             if checkpoints:
                 facts.update(anytime=checkpoints)
             self.store.save_facts(self.study.experiment, facts)
             before = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
+            if announce and not before:
+                self._announce(only)
             for number, item in enumerate(planned, start=1):
                 self._fenced(item, budgets, f"{item.study} ({number} of {len(planned)})")
             self._confirm([item for item in planned if item.study in self._policies], budgets, checkpoints)
@@ -286,6 +311,14 @@ class Run:
             goes_on = item.seed == 0 and item.study not in known and other in known
             planned.append(replace(item, study=other) if goes_on else item)
         return planned
+
+    def _announce(self, only: Sequence[str] | None) -> None:
+        """What ``vispco plan`` computes, at the speed that the plain model was just measured with."""
+        from vispco.search.estimate import estimate, in_words
+
+        self.progress.say(
+            f"{self.study.experiment}: {in_words(estimate(self.problem, self.evaluator, only, self._plain))}"
+        )
 
     def _fenced(self, item: Planned, budgets: list[float], title: str) -> None:
         """One entry; what ends it is said, kept in ``failures``, and ends no other."""
@@ -341,7 +374,9 @@ class Run:
         if stored is None:
             return
         way_out = "give the study another experiment name, or start over with --fresh"
-        for key, value in self.study.identity().items():
+        now = self.study.identity()
+        for key in (*now, *(key for key in ("cost", "limits") if key not in now)):
+            value = now.get(key)
             if key == "budgets" and isinstance(value, list) and set(stored["facts"].get("budgets", ())) <= set(value):
                 continue  # further budgets change nothing for those that are there
             if stored["identity"].get(key) != value:
@@ -390,6 +425,8 @@ class Run:
             for task in problem.calibration_tasks:
                 if "calibration" in task.sizes:
                     found[split_name(task.name, "calibration")] = calibration_content(problem, task)
+        if problem.profile is not None and not has_plain_cost(self.study):
+            found["hardware profile"] = {"times": content_hash(problem.profile.model_dump(mode="json"))}
         stored = self.store.experiment(name)
         if stored is None:
             return found
@@ -415,7 +452,7 @@ class Run:
         for item in self._plan():
             family = self.problem.family(item.config)
             for method in self.problem.methods(item.config):
-                self.evaluator.flops_ratio(family.cheapest(), "search", method)
+                self.cost.floor(family, method)
         self._profile_facts()
         for default in self.study.defaults:
             check_needs(PUBLISHED[default].make_method(), self.problem.adapter)
@@ -429,7 +466,8 @@ class Run:
             self.store.link(name, "reference", "unpruned", unpruned)
             self.store.link(name, "reference", "no_image", no_image)
             if split == "search":
-                self._blind = no_image.accuracy
+                self._blind, self._plain = no_image.accuracy, unpruned
+                self.cost.unpruned_tasks = {name: task["accuracy"] for name, task in unpruned.tasks.items()}
             for default in self.study.defaults:
                 known = PUBLISHED[default]
                 schedule = known.for_layers(self.problem.shape.layers)
@@ -459,17 +497,22 @@ class Run:
             prompts[split] = Prompts.of([(a.n_visual, a.n_text, b.n_visual, b.n_text) for a, b in parts]).to_list()
         return {"vision_flops": vision_flops(other.problem), "prompts": prompts}
 
-    def _profile_facts(self) -> dict[str, Any]:
-        """The study's hardware profile; one that is stored stays where the study, or this machine, has none."""
+    def _recall_profile(self) -> None:
+        """A stored hardware profile stays where the study, or this machine, has none."""
         if self.study.profile is not None and Path(self.study.profile).exists():
-            made = read_profile(self.study.profile)
-            made.check_model(self.study.model.name, self.problem.shape)
-            return {"profile": made.model_dump(mode="json")}
+            return
         stored = self.store.experiment(self.study.experiment)
         known = stored["facts"].get("profile") if stored else None
-        if known is None and self.study.profile is not None:
-            read_profile(self.study.profile)  # which says what is wrong with it
-        return {"profile": known} if known else {}
+        if known is not None:
+            self.problem.profile = parse_profile(known, "the stored profile")
+
+    def _profile_facts(self) -> dict[str, Any]:
+        """The hardware profile, which is stored with the experiment."""
+        made = self.problem.profile
+        if made is None:
+            return {}
+        made.check_model(self.study.model.name, self.problem.shape)
+        return {"profile": made.model_dump(mode="json")}
 
     def _entry_facts(self) -> dict[str, Any]:
         """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""
@@ -479,7 +522,7 @@ class Run:
         for item in self._plan():
             methods = self.problem.methods(item.config)
             method, several = methods[0], len(methods) > 1
-            points = len(list(self.problem.family(item.config).dense_grid())) if item.config.kind == "grid" else None
+            points = self._points(item) if item.config.kind == "grid" else None
             studies[item.study] = {
                 "entry": item.entry,
                 "seed": item.seed,
@@ -502,6 +545,11 @@ class Run:
         family = FAMILIES[item.config.family or self.study.family]
         return code_of(search=SEARCHES[item.config.kind], method=self.problem.method(item.config), family=family)
 
+    def _points(self, item: Planned) -> int:
+        """Schedules of a grid."""
+        family, method = self.problem.family(item.config), self.problem.method(item.config)
+        return len(grid_points(family, method, self.cost))
+
     def _search(self, item: Planned, budgets: list[float], title: str) -> None:
         log = self.store.trial_log(item.study)
         failed = log.fail_running()
@@ -520,6 +568,7 @@ class Run:
                 seed=item.seed,
                 log=log,
                 store=self.store,
+                cost=self.cost,
                 allowance=self._allowance(item),
                 paid_allowance=self._paid_allowance(item),
                 advance=advance,

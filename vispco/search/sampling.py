@@ -98,6 +98,7 @@ class SamplingSearch(Search):
     before_decoder: ClassVar[bool] = True
     resolutions: ClassVar[bool] = True
     among_methods: ClassVar[bool] = True
+    any_cost: ClassVar[bool] = True
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -106,9 +107,16 @@ class SamplingSearch(Search):
         keys = [method.key() for method in self.context.methods]
         return {**given, METHOD: CategoricalDistribution(keys)} if keys else given
 
-    def schedule_of(self, parameters: Mapping[str, Any]) -> Schedule:
+    def drawn_schedule(self, parameters: Mapping[str, Any]) -> Schedule:
+        """What drawn parameters stand for."""
         schedule: Schedule = self.context.family.schedule({k: v for k, v in parameters.items() if k != METHOD})
         return schedule
+
+    def schedule_of(self, parameters: Mapping[str, Any]) -> Schedule:
+        """What is measured for drawn parameters; on the edge of its step where measured times are a staircase."""
+        context = self.context
+        method = self.method_of(parameters) or context.method
+        return context.cost.on_edge(self.drawn_schedule(parameters), context.family, method)
 
     def method_of(self, drawn: Mapping[str, Any]) -> Method | None:
         """Which of several methods a draw, or a trial's attributes, name; None where there is one."""
@@ -153,7 +161,7 @@ class SamplingSearch(Search):
             wanted = [
                 Proposal(
                     schedule,
-                    parameters,
+                    parameters if schedule == self.drawn_schedule(parameters) else None,
                     seconds=seconds,
                     attributes={"proposal": number, **notes},
                     distributions=self.distributions,

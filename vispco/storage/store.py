@@ -221,11 +221,16 @@ class Store:
         return [study.study_name for study in ordered if study.study_name.startswith(f"{experiment}/")]
 
     def trial_log(self, study_name: str) -> TrialLog:
-        """Open a study, or create it with our directions and metric names."""
-        study = self._persist(lambda: self._study(study_name))
-        return TrialLog(study, self._read, self._write)
+        """Open a study, or create it with our directions and metric names, the second of which is the experiment's
+        cost."""
+        stored = self.experiment(study_name.rpartition("/")[0])
+        facts = stored["facts"] if stored else {}
+        cost, terms = facts.get("cost"), facts.get("cost_terms")
+        metrics = [METRICS[0], cost or METRICS[1]]
+        study = self._persist(lambda: self._study(study_name, metrics))
+        return TrialLog(study, self._read, self._write, cost, terms["unpruned"]["search"] if terms else 1.0)
 
-    def _study(self, study_name: str) -> optuna.Study:
+    def _study(self, study_name: str, metrics: list[str]) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()
         study: optuna.Study | None = None
         for remaining in reversed(range(CREATE_TRIES)):
@@ -246,8 +251,8 @@ class Store:
         assert study is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if study.metric_names != list(METRICS):
-                study.set_metric_names(list(METRICS))
+            if study.metric_names != metrics:
+                study.set_metric_names(metrics)
         return study
 
     # --- evaluations -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from copy import copy
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -19,11 +19,15 @@ from vispco.evaluation.records import Evaluation, Stopped
 from vispco.storage.bulk import append, has_system_attribute, lock_study, newest
 from vispco.storage.redaction import redact_text
 
+if TYPE_CHECKING:
+    from vispco.costs.bounds import Priced
+
 Read = Callable[[Callable[[Connection], Any]], Any]
 Write = Callable[[Callable[[Connection], object]], None]
 TOKEN = "vispco:token"
 METRICS = ("accuracy", "flops_ratio")
 ATTEMPTS = 3
+CONSTRAINTS = "constraints"  # where Optuna's samplers and its dashboard look for them
 # What searches read of their own trials.
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "schedule": str,
@@ -33,6 +37,7 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "method": str,
     **dict.fromkeys(("attempts", "charged_flops", "spent_flops", "propose_flops", "full_flops", "proposal"), int),
     "budget": (int, float),
+    "limit_excess": (int, float),
 }
 ERROR_LENGTH = 500
 
@@ -40,12 +45,17 @@ ERROR_LENGTH = 500
 class TrialLog:
     """A study that one driver writes.
 
+    In an experiment whose budgets are in another cost than FLOPs, the second value of a stored trial is ``cost``, in
+    its unit. Trials that are read here have it as a share of ``whole``, the unpruned model's, as budgets are.
+
     Trials enter when they are finished, in one transaction: a driver that dies leaves no RUNNING trial. A trial
     whose transaction lost its answer is tried again and stored once, told by a token among its system attributes.
     """
 
-    def __init__(self, study: optuna.Study, read: Read, write: Write) -> None:
-        self.study = study
+    def __init__(
+        self, study: optuna.Study, read: Read, write: Write, cost: str | None = None, whole: float = 1.0
+    ) -> None:
+        self.study, self.cost, self.whole = study, cost, whole
         self.name: str = study.study_name
         self._read, self._write = read, write
         self._known: list[FrozenTrial] = []
@@ -69,6 +79,8 @@ class TrialLog:
             StorageError: an attribute that searches read is of another kind.
         """
         where = f"trial {trial.number} of study {self.name!r}"
+        if self.cost is not None:
+            trial = copy(trial)  # the storage keeps the one that it gave
         for name, kind in ATTRIBUTES.items():
             value = trial.user_attrs.get(name)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
@@ -76,6 +88,8 @@ class TrialLog:
         if trial.state == TrialState.COMPLETE and (not trial.values or len(trial.values) != len(METRICS)):
             raise _unusable(where, "is complete without its values")
         trial.user_attrs = _Attributes(trial.user_attrs, where)
+        if self.cost is not None and trial.values:
+            trial.values = [trial.values[0], trial.values[1] / self.whole]
         return trial
 
     def _newest(self) -> int | None:
@@ -132,6 +146,7 @@ class TrialLog:
         propose_flops: int = 0,
         propose_spent: int | None = None,
         attributes: Mapping[str, Any] | None = None,
+        priced: Priced | None = None,
     ) -> None:
         """Store a measured schedule, COMPLETE, or one that a race stopped, PRUNED.
 
@@ -140,6 +155,10 @@ class TrialLog:
         has no values, so that it can be on no front; ``accuracy`` so far and ``flops_ratio`` become user attributes
         beside ``samples``, the number of samples seen, and
         ``full_flops``, what measuring all would have cost.
+
+        ``priced``: of an experiment in another cost than FLOPs, or with limits. The trial then has the attributes
+        ``flops_ratio`` and ``cost_ratio``, those costs that have a limit by their names, and ``limit_excess``, the
+        largest of the constraints that Optuna knows it by: above 0 it is not within a limit.
 
         Raises:
             LockedError: another driver took the experiment; nothing was stored.
@@ -150,6 +169,9 @@ class TrialLog:
         if isinstance(evaluation, Stopped):
             stopped = {**dict(zip(METRICS, measured, strict=True)), "samples": evaluation.samples}
             stopped["full_flops"] = evaluation.full_flops
+        costs, constraints = self._costs(evaluation.flops_ratio, priced)
+        if self.cost is not None and priced is not None:
+            measured[1] = priced.value
         trial = create_trial(
             state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
             values=None if stopped else measured,
@@ -163,11 +185,24 @@ class TrialLog:
                 "spent_flops": evaluation.spent_flops + (propose_flops if propose_spent is None else propose_spent),
                 "propose_flops": propose_flops,
                 **stopped,
+                **costs,
                 **(attributes or {}),
             },
-            system_attrs={TOKEN: uuid.uuid4().hex},
+            system_attrs={TOKEN: uuid.uuid4().hex, **constraints},
         )
         self._add(trial, seconds)
+
+    def _costs(self, flops_ratio: float, priced: Priced | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """User and system attributes that say what a schedule costs beside its value."""
+        if priced is None:
+            return {}, {}
+        costs: dict[str, Any] = dict(priced.limited)
+        if self.cost is not None:
+            costs |= {"flops_ratio": flops_ratio, "cost_ratio": priced.ratio}
+        if not priced.excess:
+            return costs, {}
+        over = list(priced.excess.values())
+        return {**costs, "limit_excess": max(over)}, {CONSTRAINTS: over}
 
     def add_failure(
         self,
@@ -227,7 +262,7 @@ class TrialLog:
 
         self._write(change)
         if self._finished and alone:
-            self._known.append(_as_read(trial, *placed))
+            self._known.append(self._checked(_as_read(trial, *placed)) if self.cost else _as_read(trial, *placed))
 
     def fail_running(self) -> int:
         """Mark trials that a dead process left RUNNING as FAIL; returns how many."""

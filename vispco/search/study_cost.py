@@ -1,0 +1,318 @@
+"""What a study's budgets and limits are about: the cost of a policy on the search split, and by how much it is over a
+limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vispco.config import CostConfig, Study
+from vispco.costs import CostModel, Setting, make_cost
+from vispco.costs.bounds import Bound, Priced, minimised, parse_bound
+from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.prepared import vision_flops
+from vispco.evaluation.records import Evaluation
+from vispco.pruning.counts import checked_counts
+from vispco.pruning.families import ScheduleFamily
+from vispco.pruning.methods.base import Method
+from vispco.pruning.schedules import Counts, Policy, Schedule, keep_all
+from vispco.registry import suggest
+
+if TYPE_CHECKING:
+    from vispco.problem import Problem
+
+TIE = 1e-12
+TASKS = "tasks"
+FLOPS = "flops"
+
+
+def bounds_of(study: Study) -> list[Bound]:
+    """The study's limits on costs.
+
+    Raises:
+        ConfigError: an unknown cost, or no bound.
+    """
+    return [parse_bound(name, given) for name, given in study.limits.items() if name != TASKS]
+
+
+def drops_of(study: Study) -> dict[str, float]:
+    """Points that tasks may lose."""
+    return {name: float(limit["max_drop"]) for name, limit in study.limits.get(TASKS, {}).items()}
+
+
+def has_plain_cost(study: Study) -> bool:
+    """Whether budgets are in FLOPs and nothing else is limited."""
+    return study.cost.name == FLOPS and not study.limits
+
+
+def check_cost(problem: Problem) -> None:
+    """Refuse a cost or limits that mean nothing here, before the model is loaded.
+
+    Raises:
+        ConfigError: unknown cost, task or unit; a rate that is to be minimised; no profile for a cost in time.
+    """
+    study = problem.study
+    limits = bounds_of(study)
+    for model in [minimised(study.cost.name), *(make_cost(bound.cost) for bound in limits)]:
+        if model.needs_profile and problem.profile is None:
+            raise ConfigError(
+                f"cost {model.name!r} is in time, so the study needs profile: FILE; measure it: "
+                f"vispco profile {study.model.name} --batch {study.cost.batch} -o profile.json"
+            )
+    if any(bound.cost == study.cost.name for bound in limits):
+        raise ConfigError(f"limits.{study.cost.name}: the study's budgets bound this cost already; leave it out")
+    names = [task.name for task in problem.tasks]
+    for name in drops_of(study):
+        if name not in names:
+            raise ConfigError(f"limits.tasks: no task {name!r} in this study; {suggest(name, names)}")
+    if isinstance(study.budgets, list):
+        for budget in study.budgets:
+            if isinstance(budget, str):
+                parse_bound(study.cost.name, budget)
+
+
+class StudyCost:
+    """The cost of policies on a split.
+
+    ``flops`` without ``cost:`` is ``flops_ratio``, a mean of each prompt's share. Other costs are a mean over tasks of
+    means over prompts, and their ratio is that mean over the unpruned model's, so that a budget in ms and one as a
+    share are the same bound. Limits that are shares are means of each prompt's share, as in ``vispco choose``.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator, study = evaluator, evaluator.problem.study
+        self.terms: CostConfig = study.cost
+        self.model: CostModel = minimised(study.cost.name)
+        self.bounds, self.drops = bounds_of(study), drops_of(study)
+        self.unpruned_tasks: dict[str, float] = {}
+        self._whole: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def in_flops(self) -> bool:
+        """Whether budgets are shares of FLOPs, which need no prices."""
+        return self.name == FLOPS
+
+    @property
+    def limits(self) -> list[str]:
+        """Names of what has a limit, in the order of a trial's constraints."""
+        return [*(bound.cost for bound in self.bounds), *(f"task {name}" for name in self.drops)]
+
+    @cached_property
+    def setting(self) -> Setting:
+        """Without a method.
+
+        Raises:
+            ConfigError: the profile is of another model.
+        """
+        problem = self._evaluator.problem
+        if problem.profile is not None:
+            problem.profile.check_model(problem.study.model.name, problem.shape)
+        wanted = {self.name, *(bound.cost for bound in self.bounds)}
+        tower = vision_flops(problem) if "total_flops" in wanted else 0.0
+        terms = self.terms
+        return Setting.of(
+            problem.adapter,
+            vision_flops=tower,
+            answer_tokens=terms.answer_tokens,
+            batch=terms.batch,
+            profile=problem.profile,
+        )
+
+    # --- the cost ------------------------------------------------------------------------------------
+
+    def ratio(self, policy: Policy, method: Method, split: str = "search") -> float:
+        """Share of the unpruned model's cost."""
+        if self.in_flops:
+            return self._evaluator.flops_ratio(policy, split, method)
+        return self.value(policy, method, split) / self.whole(split)
+
+    def value(self, policy: Policy, method: Method | None, split: str = "search") -> float:
+        """In the cost's unit, mean over prompts."""
+        return self._mean(self.model, self._distinct(policy, method, split), method)[0]
+
+    def whole(self, split: str = "search") -> float:
+        """The unpruned model's."""
+        if split not in self._whole:
+            self._whole[split] = self.value(keep_all(), None, split)
+        return self._whole[split]
+
+    def whole_of(self, model: CostModel) -> float:
+        """Another cost of the unpruned model on the search split."""
+        return self._mean(model, self._distinct(keep_all(), None, "search"), None)[0]
+
+    def ratio_of_counts(self, counts: Sequence[Counts], method: Method) -> float:
+        """:meth:`ratio` from counts [S, L] of each task's samples of the search split."""
+        return self._mean(self.model, self._given(counts), method)[0] / self.whole()
+
+    def excess_of_counts(self, counts: Sequence[Counts], method: Method) -> float:
+        """The largest excess over a limit on a cost; below 0 within all, -inf without limits."""
+        rows = self._given(counts)
+        return max((self._over(bound, rows, method)[1] for bound in self.bounds), default=-np.inf)
+
+    # --- limits --------------------------------------------------------------------------------------
+
+    def priced(self, policy: Policy, method: Method, evaluation: Evaluation | None = None) -> Priced:
+        """Cost and limits on the search split; tasks' limits need the ``evaluation``."""
+        rows = self._distinct(policy, method, "search")
+        limited, excess = {}, {}
+        for bound in self.bounds:
+            limited[bound.cost], excess[bound.cost] = self._over(bound, rows, method)
+        for name, points in self.drops.items() if evaluation is not None else ():
+            assert evaluation is not None
+            lost = self.unpruned_tasks[name] - evaluation.tasks[name]["accuracy"]
+            excess[f"task {name}"] = lost - points / 100
+        ratio = self.ratio(policy, method)
+        value = ratio * self.whole()
+        return Priced(value, ratio, limited, excess)
+
+    def within_limits(self, policy: Policy, method: Method) -> bool:
+        """Whether all limits on costs are kept; those on tasks are known only once measured."""
+        return all(value <= TIE for value in self.priced(policy, method).excess.values())
+
+    def fits(self, budget: float, method: Method) -> Callable[[Schedule], bool]:
+        """Whether a schedule is within a budget, as a share, and within all limits on costs."""
+
+        def within(schedule: Schedule) -> bool:
+            return self.ratio(schedule, method) <= budget + TIE and (
+                not self.bounds or self.within_limits(schedule, method)
+            )
+
+        return within
+
+    def on_edge(self, schedule: Schedule, family: ScheduleFamily, method: Method) -> Schedule:
+        """The schedule of the same shape with the most tokens that costs no more: where measured times are a staircase,
+        the edge of its step."""
+        if not self.model.needs_profile:
+            return schedule
+        return family.snap(schedule, self.fits(max(self.ratio(schedule, method), 0.0), method))
+
+    # --- the range -----------------------------------------------------------------------------------
+
+    def floor(self, family: ScheduleFamily, method: Method) -> float:
+        """The least share that a family and a method can reach.
+
+        Raises:
+            ConfigError: pruning saves nothing, or no schedule keeps a limit.
+        """
+        cheapest = family.cheapest()
+        floor = self.ratio(cheapest, method)
+        if floor >= 1 and not self.in_flops:
+            raise ConfigError(
+                f"cost {self.name!r}: even the cheapest schedule of family {family.name!r} with {method.name!r} takes "
+                f"{floor:.3f} of the unpruned model's {self.whole():.4g} {self.model.unit}, so pruning saves nothing "
+                f"at batch {self.terms.batch}; profile a larger batch (cost: {{name: {self.name}, batch: 16}})"
+            )
+        if self.bounds:
+            found = self.priced(cheapest, method)
+            for bound in self.bounds:
+                if found.excess[bound.cost] > TIE:
+                    share = self._mean(make_cost(bound.cost), self._distinct(cheapest, method, "search"), method)
+                    reached = f"{share[1]:.4f}" if bound.relative else f"{share[0]:.4g} {make_cost(bound.cost).unit}"
+                    raise ConfigError(
+                        f"limits.{bound.cost} = {bound.text()} is out of reach: the cheapest schedule of family "
+                        f"{family.name!r} with {method.name!r} has {reached}; loosen the limit"
+                    )
+        return floor
+
+    def budgets(self, floor: float) -> list[float]:
+        """The study's budgets as shares.
+
+        Raises:
+            ConfigError: one lies below the floor or above the unpruned model.
+        """
+        asked = self._evaluator.problem.study.budgets
+        if self.in_flops and not (isinstance(asked, list) and any(isinstance(one, str) for one in asked)):
+            return self._evaluator.problem.budgets(floor)
+        if isinstance(asked, int):
+            return [floor + (1 - floor) * (i + 0.5) / asked for i in range(asked)]
+        found, whole, unit = [], self.whole(), self.model.unit
+        for given in asked:
+            bound = parse_bound(self.name, given)
+            share = bound.value if bound.relative else bound.value / whole
+            if not floor <= share <= 1:
+                raise ConfigError(
+                    f"budget {given} lies outside [{floor:.4f}, 1]: the cheapest schedule takes {floor * whole:.4g} "
+                    f"{unit} and the unpruned model {whole:.4g} {unit} in {self.name}; "
+                    f"{'lower' if share > 1 else 'raise'} it, or write a number of budgets to spread them"
+                )
+            found.append(share)
+        return sorted(found)
+
+    def told(self) -> str:
+        """The cost with its unit and what the unpruned model has of it."""
+        terms = self.terms
+        more = f", answers of {terms.answer_tokens} tokens" if self.name in ("latency_ms", "total_flops") else ""
+        return f"{self.name}, {self.whole():.4g} {self.model.unit} unpruned at batch {terms.batch}{more}"
+
+    def facts(self) -> dict[str, Any]:
+        """What analysis needs of a study in another cost than FLOPs, or with limits; {} for any other."""
+        found: dict[str, Any] = {}
+        if not self.in_flops:
+            whole = {split: self.whole(split) for split in ("search", "held_out")}
+            found = {"cost": self.name, "cost_terms": {**self.terms.model_dump(), "unpruned": whole}}
+        limits = self._evaluator.problem.study.limits
+        return {**found, **({"limits": limits} if limits else {})}
+
+    # --- parts ---------------------------------------------------------------------------------------
+
+    def _distinct(self, policy: Policy, method: Method | None, split: str) -> list[tuple[Counts, Counts, Counts, Any]]:
+        """Counts, visual and text tokens of distinct prompts, and each sample's place among them, task by task."""
+        evaluator = self._evaluator
+        if not isinstance(policy, Schedule):
+            return self._given(evaluator.counts(policy, split, method), split)
+        chosen = method or evaluator.problem.default_method
+        rows, layers = [], evaluator.problem.shape.layers
+        for part in evaluator.prepared(split):
+            visual, text, which = part.lengths
+            rows.append((checked_counts(policy.counts(visual, layers), visual, layers, chosen), visual, text, which))
+        return rows
+
+    def _given(self, counts: Sequence[Counts], split: str = "search") -> list[tuple[Counts, Counts, Counts, Any]]:
+        parts = zip(counts, self._evaluator.prepared(split), strict=True)
+        return [(given, part.n_visual, part.n_text, slice(None)) for given, part in parts]
+
+    def _mean(
+        self, model: CostModel, rows: Sequence[tuple[Counts, Counts, Counts, Any]], method: Method | None
+    ) -> tuple[float, float]:
+        """(absolute, share prompt by prompt), means over tasks."""
+        plain, own = self.setting, self.setting.with_method(method)
+        values, shares = [], []
+        for counts, visual, text, which in rows:
+            costs = model.of(own, counts, visual, text)
+            values.append(float(costs[which].mean()))
+            shares.append(float((costs / model.unpruned(plain, visual, text))[which].mean()))
+        return float(np.mean(values)), float(np.mean(shares))
+
+    def _over(
+        self, bound: Bound, rows: Sequence[tuple[Counts, Counts, Counts, Any]], method: Method
+    ) -> tuple[float, float]:
+        """A limited cost in its unit, and by how much it exceeds its limit."""
+        model = make_cost(bound.cost)
+        absolute, share = self._mean(model, rows, method)
+        over = ((share if bound.relative else absolute) - bound.value) / bound.value
+        return absolute, -over if model.larger_is_better else over
+
+    # --- for gradients -------------------------------------------------------------------------------
+
+    def relaxed_parts(self) -> tuple[Setting, dict[tuple[int, int], float]]:
+        """The setting without a method, and the weight of each distinct (visual, text) in a mean over tasks."""
+        weights: dict[tuple[int, int], float] = {}
+        parts = self._evaluator.prepared("search")
+        for part in parts:
+            for pair in zip(part.n_visual.tolist(), part.n_text.tolist(), strict=True):
+                weights[pair] = weights.get(pair, 0.0) + 1 / (len(part.samples) * len(parts))
+        return replace(self.setting, method=None), weights
+
+    def added_by_pruning(self, model: CostModel, family: ScheduleFamily, method: Method) -> float:
+        """What scoring and hooks add to a schedule in the middle of the family, which the relaxed form leaves out."""
+        rows = self._distinct(family.discrete(family.start()), method, "search")
+        return self._mean(model, rows, method)[0] - self._mean(model, rows, None)[0]
