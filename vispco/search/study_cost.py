@@ -191,8 +191,8 @@ class StudyCost:
     def on_edge(self, schedule: Schedule, family: ScheduleFamily, method: Method) -> Schedule:
         """The schedule of the same shape with the most tokens that costs no more: where measured times are a staircase,
         the edge of its step."""
-        if not self.model.needs_profile:
-            return schedule
+        if not self.model.needs_profile or (self.bounds and not self.within_limits(schedule, method)):
+            return schedule  # what exceeds a limit is measured as it is, and said to exceed it
         return family.snap(schedule, self.fits(max(self.ratio(schedule, method), 0.0), method))
 
     # --- the range -----------------------------------------------------------------------------------
