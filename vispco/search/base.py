@@ -283,7 +283,7 @@ class Search(ABC):
         if cost.in_flops and not cost.limits:
             return None
         measured = outcome if isinstance(outcome, Evaluation) else None
-        return cost.priced(proposal.schedule, self.context.method, measured)
+        return cost.priced(proposal.schedule, proposal.method or self.context.method, measured)
 
 
 def _paid_once(outcomes: Sequence[Outcome]) -> list[Outcome]:

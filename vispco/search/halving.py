@@ -122,6 +122,7 @@ class HalvingSearch(OptunaSearch):
     kind: ClassVar[str] = "halving"
     Options: ClassVar[type[Options]] = HalvingOptions
     among_methods: ClassVar[bool] = False
+    any_cost: ClassVar[bool] = False
     resolutions: ClassVar[bool] = False
 
     def sampler(self, seed: int) -> BaseSampler:

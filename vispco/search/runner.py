@@ -164,7 +164,7 @@ def validate(problem: Problem) -> None:
                 _before_decoder(kind, method, made)
                 _at_resolutions(kind, planned.options, made)
                 kind.check(planned.options, method, made)
-            _able(kind, planned.options, problem.study)
+            _able(kind, planned.options, len(methods), problem.study)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -174,8 +174,10 @@ def validate(problem: Problem) -> None:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
 
 
-def _able(kind: type[Search], options: Any, study: Study) -> None:
+def _able(kind: type[Search], options: Any, methods: int, study: Study) -> None:
     """Refuse a search that knows no cost but FLOPs, or no limits, in a study that has them."""
+    if not has_plain_cost(study) and methods > 1:
+        raise ConfigError("method: several are searched under budgets in FLOPs without limits; give each its own entry")
     if not has_plain_cost(study) and resolutions(study):
         raise ConfigError(
             "resolution: is searched under budgets in FLOPs without limits; remove it, or cost: and limits:"
