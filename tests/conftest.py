@@ -42,7 +42,9 @@ NO_LACK = (
     "root may",
     "mounting needs root",
     "no tmpfs",
-    "lmms-eval is not",
+    "lmms-eval is not",  # these have environments of their own
+    "vLLM is not",
+    "optimum-quanto is not",
 )
 
 

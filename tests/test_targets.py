@@ -11,12 +11,13 @@ import yaml
 
 from conftest import SMALL
 from test_cli import Cli
+from test_docs import blocks
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.targets import compare_targets
 from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.exporting import Recommendation
 from vispco.models.loading import demo_folder
-from vispco.plugins.vllm.architectures import architecture_of
+from vispco.plugins.vllm.architectures import PREFIX, architecture_of
 from vispco.problem import Problem
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedules import parse_schedule
@@ -135,6 +136,17 @@ def test_export_for_vllm_is_its_configuration(cli: Cli, ran: str, tmp_path: Path
     assert chosen is not None
     assert chosen[0].user_attrs["schedule"] == f"step(layer=0, keep={given['keep']!r})"
     assert chosen[1].facts["method"] == given["method"]
+
+
+def test_the_file_on_the_page_is_what_export_writes() -> None:
+    (block,) = blocks("docs/serve.md", "yaml")
+    shown = yaml.safe_load(block)
+    overrides = shown["hf-overrides"]
+    schedule = parse_schedule(f"step(layer=0, keep={overrides['vispco']['keep']})")
+    method = make_method(overrides["vispco"]["method"], overrides["vispco"]["parameters"])
+    architecture = {"architectures": [PREFIX + "LlavaForConditionalGeneration"]}
+    assert {**architecture, **TARGETS["vllm"].written(schedule, method, 32)} == overrides
+    assert shown.keys() == {"model", "hf-overrides"}
 
 
 def test_export_says_what_it_cannot(cli: Cli, ran: str) -> None:

@@ -38,13 +38,19 @@ LARGEST = 2**53  # of any whole number: what every library reads, and JSON keeps
 
 
 class ModelConfig(Frozen):
-    """Which model, and how it is run."""
+    """Which model, and how it is run.
+
+    ``adapter``: PEFT adapter that is put into it, a hub id or a folder. ``quantization``: of its weights while they are
+    loaded, as transformers' ``quantization_config`` (``{quant_method: quanto, weights: int8}``).
+    """
 
     name: str = "demo"
     device: str = "cpu"
     dtype: str = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     resolution: Annotated[float, Field(gt=0, le=1)] = 1.0
+    adapter: str | None = None
+    quantization: dict[str, Any] | None = None
 
 
 class TaskConfig(Frozen):
@@ -303,8 +309,9 @@ class Study(Frozen):
             del dump["cost"]
         if not self.limits:
             del dump["limits"]
-        if self.model.resolution == 1:
-            del dump["model"]["resolution"]
+        for key, nothing in (("resolution", 1), ("adapter", None), ("quantization", None)):
+            if dump["model"][key] == nothing:
+                del dump["model"][key]
         if self.resolution is None:
             del dump["resolution"]
         if self.score == "task":

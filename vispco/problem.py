@@ -117,7 +117,14 @@ class Problem:
         from vispco.models.loading import load_model
 
         config = self.study.model
-        return load_model(config.name, device=config.device, dtype=config.dtype, attn_implementation=config.attention)
+        return load_model(
+            config.name,
+            device=config.device,
+            dtype=config.dtype,
+            attn_implementation=config.attention,
+            adapter=config.adapter,
+            quantization=config.quantization,
+        )
 
     @property
     def model(self) -> Any:

@@ -19,6 +19,8 @@ INSTEAD = {
     "--device": "--set model.device=cuda",
     "--dtype": "--set model.dtype=bfloat16",
     "--attention": "--set model.attention=eager",
+    "--adapter": "--set model.adapter=FOLDER",
+    "--quantization": "--set 'model.quantization={quant_method: quanto, weights: int8}'",
     "--batch-size": "--set batch_size=8",
     "--option": "--set tasks.0.options.path=FOLDER",
     "--samples": "--set tasks.0.splits.held_out=100",
@@ -114,6 +116,18 @@ def evaluate_model(
         print_json(found.record())
     else:
         print_plain(found)
+
+
+def quantization_given(text: str | None) -> dict[str, Any] | None:
+    """What ``--quantization`` says, as a study's ``model: {quantization: ...}``.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    found = None if text is None else read_yaml(text, "--quantization")
+    if found is None or isinstance(found, dict):
+        return found
+    raise ConfigError(f"--quantization {text!r} is no mapping, such as '{{quant_method: quanto, weights: int8}}'")
 
 
 def task_options(items: Sequence[str]) -> dict[str, Any]:

@@ -31,6 +31,10 @@ Storage = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+Adapter = Annotated[Optional[str], typer.Option(help="PEFT adapter in the model: hub id or folder.")]
+Quantization = Annotated[
+    Optional[str], typer.Option(help="Of its weights while loading: '{quant_method: quanto, weights: int8}'.")
+]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="Override a key: --set tasks.0.splits.search=128")]
 Only = Annotated[Optional[list[str]], typer.Option("--search", help="Run only this entry; may be repeated.")]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Measure in so many processes of this machine (Ray).")]
@@ -416,12 +420,14 @@ def evaluate(
     device: Annotated[Optional[str], typer.Option(help="cpu [default], cuda, cuda:1, auto, ...")] = None,
     dtype: Annotated[Optional[str], typer.Option(help="float32, bfloat16, float16 [default: by device].")] = None,
     attention: Annotated[Optional[str], typer.Option(help="sdpa [default], eager or flash_attention_2.")] = None,
+    adapter: Adapter = None,
+    quantization: Quantization = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="[default: 8]", show_default=False)] = None,
     log_samples: Annotated[Optional[Path], typer.Option(help="Write each answer to this JSONL file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a task, or one schedule of a study; nothing is stored."""
-    from vispco.cli.evaluating import evaluate_model, evaluate_study, only_of
+    from vispco.cli.evaluating import evaluate_model, evaluate_study, only_of, quantization_given
 
     alone = {
         "--option": option,
@@ -430,6 +436,8 @@ def evaluate(
         "--device": device,
         "--dtype": dtype,
         "--attention": attention,
+        "--adapter": adapter,
+        "--quantization": quantization,
         "--batch-size": batch_size,
         "--log-samples": log_samples,
     }
@@ -441,7 +449,8 @@ def evaluate(
         missing = " and ".join(name for name, value in (("--model", model), ("--task", task)) if value is None)
         raise ConfigError(f"nothing to measure without {missing}; give a study file, or --model NAME --task NAME")
     only_of("--model and --task", "a study", {"--split": split, "--set": overrides})
-    place = {"device": device, "dtype": dtype, "attention": attention}
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+    place |= {"adapter": adapter, "quantization": quantization_given(quantization)}
     evaluate_model(
         {"name": model, **{key: value for key, value in place.items() if value is not None}},
         task,
@@ -613,6 +622,8 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, auto, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: by device.")] = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    adapter: Adapter = None,
+    quantization: Quantization = None,
     remote_pictures: Annotated[bool, typer.Option("--remote-pictures", help="Fetch pictures over http(s).")] = False,
     local_pictures: Annotated[Optional[Path], typer.Option(help="Folder whose files may be named as pictures.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 1024,
@@ -622,6 +633,7 @@ def serve(
     max_requests: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 256,
 ) -> None:
     """Serve a model under exported schedules: OpenAI's chat API, on transformers' own server."""
+    from vispco.cli.evaluating import quantization_given
     from vispco.cli.serving import serve_model
     from vispco.serving.limits import Limits
 
@@ -634,7 +646,8 @@ def serve(
         remote=remote_pictures,
         local=local_pictures,
     )
-    where = {"device": device, "dtype": dtype, "attention": attention}
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+    where |= {"adapter": adapter, "quantization": quantization_given(quantization)}
     serve_model(model, schedule, host, port, limits=limits, called=name, **where)
 
 

@@ -16,7 +16,7 @@ from vispco.outputs import JSON, check_output, json_with, write_output
 
 
 def write_profile(
-    name: str, output: Path, place: dict[str, str], methods: Sequence[str], batches: Sequence[int], effort: Effort
+    name: str, output: Path, place: dict[str, Any], methods: Sequence[str], batches: Sequence[int], effort: Effort
 ) -> Path:
     """Measure a profile and write it; returns where."""
     own = json_with("format", FORMAT)
@@ -38,7 +38,7 @@ def write_profile(
 def check_file(
     name: str,
     file: Path,
-    place: dict[str, str],
+    place: dict[str, Any],
     methods: Sequence[str],
     batches: Sequence[int],
     schedules: int,

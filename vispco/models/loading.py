@@ -45,7 +45,15 @@ def source_of(name: str) -> str:
     return str(demo_folder(name)) if name in DEMOS else name
 
 
-def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", **kwargs: Any) -> tuple[Any, Any]:
+def load_model(
+    name: str = "demo",
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    adapter: str | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor.
 
     Args:
@@ -53,18 +61,22 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
             ``smol`` for the one on SmolLM2, which is assembled in the user's cache when it is first asked for.
         device: a torch device, or ``auto`` to spread the model over what there is (needs accelerate).
         dtype: a torch dtype's name; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
+        adapter: a PEFT adapter, hub id or folder.
+        quantization: of the weights while they are loaded, as ``quantization_config`` in a model's ``config.json``.
         kwargs: passed to ``from_pretrained`` (``attn_implementation``, ``device_map``, ``quantization_config``,
             ...). A model that was placed or quantised by them stays where it is.
 
     Weights are read from safetensors files only, and all of them must be there.
 
     Raises:
-        ModelError: the model cannot be found or read, or its family has no adapter.
+        ModelError: the model or its adapter cannot be found or read, or its family is not supported.
+        ConfigError: there is no such quantisation.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
+    from vispco.models.adapters import quantization_config, with_adapter
     from vispco.models.base import adapter_for
 
     source = source_of(name)
@@ -77,6 +89,9 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
     _check_device(device)
     if kwargs.setdefault("use_safetensors", True) is not True:
         raise ModelError("use_safetensors: weights are read from safetensors files only; remove the option")
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization_config(quantization)
+        kwargs.setdefault("device_map", {"": device})  # most kinds cannot be moved afterwards
     # A study out of somebody's database may name any model: its repository's own code is not run, nor asked about.
     trust = kwargs.setdefault("trust_remote_code", False)
     shown = logging.is_progress_bar_enabled()
@@ -102,6 +117,8 @@ def load_model(name: str = "demo", *, device: str = "cpu", dtype: str = "auto", 
             logging.enable_progress_bar()
     if not adapter_for(model).layers():
         raise ModelError(f"model {name!r} has no decoder layers by its config.json; get the one that belongs to it")
+    if adapter is not None:
+        model = with_adapter(model, adapter)
     placed = kwargs.get("device_map") is not None or getattr(model, "is_quantized", False)
     return (model if placed else model.to(device)).eval(), processor
 

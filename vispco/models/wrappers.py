@@ -15,6 +15,11 @@ COMPILED = (
     "it, or give the plain model and call that one"
 )
 
+PROMPT_LEARNING = (
+    "puts tokens of its own before the prompt, among which visual tokens cannot be found; use an adapter that changes "
+    "weights, such as LoRA"
+)
+
 
 def unwrapped(model: Any) -> Any:
     """The transformers model inside PEFT's and torch's wrappers, with the adapters that PEFT put into its layers.
@@ -27,10 +32,7 @@ def unwrapped(model: Any) -> Any:
         if kinds & {"DataParallel", "DistributedDataParallel"}:
             model = model.module
         elif "PeftModel" in kinds and getattr(model.active_peft_config, "is_prompt_learning", False):
-            raise ModelError(
-                f"{model.active_peft_config.peft_type} puts tokens of its own before the prompt, among which visual "
-                "tokens cannot be found; use an adapter that changes weights, such as LoRA"
-            )
+            raise ModelError(f"{model.active_peft_config.peft_type} {PROMPT_LEARNING}")
         elif kinds & {"PeftModel", "PeftMixedModel"}:
             model = model.base_model
         elif "BaseTuner" in kinds:

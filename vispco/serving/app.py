@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
@@ -148,6 +149,8 @@ def build(
     device: str = "cpu",
     dtype: str = "auto",
     attention: str = "sdpa",
+    adapter: str | None = None,
+    quantization: Mapping[str, Any] | None = None,
 ) -> Server:
     """Load a model, read its schedules, try them out.
 
@@ -156,7 +159,9 @@ def build(
     """
     from vispco.models.loading import load_model
 
-    model, processor = load_model(name, device=device, dtype=dtype, attn_implementation=attention)
+    model, processor = load_model(
+        name, device=device, dtype=dtype, adapter=adapter, quantization=quantization, attn_implementation=attention
+    )
     layers = len(adapter_for(model).layers())
     server = Server(model, processor, served_schedules(called or name, schedules, layers), limits)
     server.try_out()

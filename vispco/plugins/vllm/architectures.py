@@ -1,11 +1,15 @@
-"""Architectures that are to run pruned in vLLM, under names of their own; vLLM's stay as they are."""
+"""The plug-in's architectures, by those of vLLM that they stand for."""
 
 from __future__ import annotations
 
 from vispco.errors import ModelError
 
 PREFIX = "Vispco"
-SERVED = ("LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+# Architecture of a checkpoint -> module and class that serve it pruned.
+SERVED = {
+    "LlavaForConditionalGeneration": "vispco.plugins.vllm.llava:VispcoLlava",
+    "Qwen2_5_VLForConditionalGeneration": "vispco.plugins.vllm.qwen:VispcoQwen25VL",
+}
 
 
 def architecture_of(model: str) -> str:
