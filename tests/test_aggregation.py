@@ -32,9 +32,11 @@ def slow(rule: str, scores: Any, groups: list[str]) -> float:
     """The number as the benchmark defines it, one group after the other."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for score, group in zip(scores, groups, strict=True):
-        found[group.split("/", 1)[0] if rule == "pairs" else ""][group].append(score)
+        found["" if rule == "all-right" else group.split("/", 1)[0]][group].append(score)
     if rule == "pairs":
         return float(np.mean([mme_points(list(pairs.values())) / 200 for pairs in found.values()]))
+    if rule == "kinds":
+        return float(np.mean([np.mean([np.mean(group) for group in kind.values()]) for kind in found.values()]))
     return float(np.mean([min(group) for group in found[""].values()]))
 
 
@@ -67,11 +69,13 @@ def test_a_mean_is_its_own_part() -> None:
 def test_draws_of_parts_spread_as_the_number_does(rule: str) -> None:
     """Against resampling the groups and computing the number anew each time."""
     rng = np.random.default_rng(0)
-    sizes = {"all-right": [2, 3, 4], "pairs": [2]}[rule]
-    kinds = {"all-right": [200], "pairs": [60, 150]}[rule]
+    sizes = {"all-right": [2, 3, 4], "kinds": [1], "pairs": [2]}[rule]
+    kinds = {"all-right": [200], "kinds": [60, 150], "pairs": [60, 150]}[rule]
     names = [(f"{kind}/{i}", int(rng.choice(sizes))) for kind, count in enumerate(kinds) for i in range(count)]
     groups = [name for name, size in names for _ in range(size)]
-    scores = (rng.random(len(groups)) < 0.85).astype(float)
+    # Kinds count alike whatever their size, which shows where they differ.
+    right = np.where([rule == "kinds" and name.startswith("1/") for name in groups], 0.5, 0.85)
+    scores = (rng.random(len(groups)) < right).astype(float)
     members = {name: [i for i, group in enumerate(groups) if group == name] for name, _ in names}
     anew = []
     for _ in range(600):

@@ -331,6 +331,9 @@ def test_random_takes_the_papers_numbers_of_trials() -> None:
 # --- Optuna's samplers -------------------------------------------------------------------------------
 
 
+IN_FLOPS = SimpleNamespace(on_edge=lambda schedule, *_: schedule)
+
+
 def drawn(
     kind: type[OptunaSearch],
     trials: int,
@@ -343,7 +346,9 @@ def drawn(
 ) -> list[FrozenTrial]:
     """Trials of a search on a made-up objective, None being a failure."""
     made, found = FAMILIES[family](layers), list[FrozenTrial]()
-    context: Any = SimpleNamespace(family=made, methods=(), seed=seed, log=SimpleNamespace(settled=lambda: found))
+    context: Any = SimpleNamespace(
+        family=made, method=None, methods=(), cost=IN_FLOPS, seed=seed, log=SimpleNamespace(settled=lambda: found)
+    )
     search = kind(context, kind.Options(trials=trials, **options))
     while len(found) < trials:
         start = len(found)
@@ -428,7 +433,12 @@ def test_nsga2_mutates_and_mixes_independently() -> None:
     values, mixed = [], []
     for seed in range(200):
         context: Any = SimpleNamespace(
-            family=family, methods=(), seed=seed, log=SimpleNamespace(settled=lambda: parents)
+            family=family,
+            method=None,
+            methods=(),
+            cost=IN_FLOPS,
+            seed=seed,
+            log=SimpleNamespace(settled=lambda: parents),
         )
         (child,) = NSGA2Search(context, NSGA2Search.Options(trials=3, population=2)).propose(2, 1)
         mutated = [value for value in child.values() if value not in kept]

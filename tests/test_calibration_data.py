@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import SMALL
-from vispco.config import content_hash, parse_study
+from vispco.config import CostConfig, content_hash, parse_study
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import prepare
@@ -286,6 +286,10 @@ def test_studies_without_a_block_keep_their_identity(problem: Problem) -> None:
         mode="json", exclude={"purpose", "memory_mib", "anytime", "target", "profile", "plugins"}
     )
     assert dump["model"].pop("resolution") == 1
+    assert dump["model"].pop("adapter") is None
+    assert dump["model"].pop("quantization") is None
+    assert dump.pop("cost") == CostConfig().model_dump(mode="json")
+    assert dump.pop("limits") == {}
     assert dump.pop("calibration") is None
     assert dump.pop("resolution") is None
     assert dump.pop("score") == "task"

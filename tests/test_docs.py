@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import SMALL
 from report_data import fill
@@ -127,11 +128,13 @@ def test_the_testbeds_tables_are_those_of_its_kept_results() -> None:
 
 
 def test_study_document_shows_a_valid_study() -> None:
-    (text,) = blocks("docs/studies.md", "yaml")
+    text = blocks("docs/studies.md", "yaml")[0]
     problem = Problem(parse_study(text), text)
     validate(problem)
     shown = set(re.findall(r"^(\w+):", text, flags=re.MULTILINE))
     assert shown == set(Study.model_fields)
+    several = {**yaml.safe_load(text), **yaml.safe_load(blocks("docs/studies.md", "yaml")[1])}
+    validate(Problem.from_text(yaml.safe_dump(several)))
     page = (ROOT / "docs/studies.md").read_text()
     for name in SEARCHES:
         assert f"`{name}`" in page
@@ -142,7 +145,7 @@ def test_study_document_shows_a_valid_study() -> None:
 
 def test_the_races_of_the_documents_are_valid() -> None:
     (entries,) = blocks("docs/measuring.md", "yaml")
-    (text,) = blocks("docs/studies.md", "yaml")
+    text = blocks("docs/studies.md", "yaml")[0]
     raced = text.split("searches:")[0] + entries
     validate(Problem(parse_study(raced), raced))
     page = (ROOT / "docs/measuring.md").read_text()
@@ -154,7 +157,7 @@ def test_the_races_of_the_documents_are_valid() -> None:
 
 def test_the_baselines_page_names_them_and_shows_valid_entries() -> None:
     (entries,) = blocks("docs/baselines.md", "yaml")
-    (text,) = blocks("docs/studies.md", "yaml")
+    text = blocks("docs/studies.md", "yaml")[0]
     shown = text.split("searches:")[0] + entries
     validate(Problem(parse_study(shown), shown))
     page = (ROOT / "docs/baselines.md").read_text()

@@ -24,8 +24,7 @@ def test_a_grids_plan_counts_its_points_and_a_samplers_is_near_its_charge(proble
     grid = rows["small/grid"]
     points = list(problem.family().dense_grid())
     assert grid["trials"] == len(points)
-    assert rows["small/lagrangian"]["pflops"] is None  # it decides by itself
-    assert rows["total"]["pflops"] is None
+    assert rows["total"]["pflops"] == pytest.approx(sum(row["pflops"] for name, row in rows.items() if name != "total"))
     assert all(row["peak_mib"] > 0 for row in rows.values())
     store = Store(f"sqlite:///{tmp_path}/a.db")
     small = Problem.from_text(STUDY)

@@ -475,10 +475,10 @@ def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Pat
 def test_a_climb_crosses_worse_layers(monkeypatch: pytest.MonkeyPatch, climb: int, found: int) -> None:
     """Layer 19 of 26 is best, layer 4 better than its neighbours; layers in threes are alike."""
     search, asked = object.__new__(LagrangianSearch), list[int]()
-    context = SimpleNamespace(family=StepFamily(26), methods=())
+    cost = SimpleNamespace(fits=lambda budget, _: lambda schedule: schedule.keep <= budget + 1e-9)
+    context = SimpleNamespace(family=StepFamily(26), method=None, methods=(), cost=cost)
     options = GradientOptions(climb=climb).settled()
     vars(search).update(context=context, options=options, _calibration=object())
-    monkeypatch.setattr(LagrangianSearch, "_flops_ratio", lambda _, schedule: schedule.keep)
     monkeypatch.setattr(LagrangianSearch, "_done", lambda _: {})
 
     def distance(schedule: Any) -> float:

@@ -102,7 +102,7 @@ def test_unexpected_failures_show_no_password(
 ) -> None:
     from vispco.cli import main as module
 
-    def broken(**_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{'x' * 480} lost {DEAD_URL}")
 
     monkeypatch.setattr(module, "app", broken)
@@ -172,6 +172,8 @@ def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
             )
             if name == "torch.load" and weights_only and file.name == "train.py":
                 continue  # the training script's own checkpoint, by the reader that knows tensors only
+            if name in ("exec", "compile") and file.relative_to(root.parent).as_posix() == "vispco/plugins/files.py":
+                continue  # plug-ins: the user names the file on the command line or in a study file, never a database
             if name in FORBIDDEN or name in ("allow_pickle=True", "trust_remote_code=True", "shell=True"):
                 wrong.append(f"{file}:{line}: {name}")
     assert wrong == []

@@ -101,7 +101,9 @@ def test_searches_that_can_and_cannot_drop_before_the_decoder(kind: str) -> None
     text = f"{STUDY.partition('searches:')[0]}family: constant\nmethod: divprune\ntarget: vllm\nsearches:\n"
     problem = Problem.from_text(f"{text}  one: {{kind: {kind}{options.get(kind, '')}}}\n")
     if kind in ("lagrangian", "on_budget"):
-        with pytest.raises(ConfigError, match=f"kind {kind!r} cannot use family 'constant'.*use gp, grid, nsga2"):
+        with pytest.raises(
+            ConfigError, match=f"kind {kind!r} cannot use family 'constant'.*use gp, grid, halving, nsga2"
+        ):
             validate(problem)
     else:
         validate(problem)

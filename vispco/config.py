@@ -289,9 +289,9 @@ class Study(Frozen):
     def identity(self) -> dict[str, Any]:
         """What may not change once an experiment has trials."""
         dump = self._dump()
-        kept = ("model", "tasks", "calibration", "budgets", "method", "family")
-        kept += ("resolution", "score", "cost", "limits")
-        return {key: dump[key] for key in kept if key in dump}
+        always = ("model", "tasks", "calibration", "budgets", "method", "family")
+        where_given = ("resolution", "score", "cost", "limits")
+        return {key: dump[key] for key in (*always, *where_given) if key in dump}
 
     def spec_hash(self) -> str:
         """Of what decides what is searched; neither words, nor memory, nor what is measured besides.
@@ -453,7 +453,7 @@ def _clearest(error: ValidationError) -> tuple[ErrorDetails, list[str]]:
     problems = error.errors()
     first = problems[0]["loc"]
     if len(first) < 2 or first[0] == "searches" or not _TYPE.fullmatch(str(first[1])):
-        return problems[0], [str(part) for part in first]
+        return problems[0], [str(part) for part in first if part != MethodConfig.__name__]
     nearest = max(
         (p for p in problems if p["loc"][0] == first[0]),
         key=lambda problem: (len(problem["loc"]), not problem["type"].endswith("_type")),

@@ -7,6 +7,7 @@ from vispco.pruning.methods.divprune import DivPrune
 from vispco.pruning.methods.evs import EVS
 from vispco.pruning.methods.fastv import FastV
 from vispco.pruning.methods.fitprune import FitPrune
+from vispco.pruning.methods.hiprune import HiPrune
 from vispco.pruning.methods.idpruner import IDPruner
 from vispco.pruning.methods.pixelprune import PixelPrune
 from vispco.pruning.methods.pool import Pool
@@ -27,6 +28,7 @@ __all__ = [
     "DivPrune",
     "FastV",
     "FitPrune",
+    "HiPrune",
     "IDPruner",
     "Method",
     "PixelPrune",

@@ -91,6 +91,7 @@ class _Point:
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.values = (evaluation.accuracy, evaluation.flops_ratio)
+        self.user_attrs: dict[str, Any] = {}
 
 
 def _mean(found: list[Evaluation | None]) -> float | None:

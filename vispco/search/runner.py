@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from optuna.trial import FrozenTrial, TrialState
 
 from vispco.analysis.selection import checkpoints_to_confirm, choose, front, is_measured, trials_to_confirm
-from vispco.config import SearchConfig, Study, check_options, parse_study
+from vispco.config import SearchConfig, Study, check_options, content_hash, parse_study
 from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
 from vispco.costs import Prompts, Setting
 from vispco.costs.profile import parse_profile
