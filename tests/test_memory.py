@@ -97,7 +97,8 @@ def measure(model: Any, batch: dict[str, torch.Tensor]) -> LiveBytes:
 def test_pruning_needs_no_more_than_the_plain_model(model: Any, batch: Any, method: str, schedule: Any) -> None:
     plain, chosen = measure(model, batch), make_method(method)
     with torch.no_grad():
-        _, extras = vispco.adapter_for(model).encode_with_extras({"pixel_values": batch["pixel_values"]})
+        pixels = {"pixel_values": batch["pixel_values"]}
+        _, extras = vispco.adapter_for(model).encode_with_extras(pixels, "middle" in chosen.needs)
     with vispco.prune(model, method=chosen, schedule=schedule) as session:
         session.vision = extras
         pruned = measure(model, batch)

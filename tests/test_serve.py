@@ -233,7 +233,8 @@ def test_formats_of_pictures(running: Running, samples: list[Sample]) -> None:
     urls.append(f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}")
     read = [read_picture(url, 1, Limits()).tobytes() for url in urls]
     assert read[0] == read[1] == read[2]
-    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url} for url in urls]}]}
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": url} for url in urls]
+    body = {"messages": [{"role": "user", "content": [*content, {"type": "text", "text": "What is this?"}]}]}
     assert running.post(body)[0] == 200
 
 

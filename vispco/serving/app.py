@@ -94,7 +94,8 @@ class Server:
         data = BytesIO()
         Image.new("RGB", (64, 64)).save(data, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-        message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+        message = {"role": "user", "content": content}
         asked, _ = self.check({"messages": [message], "max_tokens": 1})
         try:
             inputs = self.chat.prepare(asked)
