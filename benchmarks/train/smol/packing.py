@@ -13,32 +13,19 @@ from vispco.models.smol.build import VISUAL_TOKENS
 from vispco.tasks.scenes.layout import Scene
 from vispco.tasks.scenes.questions import MAKERS, SHORT, Question, ask
 
-# Shares while training: what is learned late, or has many tokens to get right, is asked more often.
-SHORT_MIX = {
-    **dict.fromkeys(SHORT, 1.0),
-    "where": 1.8,
-    "count": 2.0,
-    "count_color": 2.0,
-    "beside": 1.6,
-    "same_color": 1.6,
-    "under": 1.4,
-    "read_word": 1.4,
-    "compare": 1.6,
-    "largest": 1.4,
-    "what_at": 1.4,
+# Shares while training, of the short questions and of the others: what is learned late is asked more often.
+MIX = {
+    **dict.fromkeys(MAKERS, 1.0),
+    **dict.fromkeys(("where", "count", "count_color"), 2.0),
+    **dict.fromkeys(("beside", "same_color", "compare", "list_things", "describe"), 1.6),
 }
-LONG_MIX = {
-    "list_colors": 1.3,
-    "list_shapes": 0.8,
-    "list_words": 1.2,
-    "list_things": 1.6,
-    "describe": 1.6,
-    "describe_one": 0.8,
-    "steps_sum": 1.2,
-    "steps_count": 0.8,
-    "steps_same": 1.2,
-    "steps_place": 1.0,
-}
+LEAST_SHARE = 0.1
+
+
+def weakest_more_often(mix: dict[str, float], accuracies: dict[str, float]) -> dict[str, float]:
+    """``mix`` half way towards what each kind of question still misses, by exact match on the search split."""
+    wanted = {kind: LEAST_SHARE + 1 - accuracies.get(kind, 0.5) for kind in mix}
+    return {kind: (share + wanted[kind]) / 2 for kind, share in mix.items()}
 
 
 @dataclass(frozen=True)
@@ -65,12 +52,12 @@ class Packed:
         return mask[:, None].repeat(1, heads, 1, 1)
 
 
-def questions_for(scene: Scene, rng: random.Random, short: int, long: int) -> list[Question]:
+def questions_for(scene: Scene, rng: random.Random, mix: dict[str, float], short: int, long: int) -> list[Question]:
     found: dict[str, Question] = {}
-    for mix, wanted in ((SHORT_MIX, short), (LONG_MIX, long)):
+    for wanted, kinds in ((short, [kind for kind in mix if kind in SHORT]), (long, [k for k in mix if k not in SHORT])):
         goal = len(found) + wanted
         for _ in range(6 * wanted):
-            question = ask(rng.choices(list(mix), list(mix.values()))[0], scene, rng)
+            question = ask(rng.choices(kinds, [mix[kind] for kind in kinds])[0], scene, rng)
             if question:
                 found.setdefault(question.text, question)
             if len(found) == goal:

@@ -5,6 +5,7 @@ Three stages, each resumable to the step: the tower alone (`tower`), the project
 or by writing {"decay": N} to OUT/decay.json while it runs; the state before the decay is kept for a longer run.
 
     python -m benchmarks.train.smol.train --out OUT [--tower 700] [--words 200] [--together 3000] [--decay N]
+    python -m benchmarks.train.smol.train --out OUT --begin vispco/models/smol    (go on from the shipped weights)
 
 The shipped weights are those of `--tower 2600 --words 200` and 1,400 steps of the last stage, the last 600 of them a
 decay, asked for at step 800: 99 minutes on two busy cores. The optimizers of the first stage began anew at step 900.
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.train.smol.attention import NAME as PACKED
 from benchmarks.train.smol.lora import add_updates, merge_updates
 from benchmarks.train.smol.masters import Masters
-from benchmarks.train.smol.packing import Packed, every_question, pack, questions_for
+from benchmarks.train.smol.packing import MIX, Packed, every_question, pack, questions_for, weakest_more_often
 from benchmarks.train.smol.text import distance, own_answers
 from benchmarks.train.smol.tower import (
     Readers,
@@ -47,6 +48,9 @@ from vispco.tasks.scenes.questions import SHORT, Question
 FEW_WORDS = 8192
 FIXED = re.compile(r"position_embedding|layers\.[01]\.self_attn\.[qk]_proj")
 STAGES = ("tower", "words", "together")
+RECORDED = ("stage", "step", "begun", "mix", "decay_from", "decay_steps", "seconds", "curve")
+# New readers learn on a tower that is left alone by them for so many steps.
+SETTLE = 150
 
 
 class Run:
@@ -71,7 +75,8 @@ class Run:
         self.decoder, self.head = model.model.language_model, model.lm_head
         self.stage, self.step, self.decay_from, self.decay_steps = "tower", 0, -1, 0
         self.curve: list[dict[str, Any]] = []
-        self.seconds = 0.0
+        self.seconds, self.begun = 0.0, 0
+        self.mix = dict(MIX)
         self.updates: dict[str, nn.Parameter] = {}
         self.answers: dict[str, Tensor] = {}
         self.masters = self._masters()
@@ -104,7 +109,7 @@ class Run:
                 "projector": (projector, 1e-3, "adamw"),
                 "updates": (self.updates, 1e-3, "adamw"),
                 "tower": (tower, 1.5e-4, "adamw"),
-                "readers": (readers, 5e-4, "adamw"),
+                "readers": (readers, 5e-4 if self.begun == 0 else 2e-3, "adamw"),
             }
         for params, _, _ in groups.values():
             for param in params.values():
@@ -129,7 +134,7 @@ class Run:
             }
             tensors.update({f"kept/{n}": p.detach().contiguous() for n, p in kept.items()})
         record = {
-            **{key: getattr(self, key) for key in ("stage", "step", "decay_from", "decay_steps", "seconds", "curve")},
+            **{key: getattr(self, key) for key in RECORDED},
             "seed": self.options.seed,
         }
         path = self.out / f"{name}.safetensors"
@@ -145,7 +150,7 @@ class Run:
             return False
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["record"])
-        for key in ("stage", "step", "decay_from", "decay_steps", "seconds", "curve"):
+        for key in RECORDED:
             setattr(self, key, record[key])
         tensors = load_file(path)
         if self.stage == "words":
@@ -156,6 +161,16 @@ class Run:
         self.masters.load(tensors)
         merge_updates(self.decoder)
         return True
+
+    def begin(self, folder: Path) -> None:
+        """Go on with the last stage from weights that were shipped; optimizers and readers are new."""
+        record = json.loads((folder / "training.json").read_text())
+        self.stage, self.step, self.begun = "together", record["step"], record["step"]
+        self.seconds, self.curve = record["seconds"], record["curve"]
+        self.masters = self._masters()
+        shipped = load_file(folder / "weights.safetensors")
+        self.masters.load({f"master/{name}": tensor.float() for name, tensor in shipped.items()})
+        merge_updates(self.decoder)
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -233,12 +248,13 @@ class Run:
     def together_step(self) -> dict[str, float]:
         rng = self.rng()
         scenes = [sample_scene("train", rng) for _ in range(self.options.batch)]
-        questions = [questions_for(scene, rng, self.options.short, self.options.long) for scene in scenes]
+        questions = [questions_for(scene, rng, self.mix, self.options.short, self.options.long) for scene in scenes]
         features = self.features(scenes)
         logits, labels, weights = self.answer_logits(scenes, pack(self.tokenizer, questions), features, few=True)
         each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (each * weights).sum() / weights.sum()
-        reading, right = readers_loss(self.readers, features, scenes, places=True)
+        settled = self.begun == 0 or self.step >= self.begun + SETTLE
+        reading, right = readers_loss(self.readers, features if settled else features.detach(), scenes, places=True)
         total = loss + 0.3 * reading
         parts = {"loss": float(loss.detach()), "reading": float(reading.detach())}
         if self.step % self.options.text_every == 0:
@@ -246,13 +262,13 @@ class Run:
             total = total + self.options.text_weight * away
             parts["text"] = float(away.detach())
         total.backward()
-        factor = min(1.0, (self.step + 1) / 20)
+        factor = min(1.0, (self.step - self.begun + 1) / 20)
         if self.decay_from >= 0:
             factor *= max(0.01, 1 - (self.step - self.decay_from) / self.decay_steps)
         parts["norm"] = self.masters.step(factor)
         merge_updates(self.decoder)
-        word = right.get("word", (0, 1))
-        return {**parts, "token": float((logits.argmax(-1) == labels).float().mean()), "word": word[0] / word[1]}
+        shares = {name: right[name][0] / right[name][1] for name in ("word", "place") if name in right}
+        return {**parts, "token": float((logits.argmax(-1) == labels).float().mean()), **shares}
 
     # --- measuring --------------------------------------------------------------------------------
 
@@ -328,10 +344,19 @@ class Run:
             if self.step % self.options.examine_every == 0 and self.stage != "words":
                 found = {} if self.rank else self.examine() if self.stage == "together" else self.read()
                 self.note({"found": found})
+                if self.stage == "together":
+                    self.reweigh(found.get("kinds", {}))
             if time.monotonic() - last_saved > 200:
                 self.save()
                 last_saved = time.monotonic()
         self.save()
+
+    def reweigh(self, accuracies: dict[str, float]) -> None:
+        """Ask the weakest kinds of question more often from now on, the same in all processes."""
+        mix = [weakest_more_often(self.mix, accuracies)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(mix, 0)
+        self.mix = mix[0]
 
     def note(self, what: dict[str, Any]) -> None:
         entry = {"stage": self.stage, "step": self.step, "minutes": round(self.seconds / 60, 2), **what}
@@ -382,6 +407,7 @@ def readers_loss_place(readers: Readers, features: Tensor, scenes: list[Scene]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
+    parser.add_argument("--begin", type=Path, help="a folder of shipped weights to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
@@ -425,6 +451,8 @@ def work(rank: int, options: argparse.Namespace, store: str = "") -> None:
         )
     run = Run(options)
     resumed = run.resume()
+    if not resumed and options.begin:
+        run.begin(options.begin)
     if not rank:
         print(f"{'resumed at' if resumed else 'starting'} {run.stage} {run.step}", flush=True)
     run.run()
