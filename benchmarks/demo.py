@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.selection import choose, front
+from vispco.fronts import choose, front
 from vispco.pruning.schedules import parse_schedule
 from vispco.storage.store import Store, default_url
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.entries import against, entries
 from vispco.analysis.regret import BEST_KNOWN
+from vispco.analysis.seeds import against, entries
 from vispco.analysis.violations import violations
 from vispco.cli.over_seeds import print_against
 from vispco.problem import Problem
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store, default_url
 
 STUDIES = ("step", "multistep", "layerwise", "fitprune", "sparsevlm", "qwen", "deep")

@@ -12,9 +12,9 @@ import tempfile
 import time
 
 from vispco.cli.output import print_rows
+from vispco.estimate import estimate
 from vispco.problem import Problem
-from vispco.search.estimate import estimate
-from vispco.search.runner import Run, plan
+from vispco.running import Run, plan
 from vispco.storage.store import Store
 
 

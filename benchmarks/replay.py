@@ -21,9 +21,9 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.analysis.selection import choose, front
 from vispco.costs import shared_flops
 from vispco.evaluation.prepared import block_ends
+from vispco.fronts import choose, front
 from vispco.models.base import ModelShape
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.base import Method

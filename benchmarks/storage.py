@@ -30,13 +30,13 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, create_trial
 
+from vispco.analysis.bootstrap import group_bootstrap, group_bootstraps, interval
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.statistics import group_bootstrap, group_bootstraps, interval
 from vispco.evaluation.records import Evaluation
 from vispco.problem import Problem
 from vispco.pruning.families import StepFamily
 from vispco.pruning.schedules import Step
-from vispco.storage.bulk import append, read_stored, stored
+from vispco.storage.optuna_sql.bulk import append, read_stored, stored
 from vispco.storage.reading import read_trials, snapshot, study_ids
 from vispco.storage.store import Store
 

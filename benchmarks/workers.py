@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from vispco.evaluation.evaluator import Evaluation, Evaluator
-from vispco.evaluation.workers import RayWorkers
+from vispco.evaluation.ray_workers import RayWorkers
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.schedules import Schedule

@@ -19,13 +19,13 @@ from vispco.dashboards.overlay import overlay
 from vispco.dashboards.text import in_html, script_json, shortened
 from vispco.dashboards.words import answer_html, decision_html
 
-from vispco.analysis.answer import HALF, answer
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
-from vispco.analysis.entries import against
+from vispco.analysis.headline import HALF, answer
 from vispco.analysis.layers import layer_record
+from vispco.analysis.seeds import against
 from vispco.analysis.violations import violations
 from vispco.errors import ConfigError, StorageError
 from vispco.exporting import export_steps

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vispco.analysis.answer import answer
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.headline import answer
 from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods.base import make_method

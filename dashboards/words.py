@@ -1,5 +1,5 @@
 """The decision and the answer in words with numbers: the records of :mod:`vispco.analysis.decision` and
-:mod:`vispco.analysis.answer` as HTML."""
+:mod:`vispco.analysis.headline` as HTML."""
 
 from __future__ import annotations
 

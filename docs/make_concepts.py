@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from vispco.dashboards import paper
+from vispco.dashboards import matplotlib_figures
 
 import vispco
 from vispco.costs import layer_flops
 from vispco.models.base import ModelShape
-from vispco.search.augmented_lagrangian import AugmentedLagrangian
+from vispco.search.gradient.augmented_lagrangian import AugmentedLagrangian
 
 FOLDER = Path(__file__).parent / "concepts"
 SIZE = (4.6, 2.1)
@@ -164,7 +164,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        paper.save(draw, folder / f"{name}.svg")
+        matplotlib_figures.save(draw, folder / f"{name}.svg")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.entries import against, entries
-from vispco.analysis.selection import choose
+from vispco.analysis.seeds import against, entries
+from vispco.fronts import choose
 from vispco.storage.store import Store, default_url
 
 DOCS = Path(__file__).parent
@@ -73,7 +73,7 @@ def defaults(store: Store) -> list[dict[str, Any]]:
 
 def figure(told: dict[str, Any], output: Path) -> None:
     from matplotlib.ticker import FuncFormatter
-    from vispco.dashboards import paper
+    from vispco.dashboards import matplotlib_figures
 
     def draw() -> Any:
         from matplotlib.figure import Figure
@@ -120,7 +120,7 @@ def figure(told: dict[str, Any], output: Path) -> None:
         right.set_title("default, its flops_ratio", loc="left", x=-0.44, fontsize=6)
         return made
 
-    paper.save(draw, output)
+    matplotlib_figures.save(draw, output)
 
 
 def points(cell: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vispco.analysis.comparison import Comparison
 from vispco.problem import Problem
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.selection import front
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import front
 from vispco.pruning.schedules import parse_schedule
 from vispco.storage.store import Store, default_url
 from vispco.tasks.base import make_task

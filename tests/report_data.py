@@ -11,7 +11,7 @@ from optuna.trial import create_trial
 
 from vispco.evaluation.records import Evaluation
 from vispco.pruning.schedules import Step
-from vispco.storage.bulk import append
+from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.reading import study_ids
 from vispco.storage.store import Store
 

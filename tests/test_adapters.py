@@ -20,7 +20,7 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.models.base import adapter_for
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from conftest import SMALL
 from test_copying import measured
-from vispco.analysis.answer import answer
+from vispco.analysis.bootstrap import group_bootstrap, group_bootstraps, interval
 from vispco.analysis.comparison import Comparison, compare
-from vispco.analysis.entries import against
+from vispco.analysis.headline import answer
 from vispco.analysis.parts import Parts
+from vispco.analysis.seeds import against
 from vispco.analysis.sensitivity import sensitivity
-from vispco.analysis.statistics import group_bootstrap, group_bootstraps, interval
 from vispco.config import parse_study
 from vispco.problem import Problem
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.tasks.aggregation import RULES, aggregate, parts
 from vispco.tasks.mosaic_vqa import MosaicVQA

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vispco.analysis import statistics
+from vispco.analysis import bootstrap
+from vispco.analysis.bootstrap import difference, group_bootstrap, group_bootstraps, interval, mean_scores
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
-from vispco.analysis.selection import choose, front, trials_to_confirm
-from vispco.analysis.statistics import difference, group_bootstrap, group_bootstraps, interval, mean_scores
+from vispco.fronts import choose, front, trials_to_confirm
 
 
 @dataclass
@@ -113,7 +113,7 @@ def test_bootstrap_of_tasks_and_pairs() -> None:
 @pytest.mark.parametrize("block", [1, 1000, 2**30])
 def test_bootstraps_drawn_together_equal_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """The same seed gives the same draws, however many score vectors share them and however they are cut up."""
-    monkeypatch.setattr(statistics, "BLOCK_BYTES", block)
+    monkeypatch.setattr(bootstrap, "BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     groups = {"b": [f"g{i // 3}" for i in range(40)], "a": [str(i) for i in range(7)], "unused": ["x"]}
     scores = [{"b": rng.random(40), "a": rng.integers(0, 2, 7).astype(float)} for _ in range(5)]
@@ -130,4 +130,4 @@ def test_bootstraps_drawn_together_equal_those_drawn_one_by_one(monkeypatch: pyt
         rtol=0,
         atol=1e-13,
     )
-    assert group_bootstraps([], groups).shape == (0, statistics.RESAMPLES)
+    assert group_bootstraps([], groups).shape == (0, bootstrap.RESAMPLES)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vispco.search.augmented_lagrangian import AugmentedLagrangian
+from vispco.search.gradient.augmented_lagrangian import AugmentedLagrangian
 
 
 def solve(

@@ -30,17 +30,17 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
+from vispco.pruning.prune import prune
 from vispco.pruning.published import PUBLISHED
-from vispco.pruning.runtime import prune
 from vispco.pruning.schedules import MultiStep, Ratios, Step, parse_schedule
-from vispco.search.dop import solve
-from vispco.search.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops
-from vispco.search.gsearch import greedy
-from vispco.search.observed import observe
-from vispco.search.optuna_samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
-from vispco.search.published import PublishedSearch, published_for
-from vispco.search.runner import Run, Silent, plan, validate
-from vispco.search.vtw import Withdrawals, divergence
+from vispco.running import Run, Silent, plan, validate
+from vispco.search.recipes.calibration import observe
+from vispco.search.recipes.dop import solve
+from vispco.search.recipes.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops
+from vispco.search.recipes.gsearch import greedy
+from vispco.search.recipes.published import PublishedSearch, published_for
+from vispco.search.recipes.vtw import Withdrawals, divergence
+from vispco.search.samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 

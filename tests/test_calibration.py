@@ -15,11 +15,11 @@ from vispco.costs import layer_flops, prefill_flops, relaxed_backward_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import prepare
 from vispco.problem import Problem
+from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import make_method
-from vispco.pruning.relaxed import relaxed
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import MultiStep, Step, keep_all
-from vispco.search.calibration import Calibration, _kl
+from vispco.search.gradient.distillation import Calibration, _kl
 from vispco.tasks.mosaic_vqa import MosaicVQA
 
 

@@ -19,8 +19,8 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import prepare
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
-from vispco.search.calibration import Calibration
-from vispco.search.runner import Run, validate
+from vispco.running import Run, validate
+from vispco.search.gradient.distillation import Calibration
 from vispco.storage.store import Store
 from vispco.tasks import areas
 from vispco.tasks.base import Sample, make_task

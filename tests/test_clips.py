@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vispco.errors import ConfigError
+from vispco.pruning.forward.tokens import Prompt
 from vispco.pruning.methods import make_method
-from vispco.pruning.tokens import Prompt
 from vispco.tasks.base import make_task
 from vispco.tasks.scenes.clips import DIRECTIONS, MAKERS, Clip, ask_clip, sample_clip
 from vispco.tasks.scenes.drawing import draw

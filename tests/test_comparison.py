@@ -10,11 +10,11 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from test_copying import GROUPS, fill, measured, stopped
+from vispco.analysis.bootstrap import difference, group_bootstrap, interval, mean_scores
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.selection import choose
-from vispco.analysis.statistics import difference, group_bootstrap, interval, mean_scores
+from vispco.fronts import choose
 from vispco.pruning.families import StepFamily
-from vispco.storage.bulk import append
+from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.reading import study_ids
 from vispco.storage.store import Store
 

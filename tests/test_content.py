@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from vispco.content import changes, listed, merged, picture_key, weights_checksum
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.workers import identity, samples_identity
+from vispco.evaluation.ray_workers import identity, samples_identity
 from vispco.models.loading import demo_folder, weights_hash
 from vispco.problem import Problem
-from vispco.search.runner import Run, Silent
+from vispco.running import Run, Silent
 from vispco.storage.copying import copy_experiments
 from vispco.storage.store import Store
 from vispco.tasks.base import SPLITS

@@ -21,18 +21,18 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from vispco.dashboards.constraints import best_trials, is_feasible, with_constraints
-from vispco.dashboards.launcher import guarded, is_loopback, listen, read_only
-from vispco.dashboards.notes import csv_text
+from vispco.dashboards.optuna.constraints import best_trials, is_feasible, with_constraints
+from vispco.dashboards.optuna.launcher import guarded, is_loopback, listen, read_only
+from vispco.dashboards.optuna.notes import csv_text
+from vispco.dashboards.optuna.view import DashboardView
 from vispco.dashboards.text import in_markdown
-from vispco.dashboards.view import DashboardView
 
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison, compare
 from vispco.errors import StorageError
 from vispco.problem import Problem
-from vispco.search.runner import Run
-from vispco.storage.bulk import append
+from vispco.running import Run
+from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.store import Store
 
 MAXMIN = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]

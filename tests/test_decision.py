@@ -19,6 +19,7 @@ from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
 from vispco.analysis.noninferiority import noninferiority
 from vispco.analysis.pricing import Pricing
+from vispco.confirming import confirm
 from vispco.costs import COSTS, kv_cache_bytes, make_cost, prefill_flops, unpruned_flops
 from vispco.costs.bounds import Bound, parse_bound, parse_limit
 from vispco.costs.profile import Profile
@@ -29,8 +30,7 @@ from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedule_file import read_schedule_file
 from vispco.pruning.schedules import Counts, parse_schedule
-from vispco.search.confirm import confirm
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 

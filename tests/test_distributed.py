@@ -21,9 +21,9 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
-from vispco.search.calibration import Calibration
-from vispco.search.distributed import Alone, is_follower, launched, leading
-from vispco.search.runner import validate
+from vispco.running import validate
+from vispco.search.gradient.distillation import Calibration
+from vispco.search.gradient.team import Alone, is_follower, launched, leading
 from vispco.storage.store import Store
 
 STUDY = """
@@ -41,7 +41,7 @@ LONG = STUDY.replace("primal_steps: 2", "primal_steps: 500")
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from vispco.search.calibration import Calibration
+from vispco.search.gradient.distillation import Calibration
 from vispco.cli.main import main
 
 taught = Calibration._teacher

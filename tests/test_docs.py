@@ -18,7 +18,7 @@ import yaml
 
 from conftest import SMALL
 from report_data import fill
-from vispco.analysis.entries import SEEDS_NEEDED
+from vispco.analysis.seeds import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.costs import COSTS
@@ -27,9 +27,9 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import METHODS
 from vispco.pruning.schedules import parse_schedule
+from vispco.running import validate
 from vispco.search import SEARCHES
 from vispco.search.racing import RacingOptions
-from vispco.search.runner import validate
 from vispco.storage.store import Store
 from vispco.tasks.base import TASKS, register_builtin
 from vispco.tasks.vqa_json import SCORERS

@@ -13,13 +13,13 @@ import vispco
 from test_vision import llava, tower_of
 from vispco.errors import ConfigError
 from vispco.models.base import adapter_for
+from vispco.pruning.forward.tokens import Prompt
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.cdpruner import diverse
 from vispco.pruning.methods.divprune import farthest_first
 from vispco.pruning.methods.hiprune import neighbourhood
 from vispco.pruning.methods.vispruner import thinned
 from vispco.pruning.schedules import Step
-from vispco.pruning.tokens import Prompt
 from vispco.testing import MethodConformance
 from vispco.testing.tiny import TINY, TinyFamily
 

@@ -20,20 +20,20 @@ from vispco.dashboards import tables as report_tables
 from conftest import SMALL
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
+from vispco.analysis.bootstrap import holm, mean_scores
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.entries import against, compare_against, entries
 from vispco.analysis.regret import best_known
-from vispco.analysis.selection import choices_at, choose, fits
-from vispco.analysis.statistics import holm, mean_scores
+from vispco.analysis.seeds import against, compare_against, entries
 from vispco.analysis.two_level import estimate, resample
 from vispco.analysis.violations import compare_violations, violations
 from vispco.cli.main import main
 from vispco.config import CHECKPOINTS, parse_study
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import choices_at, choose, fits
 from vispco.pruning.families import StepFamily
 from vispco.pruning.schedules import Step
-from vispco.storage.bulk import append
+from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.reading import study_ids
 from vispco.storage.store import Store
 
@@ -524,7 +524,7 @@ RUN = SMALL.split("searches:")[0].replace("search: 12, held_out: 12", "search: 6
 
 def test_a_run_measures_what_was_chosen_at_checkpoints(tmp_path: Path) -> None:
     from vispco.problem import Problem
-    from vispco.search.runner import Run
+    from vispco.running import Run
 
     store = Store(f"sqlite:///{tmp_path}/a.db")
     plain = Problem.from_text(RUN)

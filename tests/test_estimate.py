@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from conftest import SMALL
+from vispco.estimate import estimate
 from vispco.problem import Problem
-from vispco.search.estimate import estimate
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 

@@ -20,7 +20,7 @@ from test_cli import Cli
 from vispco.config import load_study, parse_study
 from vispco.models.loading import described
 from vispco.problem import Problem
-from vispco.search.runner import validate
+from vispco.running import validate
 from vispco.storage.store import Store
 
 ROOT = Path(__file__).parent.parent

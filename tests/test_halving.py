@@ -13,9 +13,9 @@ from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.problem import Problem
 from vispco.pruning.schedules import parse_schedule
-from vispco.search.halving import Halving, best, rungs_of
+from vispco.running import Run, validate
 from vispco.search.racing import Order
-from vispco.search.runner import Run, validate
+from vispco.search.recipes.halving import Halving, best, rungs_of
 from vispco.storage.store import Store
 
 HALVING = """

@@ -24,7 +24,7 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.schedules import parse_schedule
-from vispco.search.runner import Run, Silent
+from vispco.running import Run, Silent
 from vispco.storage.importing import import_trials
 from vispco.storage.store import Store
 
@@ -283,7 +283,7 @@ def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     """Trials of vispco.objective; the second run keeps the entry, and its held-out numbers are those of the grid."""
     import vispco
     from vispco.problem import Problem
-    from vispco.search.runner import Run
+    from vispco.running import Run
 
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(problem, store).run(["tpe"])

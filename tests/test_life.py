@@ -15,7 +15,7 @@ from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.problem import Problem
-from vispco.search.runner import Run, Silent, validate
+from vispco.running import Run, Silent, validate
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 

@@ -29,7 +29,7 @@ from hub_copies import COPIES, picture, write_copy
 from test_local_models import llava
 from vispco.errors import UserError
 from vispco.evaluation.prepared import render_prompt
-from vispco.plugins.lmms_eval import MODEL, manifest
+from vispco.integrations.lmms_eval import MODEL, manifest
 from vispco.pruning.session import PruningSession
 from vispco.tasks.base import ALIASES, Sample, make_task
 from vispco.testing.tiny import TINY
@@ -257,7 +257,7 @@ def test_what_is_no_picture_is_refused(model_class: Any, folder: Path) -> None:
 
 def test_the_entry_point(model_class: Any) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["lmms_eval.models"] == {"vispco": "vispco.plugins.lmms_eval:manifest"}
+    assert project["entry-points"]["lmms_eval.models"] == {"vispco": "vispco.integrations.lmms_eval:manifest"}
     told = manifest()
     assert (told.model_id, told.simple_class_path, told.chat_class_path) == ("vispco", MODEL, None)
     assert f"{model_class.__module__}.{model_class.__name__}" == MODEL

@@ -257,7 +257,7 @@ def test_a_prompt_begins_once() -> None:
 
 
 def test_the_learned_search_runs_on_every_family(problem: Any) -> None:
-    from vispco.search.calibration import Calibration
+    from vispco.search.gradient.distillation import Calibration
 
     if any(map(problem.adapter.recurrent, range(problem.shape.layers))):
         calibration = Calibration(vispco.Evaluator(problem), vispco.make_method("divprune"), 8, 0)

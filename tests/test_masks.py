@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vispco.pruning.masks import gather_mask
+from vispco.pruning.forward.masks import gather_mask
 
 BATCH, LENGTH, KEPT = 3, 9, 5
 LOWEST = torch.finfo(torch.float32).min

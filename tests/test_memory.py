@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 import vispco
 from vispco.models.base import adapter_for
+from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.methods.scope import covering
 from vispco.pruning.needs import missing
-from vispco.pruning.relaxed import relaxed
 from vispco.pruning.schedules import MultiStep, Step
 from vispco.testing.tiny import IMAGE, TEXT, TINY
 

@@ -22,15 +22,11 @@ from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch
 from vispco.models.base import ModelShape, adapter_for
-from vispco.problem import Problem
-from vispco.pruning import official_relaxed as official
-from vispco.pruning.families import FAMILIES
-from vispco.pruning.methods import make_method
-from vispco.pruning.schedules import parse_schedule
-from vispco.search import official_training
-from vispco.search.official import OfficialOptions, OfficialSearch, hyperparameters
-from vispco.search.official_predictor import OfficialPolicy, RatioPredictor, make_kernel, official_counts
-from vispco.search.official_training import (
+from vispco.official import relaxed as official
+from vispco.official import training as official_training
+from vispco.official.predictor import OfficialPolicy, RatioPredictor, make_kernel, official_counts
+from vispco.official.search import OfficialOptions, OfficialSearch, hyperparameters
+from vispco.official.training import (
     BUDGETS,
     Collated,
     Example,
@@ -41,7 +37,11 @@ from vispco.search.official_training import (
     examples,
     learning_rate,
 )
-from vispco.search.runner import Run, Silent, validate
+from vispco.problem import Problem
+from vispco.pruning.families import FAMILIES
+from vispco.pruning.methods import make_method
+from vispco.pruning.schedules import parse_schedule
+from vispco.running import Run, Silent, validate
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 from vispco.testing import checks
@@ -584,7 +584,7 @@ def test_validation_prompts_have_no_answers(problem: Problem, monkeypatch: pytes
         asked.append(answered)
         return collate(problem, chosen, answered=answered)
 
-    monkeypatch.setattr("vispco.search.official_training.collate", spy)
+    monkeypatch.setattr("vispco.official.training.collate", spy)
     training.constraint()
     assert set(asked) == {False}
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'vispco[plot]'")
 
 from PIL import Image
-from vispco.dashboards import paper
+from vispco.dashboards import matplotlib_figures
 
 from report_data import fill
 from vispco.analysis.attainment import attainment_bands
@@ -50,7 +50,7 @@ def test_every_figure_fits_a_column(store: Store, what: str, tmp_path: Path) -> 
 
     written = write_plot(store, "$x^$ \\frac", tmp_path / "f.png", what)
     with Image.open(written) as picture:
-        assert picture.width == round(3.3 * paper.DPI)
+        assert picture.width == round(3.3 * matplotlib_figures.DPI)
         assert picture.height < 1.3 * picture.width
         pixels = np.asarray(picture.convert("L"))
     assert (pixels < 128).sum() > 1000
@@ -59,8 +59,8 @@ def test_every_figure_fits_a_column(store: Store, what: str, tmp_path: Path) -> 
 
 
 def test_files_are_what_their_suffix_says(store: Store, tmp_path: Path) -> None:
-    first = {s: write_plot(store, "$x^$ \\frac", tmp_path / f"a{s}").read_bytes() for s in paper.FORMATS}
-    again = {s: write_plot(store, "$x^$ \\frac", tmp_path / f"b{s}").read_bytes() for s in paper.FORMATS}
+    first = {s: write_plot(store, "$x^$ \\frac", tmp_path / f"a{s}").read_bytes() for s in matplotlib_figures.FORMATS}
+    again = {s: write_plot(store, "$x^$ \\frac", tmp_path / f"b{s}").read_bytes() for s in matplotlib_figures.FORMATS}
     assert first == again, "equal records, equal files"
     assert first[".pdf"].startswith(b"%PDF")
     assert b"/Type3" not in first[".pdf"], "fonts that journals refuse"
@@ -73,17 +73,17 @@ def test_files_are_what_their_suffix_says(store: Store, tmp_path: Path) -> None:
 def test_lines_are_the_numbers_of_compare(store: Store, told: dict[str, Any]) -> None:
     comparison = Comparison(store, "$x^$ \\frac")
     for split, key in (("held_out", "accuracy_held_out"), ("search", "accuracy")):
-        figure = paper.front(told, comparison.points(), attainment_bands(comparison), split=split)
+        figure = matplotlib_figures.front(told, comparison.points(), attainment_bands(comparison), split=split)
         lines = [list(line.get_ydata()) for line in figure.axes[0].get_lines()]
         for search in (told["searches"][0], told["searches"][-1]):
             assert [point[key] for point in search["front"]] in lines
         names = [text.get_text() for text in figure.legends[0].get_texts()]
         assert names[:2] == ["_grid", "lagrangian (10 seeds)"]
         assert names[2].startswith("a.very-long_name.a.very-long")
-    figure = paper.choices(told)
+    figure = matplotlib_figures.choices(told)
     chosen = [[row["chosen"]["_grid"]["accuracy_held_out"] for row in told["by_budget"]]]
     assert chosen[0] in [list(line.get_ydata()) for line in figure.axes[0].get_lines()]
-    image = paper.schedules(told["searches"][0]).axes[0].get_images()[0].get_array()
+    image = matplotlib_figures.schedules(told["searches"][0]).axes[0].get_images()[0].get_array()
     assert image.tolist() == [point["keep_ratio"] for point in told["searches"][0]["front"]]
 
 
@@ -119,7 +119,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "vispco.dashboards.paper")
-    monkeypatch.delattr("vispco.dashboards.paper")
+    monkeypatch.delitem(sys.modules, "vispco.dashboards.matplotlib_figures")
+    monkeypatch.delattr("vispco.dashboards.matplotlib_figures")
     with pytest.raises(ConfigError, match=r"pip install 'vispco\[plot\]'"):
         write_plot(store, "$x^$ \\frac", Path("f.pdf"))

@@ -19,14 +19,14 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
-from vispco.search.budget import RelaxedCost
-from vispco.search.checking import nearest, nearest_of_each
-from vispco.search.descent import Descent
-from vispco.search.kkt import residuals
-from vispco.search.lagrangian import GradientOptions, LagrangianSearch, not_held, widest
-from vispco.search.predicted import PredictedPolicy, is_predicted, parse_policy, snapped_policy
-from vispco.search.predictor import RatioPredictor, from_text, shifted_counts, to_text
-from vispco.search.runner import Run
+from vispco.running import Run
+from vispco.search.gradient.descent import Descent
+from vispco.search.gradient.kkt import residuals
+from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch, not_held, widest
+from vispco.search.gradient.predicted import PredictedPolicy, is_predicted, parse_policy, snapped_policy
+from vispco.search.gradient.predictor import RatioPredictor, from_text, shifted_counts, to_text
+from vispco.search.gradient.refine import nearest, nearest_of_each
+from vispco.search.gradient.relaxed_cost import RelaxedCost
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
@@ -74,7 +74,7 @@ def test_interrupted_at_any_step_and_resumed(
     study = made(problem, f"  one: {{kind: {kind}, predictor: {predictor}, family: multistep, {COST}}}\n")
     whole = Store(f"sqlite:///{tmp_path}/whole.db")
     Run(study, whole).run()
-    monkeypatch.setattr("vispco.search.descent.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("vispco.search.gradient.descent.SAVE_SECONDS", -1.0)
     step = Descent._step
     steps = (2, 2 * STEPS + 1) if predictor == "static" else range(STEPS) if kind == "lagrangian" else (1, STEPS - 1)
     for stop in steps:
@@ -104,7 +104,7 @@ def test_a_resumed_predictor_goes_on_where_it_was(
     """No step is taken twice: what the test above compares is no second training."""
     study = made(problem, f"  one: {{kind: lagrangian, predictor: budget, {COST}}}\n")
     store, step, taken = Store(f"sqlite:///{tmp_path}/a.db"), Descent._step, 0
-    monkeypatch.setattr("vispco.search.descent.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("vispco.search.gradient.descent.SAVE_SECONDS", -1.0)
 
     def counted(self: Descent) -> None:
         nonlocal taken

@@ -19,7 +19,7 @@ from vispco.analysis.published_results import PLAIN, TASKS, beside_published, pu
 from vispco.cli.output import page_width
 from vispco.config import load_study
 from vispco.problem import Problem
-from vispco.search.runner import Run, validate
+from vispco.running import Run, validate
 from vispco.storage.store import Store
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from vispco.storage.bulk import append, read_stored, stored, write_stored
+from vispco.storage.optuna_sql.bulk import append, read_stored, stored, write_stored
 from vispco.storage.reading import StudySummary, local, read_attribute, read_trials, snapshot, study_ids, summaries
 from vispco.storage.store import Store
 

@@ -11,8 +11,8 @@ import vispco
 from conftest import make_batch
 from vispco.errors import ModelError
 from vispco.models.base import adapter_for
+from vispco.pruning.forward.relaxed import kept_counts, relaxed
 from vispco.pruning.methods import make_method
-from vispco.pruning.relaxed import kept_counts, relaxed
 from vispco.pruning.schedules import Ratios, Step, keep_count
 from vispco.testing import checks
 

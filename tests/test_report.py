@@ -20,12 +20,12 @@ from vispco.dashboards.words import answer_html
 
 from conftest import SMALL
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
-from vispco.analysis.answer import answer
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.selection import choose
+from vispco.analysis.headline import answer
 from vispco.cli.main import main
 from vispco.errors import ConfigError
 from vispco.exporting import export_schedule, export_steps
+from vispco.fronts import choose
 from vispco.storage.store import Store
 
 SEEDS = {"grid": ("grid", None, 30, 0.0), "lagrangian": ("lagrangian", 10, 5, 0.1), "tpe": ("tpe", 3, 8, 0.0)}

@@ -27,7 +27,7 @@ from vispco.models.resolution import rescaled, smaller
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.families.step import StepFamily
 from vispco.pruning.schedules import AtResolution, Schedule, Step, keep_all, parse_schedule, resolution_of
-from vispco.search.runner import Run, validate
+from vispco.running import Run, validate
 from vispco.storage.store import Store
 from vispco.testing.tiny import TINY
 

@@ -13,9 +13,9 @@ import vispco
 from conftest import make_batch
 from vispco.errors import ModelError, ScheduleError
 from vispco.models.base import Grid, adapter_for
+from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.refusals import refuse_uncuttable
 from vispco.pruning.schedules import Ratios, Step, keep_count
-from vispco.pruning.shared import SharedPrefill
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY
 

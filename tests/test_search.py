@@ -28,8 +28,8 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES, StepFamily
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step, parse_schedule
-from vispco.search.lagrangian import GradientOptions, LagrangianSearch
-from vispco.search.runner import Run, Silent, plan, validate
+from vispco.running import Run, Silent, plan, validate
+from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
@@ -485,9 +485,11 @@ def test_a_climb_crosses_worse_layers(monkeypatch: pytest.MonkeyPatch, climb: in
         asked.append(schedule.layer)
         return abs(19 - schedule.layer) + 1.5 * ((schedule.layer - 4) % 3 != 0)
 
-    monkeypatch.setattr("vispco.search.lagrangian.nearest", lambda _, shapes, first, most: sorted(shapes, key=distance))
     monkeypatch.setattr(
-        "vispco.search.lagrangian.nearest_of_each",
+        "vispco.search.gradient.lagrangian.nearest", lambda _, shapes, first, most: sorted(shapes, key=distance)
+    )
+    monkeypatch.setattr(
+        "vispco.search.gradient.lagrangian.nearest_of_each",
         lambda _, groups, first, most: [sorted(shapes, key=distance) for shapes in groups],
     )
     (ranked,) = search._nearest_each([(0.5, Step(4, 0.5))])

@@ -33,16 +33,16 @@ from PIL import Image
 import vispco
 from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.evaluation.prepared import render_prompt
+from vispco.integrations.transformers_serve.app import Server, build
+from vispco.integrations.transformers_serve.generation import Gone, PrunedGeneration
+from vispco.integrations.transformers_serve.limits import Limits, Refused
+from vispco.integrations.transformers_serve.metrics import Metrics
+from vispco.integrations.transformers_serve.middleware import Call
+from vispco.integrations.transformers_serve.pictures import read_picture
+from vispco.integrations.transformers_serve.requests import ChatRequest
+from vispco.integrations.transformers_serve.schedules import Served, served_schedules
 from vispco.models.loading import load_model
 from vispco.pruning.methods.base import make_method
-from vispco.serving.app import Server, build
-from vispco.serving.generation import Gone, PrunedGeneration
-from vispco.serving.limits import Limits, Refused
-from vispco.serving.metrics import Metrics
-from vispco.serving.middleware import Call
-from vispco.serving.pictures import read_picture
-from vispco.serving.requests import ChatRequest
-from vispco.serving.schedules import Served, served_schedules
 from vispco.tasks.base import Sample, make_task
 
 FILES = {
@@ -487,7 +487,7 @@ def test_more_requests_than_allowed_are_told_to_come_again() -> None:
     """An application that answers when it is told to, behind the limit of two."""
     import asyncio
 
-    from vispco.serving.middleware import Admission
+    from vispco.integrations.transformers_serve.middleware import Admission
 
     async def all_of_it() -> list[int]:
         finish = asyncio.Event()
@@ -636,8 +636,8 @@ def test_qwen_is_served_too(samples: list[Sample]) -> None:
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     from vispco.cli.serving import serve_model
 
-    for name in [name for name in sys.modules if name.startswith(("vispco.serving.", missing))]:
-        if name != "vispco.serving.limits":
+    for name in [name for name in sys.modules if name.startswith(("vispco.integrations.transformers_serve.", missing))]:
+        if name != "vispco.integrations.transformers_serve.limits":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=r"pip install 'vispco\[serve\]'"):

@@ -17,8 +17,8 @@ from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
-from vispco.search.method_race import promising
-from vispco.search.runner import Run, validate
+from vispco.running import Run, validate
+from vispco.search.gradient.method_race import promising
 from vispco.storage.store import Store
 
 SEVERAL = """

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from vispco.costs import layer_flops, prefill_flops, shared_flops
 from vispco.models.base import adapter_for
+from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_all
-from vispco.pruning.shared import SharedPrefill
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY
 
@@ -119,7 +119,7 @@ def test_samples_may_part_at_different_layers() -> None:
     found = {}
     for members, logits in SharedPrefill(adapter, method, counts).logits(batch):
         found.update(dict.fromkeys(members, logits))
-    from vispco.pruning.runtime import prune
+    from vispco.pruning.prune import prune
 
     for number, given_counts in enumerate(counts):
         with torch.inference_mode(), prune(model, method=method, schedule=Given(given_counts)):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vispco.analysis import two_level
-from vispco.analysis.statistics import Scores, group_bootstraps, holm
+from vispco.analysis.bootstrap import Scores, group_bootstraps, holm
 from vispco.analysis.two_level import Estimate, estimate, resample
 
 Floats = NDArray[np.float64]

@@ -26,7 +26,7 @@ searches:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vispco.problem import Problem
-    from vispco.search.runner import Run
+    from vispco.running import Run
     from vispco.storage.store import open_store
 
     folder = tmp_path_factory.mktemp("hand")

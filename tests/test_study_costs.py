@@ -17,16 +17,16 @@ from test_guides import blocks
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
 from vispco.analysis.pricing import Pricing
-from vispco.analysis.selection import choose
 from vispco.config import parse_study
 from vispco.costs import make_cost
 from vispco.costs.bounds import parse_bound
 from vispco.errors import ConfigError
+from vispco.fronts import choose
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
-from vispco.search.budget import RelaxedShare
+from vispco.running import Run, validate
+from vispco.search.gradient.relaxed_cost import RelaxedShare
 from vispco.search.grid import grid_points
-from vispco.search.runner import Run, validate
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 

@@ -24,7 +24,7 @@ from vispco.cli import output
 from vispco.cli.comparison import print_comparison
 from vispco.cli.output import print_table
 from vispco.cli.progress import TerminalProgress
-from vispco.search.so_far import in_flops, result_so_far
+from vispco.search.progress import in_flops, result_so_far
 from vispco.storage.store import Store
 
 VISPCO = [sys.executable, "-c", "from vispco.cli.main import main; main()"]

@@ -11,11 +11,11 @@ import torch
 from vispco.costs import prefill_flops, relaxed_backward_flops
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter, adapter_for
-from vispco.pruning.attention import LayerAttention
+from vispco.pruning.forward.attention import LayerAttention
+from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.fastv import FastV
-from vispco.pruning.relaxed import relaxed
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, Step
 from vispco.testing import checks
 from vispco.testing.tiny import TINY

@@ -18,11 +18,11 @@ from vispco.models.base import adapter_for
 from vispco.models.llava import LlavaAdapter
 from vispco.models.vision import PackedWatch, PixtralWatch, VisionExtras, attention_to
 from vispco.problem import Problem
+from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.needs import missing
-from vispco.pruning.relaxed import relaxed
 from vispco.pruning.schedules import Step
-from vispco.search.calibration import Calibration
+from vispco.search.gradient.distillation import Calibration
 from vispco.testing import checks
 from vispco.testing.methods import able
 from vispco.testing.tiny import TINY

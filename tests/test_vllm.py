@@ -33,12 +33,12 @@ from PIL import Image
 
 import vispco
 from vispco.errors import ConfigError
+from vispco.integrations.vllm.architectures import PREFIX
+from vispco.integrations.vllm.pruned import split_places, with_places
+from vispco.integrations.vllm.settings import Settings
 from vispco.models.base import adapter_for
-from vispco.plugins.vllm.architectures import PREFIX
-from vispco.plugins.vllm.pruned import split_places, with_places
-from vispco.plugins.vllm.settings import Settings
+from vispco.pruning.forward.pictures import prune_picture
 from vispco.pruning.methods.base import Method, make_method
-from vispco.pruning.pictures import prune_picture
 from vispco.pruning.schedules import Step, keep_count
 
 KEEPS = (0.75, 0.4, 0.1)

@@ -23,11 +23,11 @@ from patience import outlast, wait_for
 from vispco.errors import ConfigError, ModelError, VispcoError
 from vispco.evaluation.board import Board, Worker
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.ray_workers import Apart, RayWorkers, UnitWorker
 from vispco.evaluation.units import Unit, UnitResult
-from vispco.evaluation.workers import Apart, RayWorkers, UnitWorker
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
-from vispco.search.runner import Run
+from vispco.running import Run
 from vispco.storage.store import Store
 
 pytest.importorskip("ray")
@@ -247,9 +247,9 @@ def test_a_worker_killed_in_mid_unit_costs_nothing(small: Problem, expected: lis
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer deaths than usual, for each takes as long as the start of a worker."""
-    monkeypatch.setattr("vispco.evaluation.workers.TRIES", 2)
-    monkeypatch.setattr("vispco.evaluation.workers.TRIES_TOGETHER", 1)
-    monkeypatch.setattr("vispco.evaluation.workers.STARTS", 2)
+    monkeypatch.setattr("vispco.evaluation.ray_workers.TRIES", 2)
+    monkeypatch.setattr("vispco.evaluation.ray_workers.TRIES_TOGETHER", 1)
+    monkeypatch.setattr("vispco.evaluation.ray_workers.STARTS", 2)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -519,7 +519,5 @@ def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
 
 
 def test_ray_is_not_imported_unless_asked() -> None:
-    code = (
-        "import sys, vispco.cli.main, vispco.evaluation.workers, vispco.search.runner; assert 'ray' not in sys.modules"
-    )
+    code = "import sys, vispco.cli.main, vispco.evaluation.ray_workers, vispco.running; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vispco.optuna_objective import objective
     from vispco.problem import Problem
     from vispco.pruning.methods.base import make_method
-    from vispco.pruning.runtime import install, prune
+    from vispco.pruning.prune import install, prune
     from vispco.pruning.schedule_file import load_schedule
     from vispco.pruning.schedules import (
         AtResolution,
@@ -55,14 +55,14 @@ _HOMES = {
     "choose": "vispco.choosing",
     "export": "vispco.api",
     "flops_ratio": "vispco.api",
-    "install": "vispco.pruning.runtime",
+    "install": "vispco.pruning.prune",
     "load_model": "vispco.models.loading",
     "load_schedule": "vispco.pruning.schedule_file",
     "make_method": "vispco.pruning.methods.base",
     "objective": "vispco.optuna_objective",
     "open_store": "vispco.storage.store",
     "parse_schedule": "vispco.pruning.schedules",
-    "prune": "vispco.pruning.runtime",
+    "prune": "vispco.pruning.prune",
     "rescaled": "vispco.models.resolution",
     "report": "vispco.api",
     "run": "vispco.api",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vispco.problem import Problem
     from vispco.pruning.methods.base import Method
     from vispco.pruning.schedules import Schedule
-    from vispco.search.runner import Progress
+    from vispco.running import Progress
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     """
     from vispco.analysis.comparison import Comparison
     from vispco.problem import Problem
-    from vispco.search.runner import Run
+    from vispco.running import Run
     from vispco.storage.store import Store
 
     if isinstance(study, Problem):
@@ -59,7 +59,7 @@ def run(
         problem = Problem.from_yaml(study, list(overrides or []))
     executor: Any = nullcontext()
     if workers is not None or ray is not None:
-        from vispco.evaluation.workers import RayWorkers
+        from vispco.evaluation.ray_workers import RayWorkers
 
         executor = closing(RayWorkers(problem, workers, address=ray))
     store = Store(storage)

@@ -8,10 +8,10 @@ from typing import Any
 from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.decision import holds
 from vispco.analysis.noninferiority import paired_error
-from vispco.analysis.selection import fits, front
 from vispco.analysis.targets import runs_on, targets_of_trial
 from vispco.costs.base import make_cost
 from vispco.errors import ConfigError
+from vispco.fronts import fits, front
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedule_file import FORMAT, VERSION
 from vispco.pruning.schedules import parse_schedule
@@ -140,8 +140,8 @@ def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:
     schedule, layers = parse_schedule(exported["schedule"]), len(exported["keep_ratio"])
     settings = target_named(name).written(schedule, method, layers)
     if name == "vllm":
+        from vispco.integrations.vllm.architectures import architecture_of
         from vispco.models.loading import source_of
-        from vispco.plugins.vllm.architectures import architecture_of
 
         source = source_of(exported["model"])
         return {"model": source, "hf-overrides": {"architectures": [architecture_of(source)], **settings}}

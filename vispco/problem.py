@@ -12,7 +12,7 @@ import yaml
 
 from vispco.config import SearchConfig, Study, load_study, parse_study
 from vispco.errors import ConfigError
-from vispco.plugins.files import load_plugins, require_plugins
+from vispco.plugin_files import load_plugins, require_plugins
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.families.resolutions import Resolutions
 from vispco.pruning.methods.base import Method, make_method

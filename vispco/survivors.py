@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vispco.errors import ModelError
 from vispco.evaluation.prepared import render_prompt
 from vispco.models.resolution import rescaled
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, resolution_of
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from vispco.analysis.bootstrap import Scores, mean_scores
 from vispco.analysis.comparison import Comparison, Searched, together
-from vispco.analysis.entries import Entry, entries
-from vispco.analysis.selection import choices_at
-from vispco.analysis.statistics import Scores, mean_scores
+from vispco.analysis.seeds import Entry, entries
 from vispco.analysis.two_level import Estimate, estimate, resample
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import choices_at
 from vispco.storage.reading import TrialRecord
 from vispco.storage.store import Store
 

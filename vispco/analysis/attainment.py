@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.entries import entries
+from vispco.analysis.seeds import entries
 
 PERCENTS = (25.0, 50.0, 75.0)
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
+from vispco.analysis.bootstrap import group_bootstraps, interval
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
 from vispco.analysis.parts import Parts
-from vispco.analysis.selection import choose, front, is_measured, within_limits
-from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.costs.base import make_cost
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import choose, front, is_measured, within_limits
 from vispco.storage.reading import TrialRecord, read_attribute, read_trials, snapshot, study_ids
 from vispco.storage.store import Store
 

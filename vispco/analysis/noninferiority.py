@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.analysis.statistics import Scores
+from vispco.analysis.bootstrap import Scores
 
 POWER = 0.8
 Floats = NDArray[np.float64]

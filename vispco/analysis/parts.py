@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.analysis.statistics import Scores
+from vispco.analysis.bootstrap import Scores
 from vispco.evaluation.records import Evaluation
 from vispco.tasks.aggregation import MEAN, parts
 

@@ -16,8 +16,8 @@ from importlib.resources import files
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched, together
-from vispco.analysis.selection import choose
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import choose
 from vispco.storage.store import Store
 
 SOURCE = "VisPCO, ACL 2026, arXiv 2604.15188"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched
-from vispco.analysis.selection import choose
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import choose
 from vispco.storage.reading import TrialRecord
 
 BEST_KNOWN = "best-known"

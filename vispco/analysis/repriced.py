@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.pricing import Pricing
-from vispco.analysis.selection import choose, front
 from vispco.costs import Profile
 from vispco.costs.bounds import minimised
 from vispco.errors import ConfigError
+from vispco.fronts import choose, front
 from vispco.storage.reading import TrialRecord
 from vispco.storage.store import Store
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vispco.analysis.bootstrap import group_bootstraps, interval
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.statistics import group_bootstraps, interval
 from vispco.errors import ScheduleError
 from vispco.pruning.schedules import Step, parse_schedule
 from vispco.storage.reading import TrialRecord

@@ -9,8 +9,8 @@ import numpy as np
 from vispco.analysis.comparison import Comparison, Searched
 from vispco.analysis.decision import holds
 from vispco.analysis.layers import depth
-from vispco.analysis.selection import choose, fits
 from vispco.evaluation.records import Evaluation
+from vispco.fronts import choose, fits
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedules import parse_schedule
 from vispco.pruning.targets import TARGETS, Target, targets_of

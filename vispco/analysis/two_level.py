@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.analysis.statistics import Scores, group_bootstraps
+from vispco.analysis.bootstrap import Scores, group_bootstraps
 
 RESAMPLES = 9999
 LEVEL = 0.95

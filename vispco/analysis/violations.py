@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, Searched, together
-from vispco.analysis.entries import entries
-from vispco.analysis.selection import HELD, relaxed_ratio
+from vispco.analysis.seeds import entries
 from vispco.errors import StorageError
+from vispco.fronts import HELD, relaxed_ratio
 from vispco.storage.store import Store
 
 RESIDUALS = ("stationarity", "feasibility", "complementarity")
@@ -20,7 +20,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
 
     ``held``: of how many (seed, budget) ``pairs`` it is at most 0.02 either way. ``over``: the most by which any
     trial is above its budget on the search split, after the snap. The Karush-Kuhn-Tucker residuals are means over runs
-    (:mod:`vispco.search.kkt`); None where a search does not say.
+    (:mod:`vispco.search.gradient.kkt`); None where a search does not say.
     """
     found: list[dict[str, Any]] = []
     for entry in entries(comparison).values():

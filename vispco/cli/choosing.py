@@ -50,7 +50,7 @@ def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure
     found = decide(comparison, asked, priced)
     if not measure or found["chosen"]["accuracy_held_out"] is not None or found["chosen"]["search"] is None:
         return found
-    from vispco.search.confirm import confirm
+    from vispco.confirming import confirm
 
     chosen = found["chosen"]
     confirm(comparison, chosen["search"], chosen["trial"])

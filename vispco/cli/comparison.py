@@ -8,7 +8,7 @@ from typing import Any
 from vispco.cli.output import amount, in_blocks, page_width, print_table, print_text
 from vispco.errors import ConfigError
 from vispco.registry import suggest
-from vispco.search.so_far import in_flops
+from vispco.search.progress import in_flops
 
 SCHEDULE = 26  # columns for the best schedule: a step with four digits
 CELL = 6  # of an accuracy that is marked

@@ -47,7 +47,7 @@ def evaluate_study(
     """Measure one schedule, or the plain model, on a split of a study."""
     from vispco.problem import Problem
     from vispco.registry import suggest
-    from vispco.search.runner import evaluate_once
+    from vispco.running import evaluate_once
 
     splits, split = ["search", "held_out"], split or "held_out"
     if split not in splits:

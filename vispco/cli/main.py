@@ -82,7 +82,7 @@ def _options(
     if debug:
         os.environ["VISPCO_DEBUG"] = "1"
     if plugin:
-        from vispco.plugins.files import load_plugin
+        from vispco.plugin_files import load_plugin
 
         for path in plugin:
             load_plugin(path)
@@ -103,7 +103,7 @@ def plugins_first(arguments: list[str]) -> list[str]:
 def _executor(problem: Any, workers: int | None, ray: str | None) -> Any:
     if workers is None and ray is None:
         return nullcontext()
-    from vispco.evaluation.workers import RayWorkers
+    from vispco.evaluation.ray_workers import RayWorkers
 
     return closing(RayWorkers(problem, workers, address=ray))
 
@@ -119,8 +119,8 @@ def _run(
     from vispco.analysis.comparison import compare
     from vispco.cli.comparison import print_comparison
     from vispco.cli.progress import TerminalProgress
-    from vispco.search.distributed import follow, is_follower, launched, leading, leave
-    from vispco.search.runner import Run
+    from vispco.running import Run
+    from vispco.search.gradient.team import follow, is_follower, launched, leading, leave
     from vispco.storage.store import open_store, read_results
 
     if is_follower():
@@ -274,7 +274,7 @@ def compare(
     show: Callable[[dict[str, Any]], None]
     with open_store(storage, read_only=True) as store:
         if against is not None:
-            from vispco.analysis.entries import compare_against
+            from vispco.analysis.seeds import compare_against
             from vispco.cli.over_seeds import against_rows, print_against
 
             found = compare_against(store, experiments, against, score or "budget_score")
@@ -635,7 +635,7 @@ def serve(
     """Serve a model under exported schedules: OpenAI's chat API, on transformers' own server."""
     from vispco.cli.evaluating import quantization_given
     from vispco.cli.serving import serve_model
-    from vispco.serving.limits import Limits
+    from vispco.integrations.transformers_serve.limits import Limits
 
     limits = Limits(
         tokens=max_tokens,
@@ -743,7 +743,7 @@ def dashboard(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
     """Serve optuna-dashboard on this database."""
-    from vispco.dashboards.launcher import serve
+    from vispco.dashboards.optuna.launcher import serve
 
     serve(storage, host, port)
 
@@ -759,9 +759,9 @@ def validate(study: StudyFile, overrides: Set = None) -> None:
 @app.command("plan")
 def plan_study(study: StudyFile, overrides: Set = None, as_json: Json = False, as_csv: Csv = False) -> None:
     """What a study will take: trials, PFLOPs, minutes and memory per entry. Runs one batch, measures nothing."""
+    from vispco.estimate import estimate
     from vispco.problem import Problem
-    from vispco.search.estimate import estimate
-    from vispco.search.runner import validate
+    from vispco.running import validate
 
     problem = Problem.from_yaml(study, overrides)
     validate(problem)

@@ -31,7 +31,7 @@ def write_plot(
         StorageError: no such experiment, or one without results.
         ConfigError: unknown figure, split or search, another suffix, no matplotlib, or a file that cannot be written.
     """
-    from vispco.dashboards import paper
+    from vispco.dashboards import matplotlib_figures
     from vispco.dashboards.report import gradient_paths
 
     for given, known, option in ((what, FIGURES, "--what"), (split, SPLITS, "--split")):
@@ -41,19 +41,19 @@ def write_plot(
     told = comparison.to_dict()
     if what == "front":
         points, bands = comparison.points(), attainment_bands(comparison)
-        paper.save(lambda: paper.front(told, points, bands, split=split, width=width), output)
+        matplotlib_figures.save(lambda: matplotlib_figures.front(told, points, bands, split=split, width=width), output)
     elif what == "choices":
-        paper.save(lambda: paper.choices(told, width=width), output)
+        matplotlib_figures.save(lambda: matplotlib_figures.choices(told, width=width), output)
     elif what == "cost":
-        paper.save(lambda: paper.cost(told, width=width), output)
+        matplotlib_figures.save(lambda: matplotlib_figures.cost(told, width=width), output)
     elif what == "schedules":
         fronts = {found["name"]: found for found in told["searches"] if any(p["keep_ratio"] for p in found["front"])}
         shown = fronts[_chosen(experiment, search, fronts, "schedules")]
-        paper.save(lambda: paper.schedules(shown, width=width), output)
+        matplotlib_figures.save(lambda: matplotlib_figures.schedules(shown, width=width), output)
     else:
         paths = gradient_paths(comparison)
         path = paths[_chosen(experiment, search, paths, "a trajectory")]
-        paper.save(lambda: paper.trajectory(path, width=width), output)
+        matplotlib_figures.save(lambda: matplotlib_figures.trajectory(path, width=width), output)
     return output.resolve()
 
 

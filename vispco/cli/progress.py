@@ -21,7 +21,7 @@ Result = Callable[[], str]
 class TerminalProgress:
     """One bar per part of a run; without a terminal a line at its start, its end, and now and then.
 
-    Both say how much is done of how much, and what has come of it (:func:`vispco.search.so_far.result_so_far`). A bar
+    Both say how much is done of how much, and what has come of it (:func:`vispco.search.progress.result_so_far`). A bar
     also says what time is left.
     """
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from vispco.errors import ConfigError
-from vispco.serving.limits import Limits
+from vispco.integrations.transformers_serve.limits import Limits
 
 
 def serve_model(model: str, schedules: list[str], host: str, port: int, *, limits: Limits, **settings: Any) -> None:
@@ -19,7 +19,7 @@ def serve_model(model: str, schedules: list[str], host: str, port: int, *, limit
     if limits.local is not None and not limits.local.is_dir():
         raise ConfigError(f"--local-pictures {str(limits.local)!r} is no folder; give one, or leave the option out")
     try:
-        from vispco.serving.app import build, listen
+        from vispco.integrations.transformers_serve.app import build, listen
     except ImportError as error:
         raise ConfigError(f"vispco serve needs {error.name}; install it with: pip install 'vispco[serve]'") from None
     server = build(model, schedules, limits=limits, **settings)

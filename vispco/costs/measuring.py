@@ -25,7 +25,7 @@ from vispco.costs.stamps import Stamps, is_cuda, stamped, timed_call
 from vispco.errors import ConfigError
 from vispco.models.base import ModelAdapter, adapter_for
 from vispco.pruning.methods.base import make_method
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import MultiStep, Schedule, Step
 
 SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp")

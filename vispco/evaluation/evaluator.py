@@ -26,8 +26,8 @@ from vispco.evaluation.records import Evaluation as Evaluation
 from vispco.evaluation.records import Failed, Outcome, Stopped
 from vispco.evaluation.units import Executor, InProcess, UnitRunner
 from vispco.models.loading import weights_hash
-from vispco.plugins.files import code_of
-from vispco.pruning.counts import checked_counts
+from vispco.plugin_files import code_of
+from vispco.pruning.forward.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import check_needs
 from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all, resolution_of

@@ -22,7 +22,7 @@ from vispco.errors import ConfigError, DataError, ModelError, shortened
 from vispco.evaluation.pixels import limited
 from vispco.models.resolution import rescaled
 from vispco.models.templates import render_chat
-from vispco.pruning.tokens import Prompt
+from vispco.pruning.forward.tokens import Prompt
 from vispco.tasks.base import PLACE, Sample, Task
 
 if TYPE_CHECKING:

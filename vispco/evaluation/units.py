@@ -18,10 +18,10 @@ from vispco.evaluation.board import Board, Worker, describe
 from vispco.evaluation.decoding import answer_length, generated, needs_generate, stop_tokens
 from vispco.evaluation.letters import likeliest_letters
 from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare_split, render_prompt
+from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.methods.base import Method
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Counts
-from vispco.pruning.shared import SharedPrefill
 
 if TYPE_CHECKING:
     from vispco.problem import Problem

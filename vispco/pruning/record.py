@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vispco.errors import ModelError
 from vispco.models.vision import VisionExtras
-from vispco.pruning.cached import Kept
-from vispco.pruning.prefill import Prefill
-from vispco.pruning.tokens import Tokens
+from vispco.pruning.cache import Kept
+from vispco.pruning.forward.prefill import Prefill
+from vispco.pruning.forward.tokens import Tokens
 
 
 class _Thread(threading.local):

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
-from vispco.pruning.tokens import Prompt, Tokens
+from vispco.pruning.forward.tokens import Prompt, Tokens
 
 IGNORED = -100  # the label of tokens that no loss is taken of
 

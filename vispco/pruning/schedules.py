@@ -52,8 +52,8 @@ def _listed(values: Any, what: str) -> tuple[Any, ...]:
 class Policy(Protocol):
     """What the runtime asks: visual tokens entering each layer, int [B, L], non-increasing over layers.
 
-    ``context`` is the batch's :class:`vispco.pruning.tokens.Prompt` in a prefill, for policies that look at their
-    samples; it is None where only lengths are known.
+    ``context`` is the batch's :class:`vispco.pruning.forward.tokens.Prompt` in a prefill, for policies that look at
+    their samples; it is None where only lengths are known.
     """
 
     def counts(self, n_visual: Counts, layers: int, context: Any = None) -> Counts: ...

@@ -3,7 +3,7 @@
 At a boundary the hidden states that enter a decoder layer are gathered to the tokens that stay, and so is what
 each layer receives per token: position embeddings, position ids and mask. Later layers then run on fewer
 tokens and their caches hold fewer entries; original positions are kept. What is known of the prompt goes with its
-cache (:mod:`vispco.pruning.cached`); in decoding each layer's mask follows the entries of that layer's cache. The
+cache (:mod:`vispco.pruning.cache`); in decoding each layer's mask follows the entries of that layer's cache. The
 decoder's output is scattered back to the prompt's length, so that logits keep their indices; rows of dropped tokens
 are zero.
 """
@@ -26,17 +26,17 @@ from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
 from vispco.models.hooks import COMPILED, Hooks, named_arguments, owner_of_hooks
 from vispco.models.wrappers import refuse_compiled
-from vispco.pruning.cached import Kept, PrunedLayer, check_whole, pruned_layer, text_tail, to_be_pruned
-from vispco.pruning.counts import checked_counts, most_kept
-from vispco.pruning.drafts import DraftWatch
+from vispco.pruning.cache import Kept, PrunedLayer, check_whole, pruned_layer, text_tail, to_be_pruned
+from vispco.pruning.forward.counts import checked_counts, most_kept
+from vispco.pruning.forward.drafts import DraftWatch
+from vispco.pruning.forward.prefill import Call, Path, Prefill
+from vispco.pruning.forward.tokens import Prompt
+from vispco.pruning.forward.tower import TowerReader
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import LAYER_BEFORE, check_needs
-from vispco.pruning.prefill import Call, Path, Prefill
 from vispco.pruning.record import Record
 from vispco.pruning.refusals import refuse_labels, refuse_uncuttable, refuse_visual_end
 from vispco.pruning.schedules import Counts, Policy
-from vispco.pruning.tokens import Prompt
-from vispco.pruning.tower import TowerReader
 
 
 class PruningSession(Record):

@@ -1,20 +1,11 @@
 """Searches, one file each; importing this package registers the built-in ones."""
 
-from vispco.search import (
-    dop,
-    fitprune_fit,
-    grid,
-    gsearch,
-    halving,
-    lagrangian,
-    official,
-    optuna_samplers,
-    published,
-    sampling,
-    vtw,
-)
+from vispco.official import search as official
+from vispco.search import grid, samplers, sampling
 from vispco.search.base import SEARCHES, Proposal, Search, SearchContext
 from vispco.search.base import Options as SearchOptions
+from vispco.search.gradient import lagrangian
+from vispco.search.recipes import dop, fitprune_fit, gsearch, halving, published, vtw
 
 __all__ = [
     "SEARCHES",
@@ -29,8 +20,8 @@ __all__ = [
     "halving",
     "lagrangian",
     "official",
-    "optuna_samplers",
     "published",
+    "samplers",
     "sampling",
     "vtw",
 ]

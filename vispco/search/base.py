@@ -19,7 +19,7 @@ from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Policy, Schedule, TextPolicy, parse_schedule
 from vispco.registry import Registry
-from vispco.search.distributed import Alone, Team
+from vispco.search.gradient.team import Alone, Team
 from vispco.search.racing import Race, RacingOptions, order_by
 from vispco.search.study_cost import StudyCost
 from vispco.storage.trials import ATTEMPTS, TrialLog

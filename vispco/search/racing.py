@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from vispco.analysis.selection import FITS
 from vispco.errors import MeasurementError
+from vispco.fronts import FITS
 
 BETS = (0.3, 0.8)
 GROWTH = 1.1

@@ -1,6 +1,6 @@
 """Random search, and drawing up to a number of trials or an amount of charged compute.
 
-The samplers of Optuna that learn from earlier trials are in :mod:`vispco.search.optuna_samplers`.
+The samplers of Optuna that learn from earlier trials are in :mod:`vispco.search.samplers`.
 """
 
 from __future__ import annotations

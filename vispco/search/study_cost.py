@@ -17,8 +17,8 @@ from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
 from vispco.evaluation.records import Evaluation
-from vispco.pruning.counts import checked_counts
 from vispco.pruning.families import ScheduleFamily
+from vispco.pruning.forward.counts import checked_counts
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Counts, Policy, Schedule, keep_all
 from vispco.registry import suggest

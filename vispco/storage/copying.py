@@ -18,9 +18,9 @@ from sqlalchemy import Connection, Table, delete, select
 
 from vispco.content import changes, merged
 from vispco.errors import StorageError
-from vispco.storage.bulk import StoredTrial, read_stored, write_stored
-from vispco.storage.optuna_tables import directions, studies, study_system_attributes, study_user_attributes
-from vispco.storage.optuna_tables import trials as trial_table
+from vispco.storage.optuna_sql.bulk import StoredTrial, read_stored, write_stored
+from vispco.storage.optuna_sql.tables import directions, studies, study_system_attributes, study_user_attributes
+from vispco.storage.optuna_sql.tables import trials as trial_table
 from vispco.storage.reading import snapshot, study_ids
 from vispco.storage.store import Store, redact
 from vispco.storage.tables import evaluations, experiments, groups, links, steps

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from vispco.errors import ConfigError, StorageError
 from vispco.registry import suggest
-from vispco.storage.bulk import FINISHED, append
+from vispco.storage.optuna_sql.bulk import FINISHED, append
 from vispco.storage.reading import read_trials, study_ids
 from vispco.storage.store import Store, open_store, redact
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Select, func, select
 
 from vispco.errors import VispcoError
 from vispco.storage.faults import UNREADABLE, damaged
-from vispco.storage.optuna_tables import params, studies, trial_user_attributes, trials, values
+from vispco.storage.optuna_sql.tables import params, studies, trial_user_attributes, trials, values
 from vispco.storage.redaction import redact_text
 
 INFINITE = {"INF_POS": float("inf"), "INF_NEG": float("-inf")}

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from vispco.errors import StorageError, shortened
 from vispco.evaluation.records import Evaluation, Stopped
-from vispco.storage.bulk import append, has_system_attribute, lock_study, newest
+from vispco.storage.optuna_sql.bulk import append, has_system_attribute, lock_study, newest
 from vispco.storage.redaction import redact_text
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vispco.models.base import adapter_for
-from vispco.pruning.attention import LayerAttention
+from vispco.pruning.forward.attention import LayerAttention
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.needs import missing
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TinyFamily

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vispco.models.base import adapter_for
 from vispco.models.vision import VisionExtras
+from vispco.pruning.forward.relaxed import relaxed
+from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.methods.base import Method
-from vispco.pruning.relaxed import relaxed
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Policy, Ratios, Schedule, Step, keep_all
 from vispco.pruning.session import PruningSession
-from vispco.pruning.shared import SharedPrefill
 from vispco.testing.tiny import LAYERS, TinyFamily
 
 TOLERANCE = 1e-4

@@ -11,7 +11,7 @@ from vispco.errors import ScheduleError
 from vispco.models.base import adapter_for
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
-from vispco.pruning.runtime import prune
+from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing import checks
 from vispco.testing.tiny import TINY, TinyFamily

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.train.demo.build import vocabulary
 from benchmarks.train.demo.data import pixel_values
 from benchmarks.train.demo.packing import VISUAL_TOKENS, Packed, Prefix, llava_prefix
-from vispco.pruning.masks import as_backend_mask
+from vispco.pruning.forward.masks import as_backend_mask
 from vispco.tasks.mosaic import Scene
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.train.demo.imitation import imitation_loss, teacher_features, unlike, unlike_evenly
 from benchmarks.train.demo.packing import VISUAL_TOKENS, Packed
-from vispco.pruning.masks import as_backend_mask
+from vispco.pruning.forward.masks import as_backend_mask
 from vispco.tasks.mosaic import CELLS, COLORS, SHAPES, Scene
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vispco.models.base import ModelShape
-    from vispco.pruning.attention import LayerAttention
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.attention import LayerAttention
+    from vispco.pruning.forward.tokens import Prompt
 
 METHODS = Registry("method", "methods", "name")
 

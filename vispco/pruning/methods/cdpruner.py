@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vispco.models.base import ModelShape
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.tokens import Prompt
 
 RELEVANCES = ("text_tower", "embeddings", "none")
 LEAST = 1e-10

@@ -12,7 +12,7 @@ from vispco.pruning.methods.order import StaticOrder, unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.tokens import Prompt
 
 NEW = 255.0  # more than any change: what has nothing before it
 

@@ -10,7 +10,7 @@ from vispco.pruning.methods.base import Method, ScoreContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.tokens import Prompt
 
 
 class StaticOrder(Method):

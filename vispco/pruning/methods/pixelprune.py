@@ -11,7 +11,7 @@ from vispco.pruning.methods.order import StaticOrder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.tokens import Prompt
 
 
 @METHODS.register("pixelprune")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vispco.models.base import ModelShape
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.tokens import Prompt
 
 
 @METHODS.register("scope")

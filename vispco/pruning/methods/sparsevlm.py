@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vispco.models.base import ModelShape
-    from vispco.pruning.tokens import Prompt
+    from vispco.pruning.forward.tokens import Prompt
 
 RELEASES = ("2.0", "1.5")
 KERNEL_FLOOR = 0.01
