@@ -432,6 +432,7 @@ def main() -> None:
     if options.processes == 1:
         work(0, options)
         return
+    Path(options.out).mkdir(parents=True, exist_ok=True)
     store = Path(options.out).resolve() / f"store-{time.time_ns()}"
     context = torch.multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(rank, options, str(store))) for rank in range(options.processes)]
