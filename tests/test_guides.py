@@ -155,7 +155,7 @@ def test_the_figures_of_the_concepts_are_what_the_script_draws(tmp_path: Path) -
     page = (DOCS / "concepts.md").read_text()
     assert set(re.findall(r"\(concepts/(\w+)\.svg\)", page)) == set(made.FIGURES)
     for name, draw in made.FIGURES.items():
-        made.paper.save(draw, tmp_path / f"{name}.svg")
+        made.matplotlib_figures.save(draw, tmp_path / f"{name}.svg")
         drawn, kept = coordinates(tmp_path / f"{name}.svg"), coordinates(DOCS / f"concepts/{name}.svg")
         assert len(kept) > 1000
         assert drawn == pytest.approx(kept, abs=0.01), "run python docs/make_concepts.py"

@@ -13,10 +13,11 @@ import pytest
 
 from conftest import SMALL
 from test_cli import Cli
+from vispco import plugin_files
 from vispco.cli.main import plugins_first
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.plugins import METHODS, files, load_plugin
+from vispco.plugins import METHODS, load_plugin
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 
@@ -45,7 +46,7 @@ def _registers() -> Iterator[None]:
     yield
     METHODS._classes.clear()
     METHODS._classes.update(before)
-    for name in {name for name in sys.modules if name.startswith(files.PREFIX)} - modules:
+    for name in {name for name in sys.modules if name.startswith(plugin_files.PREFIX)} - modules:
         del sys.modules[name]
 
 
@@ -107,11 +108,11 @@ def test_a_stored_study_loads_no_code(cli: Cli, tmp_path: Path, monkeypatch: pyt
     Path("study.yaml").write_text(head + "searches: {random: {kind: random, trials: 2}}\n")
     assert cli("run", "study.yaml")[0] == 0
     METHODS._classes.pop("first-ones")
-    module = sys.modules.pop(f"{files.PREFIX}first")
+    module = sys.modules.pop(f"{plugin_files.PREFIX}first")
     code, _, err = cli("resume", "small")
     assert code == 2
     assert "--plugin first.py" in err
-    assert f"{files.PREFIX}first" not in sys.modules
+    assert f"{plugin_files.PREFIX}first" not in sys.modules
     code, _, err = cli("resume", "small", "--plugin", "first.py")
     assert code == 0, err
     assert "nothing to do" in err

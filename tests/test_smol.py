@@ -17,7 +17,7 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from benchmarks.train.smol.attention import NAME as PACKED
 from benchmarks.train.smol.lora import ALPHA, RANK, LowRank, add_updates, merge_updates
 from benchmarks.train.smol.masters import Masters
-from benchmarks.train.smol.packing import pack, questions_for
+from benchmarks.train.smol.packing import MIX, pack, questions_for
 from benchmarks.train.smol.tower import begin_with_neighbours, patch_labels
 from vispco.errors import ConfigError, ModelError
 from vispco.models.loading import load_model
@@ -56,7 +56,7 @@ def test_packed_questions_have_the_tokens_that_the_processor_gives(tokenizer: An
     from PIL import Image
 
     scene = sample_scene("search", random.Random(1))
-    questions = questions_for(scene, random.Random(2), 3, 2)
+    questions = questions_for(scene, random.Random(2), MIX, 3, 2)
     packed = pack(tokenizer, [questions])
     processor = build_processor(tokenizer)
     for number, question in enumerate(questions, 1):
@@ -94,7 +94,7 @@ def test_questions_of_one_sequence_do_not_see_each_other() -> None:
     """Packed logits of every answer equal those of the question alone."""
     model = small_decoder()
     scenes = [sample_scene("search", random.Random(number)) for number in range(2)]
-    batch = [questions_for(scene, random.Random(number), 2, 1) for number, scene in enumerate(scenes)]
+    batch = [questions_for(scene, random.Random(number), MIX, 2, 1) for number, scene in enumerate(scenes)]
     packed = pack(Words(), batch)
     model.set_attn_implementation(PACKED)
     found = model(
