@@ -1,0 +1,41 @@
+"""Check an experiment file, its price, and the installation."""
+
+from __future__ import annotations
+
+from vispco.cli.app import app
+from vispco.cli.options import (
+    Csv,
+    Json,
+    Set,
+    Storage,
+    StudyFile,
+)
+from vispco.cli.output import print_rows
+
+
+@app.command()
+def validate(study: StudyFile, overrides: Set = None) -> None:
+    """Check an experiment file: keys, names, options, model, splits, budgets and floor. Measures nothing."""
+    from vispco.cli.checks import validate_study
+
+    print_rows(validate_study(study, overrides))
+
+
+@app.command("plan")
+def plan_study(study: StudyFile, overrides: Set = None, as_json: Json = False, as_csv: Csv = False) -> None:
+    """What a study will take: trials, PFLOPs, minutes and memory per entry. Runs one batch, measures nothing."""
+    from vispco.estimate import estimate
+    from vispco.problem import Problem
+    from vispco.running import validate
+
+    problem = Problem.from_yaml(study, overrides)
+    validate(problem)
+    print_rows(estimate(problem), as_json=as_json, as_csv=as_csv)
+
+
+@app.command()
+def doctor(storage: Storage = None, as_json: Json = False, as_csv: Csv = False) -> None:
+    """Versions, devices, storage and offline mode."""
+    from vispco.cli.checks import doctor_rows
+
+    print_rows(doctor_rows(storage), as_json=as_json, as_csv=as_csv)

@@ -1,0 +1,31 @@
+"""Write the HTML report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vispco.cli.app import app
+from vispco.cli.options import (
+    Storage,
+)
+
+
+@app.command()
+def report(
+    experiment: str,
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
+    tokens: Annotated[
+        int, typer.Option(min=0, max=50, help="Show the surviving tokens of so many samples; runs the model.")
+    ] = 0,
+    storage: Storage = None,
+) -> None:
+    """Write one self-contained HTML page."""
+    from vispco.dashboards.report import write_report
+    from vispco.storage.store import open_store
+
+    with open_store(storage, read_only=True) as store:
+        write_report(store, experiment, output, tokens=tokens)
+    print(output.resolve())
