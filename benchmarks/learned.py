@@ -23,8 +23,8 @@ from vispco.analysis.regret import BEST_KNOWN
 from vispco.analysis.seeds import against, entries
 from vispco.analysis.violations import violations
 from vispco.cli.over_seeds import print_against
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.store import Store, default_url
 
 STUDIES = ("step", "multistep", "layerwise", "fitprune", "sparsevlm", "qwen", "deep")

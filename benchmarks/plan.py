@@ -12,9 +12,10 @@ import tempfile
 import time
 
 from vispco.cli.output import print_rows
-from vispco.estimate import estimate
+from vispco.experiment.estimate import estimate
+from vispco.experiment.planning import plan
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run, plan
 from vispco.storage.store import Store
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layers import layer_record
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent

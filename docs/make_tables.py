@@ -12,8 +12,8 @@ from statistics import mean
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent

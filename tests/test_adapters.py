@@ -17,10 +17,10 @@ from test_local_models import llava
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ModelError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.run import Run
 from vispco.models.base import adapter_for
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
-from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.testing import checks
 from vispco.testing.tiny import LAYERS, TINY

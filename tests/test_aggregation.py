@@ -20,8 +20,8 @@ from vispco.analysis.parts import Parts
 from vispco.analysis.seeds import against
 from vispco.analysis.sensitivity import sensitivity
 from vispco.config import parse_study
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.tasks.aggregation import RULES, aggregate, parts
 from vispco.tasks.mosaic_vqa import MosaicVQA

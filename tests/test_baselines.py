@@ -27,13 +27,16 @@ from vispco.config import parse_study
 from vispco.costs import prefill_flops, unpruned_flops
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.planning import plan
+from vispco.experiment.progress import Silent
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.prune import prune
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import MultiStep, Ratios, Step, parse_schedule
-from vispco.running import Run, Silent, plan, validate
 from vispco.search.recipes.calibration import observe
 from vispco.search.recipes.dop import solve
 from vispco.search.recipes.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops

@@ -17,9 +17,10 @@ from vispco.config import CostConfig, content_hash, parse_study
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import prepare
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
-from vispco.running import Run, validate
 from vispco.search.gradient.distillation import Calibration
 from vispco.storage.store import Store
 from vispco.tasks import areas

@@ -18,9 +18,10 @@ from vispco.content import changes, listed, merged, picture_key, weights_checksu
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.ray_workers import identity, samples_identity
+from vispco.experiment.progress import Silent
+from vispco.experiment.run import Run
 from vispco.models.loading import demo_folder, weights_hash
 from vispco.problem import Problem
-from vispco.running import Run, Silent
 from vispco.storage.copying import copy_experiments
 from vispco.storage.store import Store
 from vispco.tasks.base import SPLITS

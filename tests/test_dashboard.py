@@ -30,8 +30,8 @@ from vispco.dashboards.text import in_markdown
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison, compare
 from vispco.errors import StorageError
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.store import Store
 

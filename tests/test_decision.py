@@ -24,13 +24,13 @@ from vispco.costs import COSTS, kv_cache_bytes, make_cost, prefill_flops, unprun
 from vispco.costs.bounds import Bound, parse_bound, parse_limit
 from vispco.costs.profile import Profile
 from vispco.errors import ConfigError
+from vispco.experiment.run import Run
 from vispco.exporting import Recommendation, export_schedule
 from vispco.models.loading import described
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedule_file import read_schedule_file
 from vispco.pruning.schedules import Counts, parse_schedule
-from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 

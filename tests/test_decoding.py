@@ -208,7 +208,7 @@ def test_a_sample_that_is_refused_is_named(few: Problem, monkeypatch: pytest.Mon
 
 def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     from vispco.evaluation.units import UnitRunner
-    from vispco.running import Run
+    from vispco.experiment.run import Run
     from vispco.storage.store import open_store
 
     whole = UnitRunner._together
@@ -235,7 +235,7 @@ def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.Monkey
 
 def test_an_entry_that_fails_ends_no_other(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """A teacher's answer that holds the visual token: the gradient search ends, with the sample's name."""
-    from vispco.running import Run
+    from vispco.experiment.run import Run
     from vispco.search.gradient import distillation as calibration
     from vispco.storage.store import open_store
 

@@ -18,10 +18,10 @@ import torch
 from patience import HANGS, outlast
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
-from vispco.running import validate
 from vispco.search.gradient.distillation import Calibration
 from vispco.search.gradient.team import Alone, is_follower, launched, leading
 from vispco.storage.store import Store

@@ -22,12 +22,12 @@ from vispco.analysis.seeds import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.costs import COSTS
+from vispco.experiment.validation import validate
 from vispco.models.base import ADAPTERS, ModelAdapter
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import METHODS
 from vispco.pruning.schedules import parse_schedule
-from vispco.running import validate
 from vispco.search import SEARCHES
 from vispco.search.racing import RacingOptions
 from vispco.storage.store import Store

@@ -523,8 +523,8 @@ RUN = SMALL.split("searches:")[0].replace("search: 12, held_out: 12", "search: 6
 
 
 def test_a_run_measures_what_was_chosen_at_checkpoints(tmp_path: Path) -> None:
+    from vispco.experiment.run import Run
     from vispco.problem import Problem
-    from vispco.running import Run
 
     store = Store(f"sqlite:///{tmp_path}/a.db")
     plain = Problem.from_text(RUN)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from conftest import SMALL
-from vispco.estimate import estimate
+from vispco.experiment.estimate import estimate
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 

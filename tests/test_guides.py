@@ -18,9 +18,9 @@ from PIL import Image
 from report_data import fill
 from test_cli import Cli
 from vispco.config import load_study, parse_study
+from vispco.experiment.validation import validate
 from vispco.models.loading import described
 from vispco.problem import Problem
-from vispco.running import validate
 from vispco.storage.store import Store
 
 ROOT = Path(__file__).parent.parent

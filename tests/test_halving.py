@@ -11,9 +11,10 @@ from optuna.trial import TrialState
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
 from vispco.pruning.schedules import parse_schedule
-from vispco.running import Run, validate
 from vispco.search.racing import Order
 from vispco.search.recipes.halving import Halving, best, rungs_of
 from vispco.storage.store import Store

@@ -21,10 +21,11 @@ from vispco.cli.main import main
 from vispco.config import parse_study
 from vispco.errors import ConfigError, LockedError, StorageError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.progress import Silent
+from vispco.experiment.run import Run
 from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.schedules import parse_schedule
-from vispco.running import Run, Silent
 from vispco.storage.importing import import_trials
 from vispco.storage.store import Store
 
@@ -282,8 +283,8 @@ def test_workers_are_shown_while_somebody_runs(cli: Callable[..., tuple[int, str
 def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     """Trials of vispco.objective; the second run keeps the entry, and its held-out numbers are those of the grid."""
     import vispco
+    from vispco.experiment.run import Run
     from vispco.problem import Problem
-    from vispco.running import Run
 
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(problem, store).run(["tpe"])

@@ -14,8 +14,10 @@ from test_cli import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
+from vispco.experiment.progress import Silent
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
-from vispco.running import Run, Silent, validate
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 

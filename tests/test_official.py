@@ -21,6 +21,9 @@ from vispco.costs import layer_flops, official_layer_macs
 from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch
+from vispco.experiment.progress import Silent
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.models.base import ModelShape, adapter_for
 from vispco.official import relaxed as official
 from vispco.official import training as official_training
@@ -41,7 +44,6 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
-from vispco.running import Run, Silent, validate
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 from vispco.testing import checks

@@ -14,12 +14,12 @@ from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.run import Run
 from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
-from vispco.running import Run
 from vispco.search.gradient.descent import Descent
 from vispco.search.gradient.kkt import residuals
 from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch, not_held, widest

@@ -18,8 +18,9 @@ from vispco.analysis.comparison import Comparison
 from vispco.analysis.published_results import PLAIN, TASKS, beside_published, published_results
 from vispco.cli.output import page_width
 from vispco.config import load_study
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
-from vispco.running import Run, validate
 from vispco.storage.store import Store
 
 ROOT = Path(__file__).parent.parent

@@ -22,12 +22,13 @@ from vispco.config import parse_study
 from vispco.costs import COSTS, Setting, prefill_flops, unpruned_flops
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.prepared import vision_flops
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.exporting import export_schedule
 from vispco.models.resolution import rescaled, smaller
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.families.step import StepFamily
 from vispco.pruning.schedules import AtResolution, Schedule, Step, keep_all, parse_schedule, resolution_of
-from vispco.running import Run, validate
 from vispco.storage.store import Store
 from vispco.testing.tiny import TINY
 

@@ -24,11 +24,14 @@ from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.units import Unit, UnitResult, UnitRunner
+from vispco.experiment.planning import plan
+from vispco.experiment.progress import Silent
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES, StepFamily
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step, parse_schedule
-from vispco.running import Run, Silent, plan, validate
 from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store

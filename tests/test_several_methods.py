@@ -13,11 +13,12 @@ from vispco.cli.comparison import with_method
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
-from vispco.running import Run, validate
 from vispco.search.gradient.method_race import promising
 from vispco.storage.store import Store
 

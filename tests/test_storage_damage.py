@@ -25,8 +25,8 @@ searches:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vispco.experiment.run import Run
     from vispco.problem import Problem
-    from vispco.running import Run
     from vispco.storage.store import open_store
 
     folder = tmp_path_factory.mktemp("hand")

@@ -14,8 +14,8 @@ from sqlalchemy import Engine, create_engine, inspect, text
 
 from vispco.analysis.comparison import Comparison
 from vispco.errors import StorageError
+from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.storage.migrations import MIGRATIONS, migrate
 from vispco.storage.opening import open_database
 from vispco.storage.store import Store

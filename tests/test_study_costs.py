@@ -21,10 +21,11 @@ from vispco.config import parse_study
 from vispco.costs import make_cost
 from vispco.costs.bounds import parse_bound
 from vispco.errors import ConfigError
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.fronts import choose
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
-from vispco.running import Run, validate
 from vispco.search.gradient.relaxed_cost import RelaxedShare
 from vispco.search.grid import grid_points
 from vispco.storage.store import Store

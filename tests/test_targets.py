@@ -15,6 +15,8 @@ from test_docs import blocks
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.targets import compare_targets
 from vispco.errors import ConfigError, ModelError, ScheduleError
+from vispco.experiment.run import Run
+from vispco.experiment.validation import validate
 from vispco.exporting import Recommendation
 from vispco.integrations.vllm.architectures import PREFIX, architecture_of
 from vispco.models.loading import demo_folder
@@ -22,7 +24,6 @@ from vispco.problem import Problem
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedules import parse_schedule
 from vispco.pruning.targets import TARGETS, target_named, targets_of
-from vispco.running import Run, validate
 from vispco.storage.store import Store
 
 STUDY = (

@@ -25,9 +25,9 @@ from vispco.evaluation.board import Board, Worker
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.ray_workers import Apart, RayWorkers, UnitWorker
 from vispco.evaluation.units import Unit, UnitResult
+from vispco.experiment.run import Run
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
-from vispco.running import Run
 from vispco.storage.store import Store
 
 pytest.importorskip("ray")
@@ -519,5 +519,6 @@ def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
 
 
 def test_ray_is_not_imported_unless_asked() -> None:
-    code = "import sys, vispco.cli.main, vispco.evaluation.ray_workers, vispco.running; assert 'ray' not in sys.modules"
+    modules = "vispco.cli.main, vispco.evaluation.ray_workers, vispco.experiment.run"
+    code = f"import sys, {modules}; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

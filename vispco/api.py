@@ -12,10 +12,10 @@ from vispco.errors import ConfigError
 
 if TYPE_CHECKING:
     from vispco.analysis.comparison import Comparison
+    from vispco.experiment.progress import Progress
     from vispco.problem import Problem
     from vispco.pruning.methods.base import Method
     from vispco.pruning.schedules import Schedule
-    from vispco.running import Progress
 
 
 def run(
@@ -47,8 +47,8 @@ def run(
         LockedError: another process runs it.
     """
     from vispco.analysis.comparison import Comparison
+    from vispco.experiment.run import Run
     from vispco.problem import Problem
-    from vispco.running import Run
     from vispco.storage.store import Store
 
     if isinstance(study, Problem):

@@ -20,8 +20,9 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
 
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.prepared import check_prunable
+    from vispco.experiment.planning import plan, resolutions
+    from vispco.experiment.validation import validate
     from vispco.problem import Problem
-    from vispco.running import plan, resolutions, validate
     from vispco.search.study_cost import StudyCost
 
     problem = Problem.from_yaml(path, overrides)

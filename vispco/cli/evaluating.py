@@ -45,9 +45,9 @@ def evaluate_study(
     study: Path, schedule: str | None, method: str | None, split: str | None, overrides: list[str] | None, as_json: bool
 ) -> None:
     """Measure one schedule, or the plain model, on a split of a study."""
+    from vispco.experiment.run import evaluate_once
     from vispco.problem import Problem
     from vispco.registry import suggest
-    from vispco.running import evaluate_once
 
     splits, split = ["search", "held_out"], split or "held_out"
     if split not in splits:

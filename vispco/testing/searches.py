@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial
 
 from vispco.config import check_options, parse_study
 from vispco.errors import ConfigError
+from vispco.experiment.run import Run
 from vispco.models.loading import load_model
 from vispco.problem import Problem
-from vispco.running import Run
 from vispco.search import SEARCHES, Search
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog

@@ -24,9 +24,9 @@ def validate(study: StudyFile, overrides: Set = None) -> None:
 @app.command("plan")
 def plan_study(study: StudyFile, overrides: Set = None, as_json: Json = False, as_csv: Csv = False) -> None:
     """What a study will take: trials, PFLOPs, minutes and memory per entry. Runs one batch, measures nothing."""
-    from vispco.estimate import estimate
+    from vispco.experiment.estimate import estimate
+    from vispco.experiment.validation import validate
     from vispco.problem import Problem
-    from vispco.running import validate
 
     problem = Problem.from_yaml(study, overrides)
     validate(problem)

@@ -39,7 +39,7 @@ def _run(
     from vispco.analysis.comparison import compare
     from vispco.cli.comparison import print_comparison
     from vispco.cli.progress import TerminalProgress
-    from vispco.running import Run
+    from vispco.experiment.run import Run
     from vispco.search.gradient.team import follow, is_follower, launched, leading, leave
     from vispco.storage.store import open_store, read_results
 

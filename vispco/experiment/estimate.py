@@ -15,9 +15,9 @@ from vispco.costs import Prompts, Setting, make_cost, plain_flops, relaxed_backw
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation
+from vispco.experiment.planning import plan
 from vispco.problem import Problem
 from vispco.pruning.schedules import keep_all
-from vispco.running import plan
 from vispco.search.gradient.options import GradientOptions
 from vispco.search.progress import in_flops
 

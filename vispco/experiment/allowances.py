@@ -1,0 +1,80 @@
+"""How much compute the entries of an experiment may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from vispco.config import SearchConfig
+from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.planning import Planned, plan_in
+from vispco.pruning.methods.base import Method
+from vispco.pruning.schedules import Schedule
+from vispco.storage.store import Store
+from vispco.storage.trials import TrialLog
+
+
+class Allowances:
+    """How much compute an entry may be charged, or spend, where the study limits it."""
+
+    def __init__(self, evaluator: Evaluator, store: Store) -> None:
+        self.evaluator, self.store, self.problem = evaluator, store, evaluator.problem
+
+    def charged(self, item: Planned) -> int | None:
+        """FLOPs an entry may be charged, if they are limited: a share of the grid's cost, or what another entry was
+        charged, at the same seed if it ran there, else its mean."""
+        source = getattr(item.options, "compute", None)
+        if source is None:
+            return None
+        if isinstance(source, float):
+            return int(source * self._grid_flops)
+        return self._mean_of(item, source, TrialLog.charged_flops)
+
+    def spent(self, item: Planned) -> int | None:
+        """FLOPs an entry may spend after sharing, if they are limited: a share of what the dense grid costs when it
+        is measured together, or what another entry spent."""
+        source = getattr(item.options, "spent", None)
+        if source is None:
+            return None
+        if isinstance(source, float):
+            schedules, method = self._dense_grid
+            return int(source * self.evaluator.shared_price(schedules, "search", method))
+        return self._mean_of(item, source, TrialLog.spent_flops)
+
+    def checkpoints(self) -> dict[str, Any]:
+        """The study's ``anytime`` shares, and the dense grid's naive cost that they are shares of; {} without."""
+        shares = self.problem.study.checkpoints
+        return {"shares": shares, "grid_flops": self._grid_flops} if shares else {}
+
+    def _mean_of(self, item: Planned, source: str, total: Callable[[TrialLog], int]) -> int:
+        """``total`` of entry ``source``, at the same seed if it ran there, else its mean."""
+        theirs = [other for other in plan_in(self.store, self.problem.study) if other.entry == source]
+        wanted = [other for other in theirs if other.seed == item.seed] or theirs
+        logs = [self.store.trial_log(other.study) for other in wanted]
+        if not all(log.complete() for log in logs):
+            raise ConfigError(
+                f"searches.{item.entry}: entry {source!r}, whose compute it may spend, has no trials yet; "
+                f"run both: --search {source} --search {item.entry}"
+            )
+        totals = [total(log) for log in logs]
+        if not all(totals):
+            raise ConfigError(
+                f"searches.{item.entry}: entry {source!r} spent nothing, as all that it measured was known before; "
+                f"use compute: {source}, or a share of the grid's cost"
+            )
+        return sum(totals) // len(totals)
+
+    @cached_property
+    def _grid_flops(self) -> int:
+        """The dense grid's naive cost."""
+        grid, method = self._dense_grid
+        return sum(self.evaluator.price(schedule, "search", method) for schedule in grid)
+
+    @cached_property
+    def _dense_grid(self) -> tuple[list[Schedule], Method]:
+        """Of the study's first grid; where it has none, the dense step grid."""
+        entries = [entry for entry in self.problem.study.searches.values() if entry.kind == "grid"]
+        entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
+        return list(self.problem.family(entry).dense_grid()), self.problem.method(entry)

@@ -1,0 +1,102 @@
+"""An experiment goes on only with the model, data, entries and plug-ins that its trials were measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vispco.config import content_hash, parse_study
+from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
+from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.facts import code_of_entry, fixed_settings
+from vispco.experiment.planning import plan, plan_in
+from vispco.problem import Problem
+from vispco.search import SEARCHES
+from vispco.search.study_cost import has_plain_cost
+from vispco.storage.store import Store
+
+
+def check_unchanged(problem: Problem, store: Store) -> None:
+    """Refuse a changed model, task or entry under a name that has trials."""
+    stored = store.experiment(problem.study.experiment)
+    if stored is None:
+        return
+    way_out = "give the study another experiment name, or start over with --fresh"
+    now = problem.study.identity()
+    for key in (*now, *(key for key in ("cost", "limits") if key not in now)):
+        value = now.get(key)
+        if key == "budgets" and isinstance(value, list) and set(stored["facts"].get("budgets", ())) <= set(value):
+            continue  # further budgets change nothing for those that are there
+        if stored["identity"].get(key) != value:
+            raise ConfigError(
+                f"experiment {problem.study.experiment!r} in this database has another {key!r} "
+                f"({_short(stored['identity'].get(key))} there, {_short(value)} here); "
+                f"its trials cannot be mixed: {way_out}"
+            )
+    for item in plan_in(store, problem.study):
+        if stored["facts"].get("studies", {}).get(item.study, {}).get("kind") == "imported":
+            raise ConfigError(
+                f"entry {item.entry!r} of experiment {problem.study.experiment!r} was imported; rename the entry"
+            )
+    for item in plan_in(store, problem.study):
+        known, code = stored["facts"].get("studies", {}).get(item.study, {}).get("code"), code_of_entry(problem, item)
+        if known and known != code and store.trial_log(item.study).complete():
+            changed = ", ".join(key for key in known if known[key] != code.get(key))
+            raise ConfigError(
+                f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with another version of its "
+                f"plug-in ({changed}); put the file back, rename the entry, {way_out}"
+            )
+    earlier = parse_study(stored["spec_text"], "stored study").searches if stored["spec_text"] else {}
+    for item in plan_in(store, problem.study):
+        # The stored file no longer names an entry that was dropped and is put back; its studies are still there.
+        known = stored["facts"].get("studies", {}).get(item.study, {}).get("settings")
+        if known is None and item.entry in earlier:
+            known = fixed_settings(earlier[item.entry])
+        if known is not None and known != fixed_settings(problem.study.searches[item.entry]):
+            raise ConfigError(
+                f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with other settings; "
+                f"only seeds and trials may change: rename the entry, {way_out}"
+            )
+
+
+def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -> Content:
+    """What the experiment is measured on, together with what was noted of it before.
+
+    Raises:
+        ConfigError: weights, settings or data are not those that its trials were measured with.
+    """
+    problem, name = evaluator.problem, evaluator.problem.study.experiment
+    found = dict(evaluator.model_content)
+    for split in ("search", "held_out"):
+        for part in evaluator.prepared(split):
+            found[split_name(part.task.name, split)] = split_content(part)
+    if any(SEARCHES[item.config.kind].reads_calibration for item in plan(problem.study)):
+        for task in problem.calibration_tasks:
+            if "calibration" in task.sizes:
+                found[split_name(task.name, "calibration")] = calibration_content(problem, task)
+    if problem.profile is not None and not has_plain_cost(problem.study):
+        found["hardware profile"] = {"times": content_hash(problem.profile.model_dump(mode="json"))}
+    stored = store.experiment(name)
+    if stored is None:
+        return found
+    before = stored["identity"].get("content")
+    if before is None:
+        if any(store.trial_log(item).complete() for item in store.study_names(name)):
+            say(
+                f"{name}: its trials are older than the record of what they were measured on, so that it cannot be "
+                "verified that weights and data are still the same; from now on a change is refused"
+            )
+        return found
+    if differ := changes(before, found):
+        raise ConfigError(
+            f"experiment {name!r} in this database was measured with other content under the same names: "
+            f"{listed(differ)}; its trials cannot be mixed: put it back, give the study another "
+            "experiment name, or start over with --fresh"
+        )
+    return merged(before, found)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,103 @@
+"""Everything about an experiment file that can be checked without measuring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vispco.config import Study
+from vispco.errors import ConfigError
+from vispco.experiment.planning import plan, resolutions
+from vispco.problem import Problem, make_family
+from vispco.pruning.families import FAMILIES, ScheduleFamily
+from vispco.pruning.families.resolutions import Resolutions
+from vispco.pruning.methods.base import Method
+from vispco.pruning.needs import LAYER_BEFORE
+from vispco.pruning.targets import target_named
+from vispco.search import SEARCHES
+from vispco.search.base import Search
+from vispco.search.study_cost import check_cost, drops_of, has_plain_cost
+
+PROBE_LAYERS = 8  # any depth will do to ask a family whether it has a grid
+
+
+def validate(problem: Problem) -> None:
+    """Everything that can be checked without measuring: entries, options, methods, families, defaults.
+
+    Raises:
+        ConfigError, ScheduleError: the first thing that is wrong.
+    """
+    target = target_named(problem.study.target)
+    check_cost(problem)
+    for planned in plan(problem.study):
+        kind: type[Search] = SEARCHES[planned.config.kind]
+        if kind.reads_calibration and problem.study.calibration is None:
+            for task in problem.tasks:
+                if "calibration" not in task.sizes:
+                    raise ConfigError(
+                        f"searches.{planned.entry}: kind {planned.config.kind!r} reads split 'calibration', and task "
+                        f"{task.name!r} gives it no size; add calibration: N to its splits"
+                    )
+        family = planned.config.family or problem.study.family
+        made = make_family(problem.study, planned.config, PROBE_LAYERS)
+        try:
+            methods = problem.methods(planned.config)
+            if len(methods) > 1:
+                kind.check_several(planned.options)
+            for method in methods:
+                target.check(method, FAMILIES[kind.fixed_family or family])
+                _before_decoder(kind, method, made)
+                _at_resolutions(kind, planned.options, made)
+                kind.check(planned.options, method, made)
+            _able(kind, planned.options, len(methods), problem.study)
+        except ConfigError as error:
+            raise ConfigError(f"searches.{planned.entry}: {error}") from None
+        if planned.config.kind == "grid":
+            try:
+                next(iter(made.dense_grid()))
+            except ConfigError as error:
+                raise ConfigError(f"searches.{planned.entry}: {error}") from None
+
+
+def _able(kind: type[Search], options: Any, methods: int, study: Study) -> None:
+    """Refuse a search that knows no cost but FLOPs, or no limits, in a study that has them."""
+    if not has_plain_cost(study) and methods > 1:
+        raise ConfigError("method: several are searched under budgets in FLOPs without limits; give each its own entry")
+    if not has_plain_cost(study) and resolutions(study):
+        raise ConfigError(
+            "resolution: is searched under budgets in FLOPs without limits; remove it, or cost: and limits:"
+        )
+    if not has_plain_cost(study) and not kind.any_cost:
+        able = ", ".join(name for name, known in SEARCHES.items() if known.any_cost)
+        raise ConfigError(f"kind {kind.kind!r} knows FLOPs only, and the study has cost: or limits:; use {able}")
+    if getattr(options, "race", None) is not None and study.limits and (kind.kind != "grid" or drops_of(study)):
+        raise ConfigError("race: cannot tell whether a schedule keeps the study's limits; remove race:, or limits:")
+
+
+def _before_decoder(kind: type[Search], method: Method, family: ScheduleFamily) -> None:
+    """Refuse a family that drops tokens before layer 0 where a search or a method cannot."""
+    if not family.before_decoder or kind.fixed_family:
+        return
+    if not kind.before_decoder:
+        able = [name for name, known in SEARCHES.items() if known.before_decoder]
+        raise ConfigError(
+            f"kind {kind.kind!r} cannot use family {family.name!r}, which drops tokens before layer 0; "
+            f"use {', '.join(able)}"
+        )
+    if method.needs & LAYER_BEFORE:
+        raise ConfigError(
+            f"method {method.name!r} reads the layer before, and family {family.name!r} drops tokens before layer 0; "
+            "use a method that does not read the decoder, such as divprune"
+        )
+
+
+def _at_resolutions(kind: type[Search], options: Any, family: ScheduleFamily) -> None:
+    """Refuse resolutions where a search cannot choose among them."""
+    if not isinstance(family, Resolutions):
+        return
+    if not kind.resolutions:
+        able = [name for name, known in SEARCHES.items() if known.resolutions]
+        raise ConfigError(
+            f"kind {kind.kind!r} cannot search the resolution; use {', '.join(able)}, or give model.resolution"
+        )
+    if getattr(options, "race", None) is not None:
+        raise ConfigError("a race compares schedules on equal prompts, not resolutions; remove race: or resolution:")
