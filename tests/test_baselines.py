@@ -198,7 +198,7 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
         for few, many in itertools.pairwise(drawn_at):
             assert few == many[: len(few)]
         for share, log in zip(shares, found, strict=True):
-            assert log.charged_flops() <= share * run._grid_flops
+            assert log.charged_flops() <= share * run.allowances.grid_flops
     assert [text for text in said if "little" in text] == [
         "levels/little: not one schedule was measured: the first one alone exceeds the compute"
     ]
@@ -206,7 +206,7 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     curves = "  curves: {kind: grid, family: exponential}\n  later: {kind: grid}\n"
     dense = FAMILIES["exponential"](8).dense_grid()
     price = sum(run.evaluator.price(schedule, "search", made.default_method) for schedule in dense)
-    assert Run(fresh(problem, BASELINES + curves), finished)._grid_flops == price != run._grid_flops
+    assert Run(fresh(problem, BASELINES + curves), finished).allowances.grid_flops == price != run.allowances.grid_flops
 
 
 def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
             made, store = fresh(problem, header), Store(f"sqlite:///{tmp_path}/{kind}{share}.db")
             run = Run(made, store)
             run.run([f"{kind}-{share}"])
-            schedules, method = run._dense_grid
+            schedules, method = run.allowances.dense_grid
             limit = share * run.evaluator.shared_price(schedules, "search", method)
             log = store.trial_log(f"paid/{kind}-{share}")
             assert 0.5 * limit < log.spent_flops() <= limit

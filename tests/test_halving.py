@@ -86,7 +86,7 @@ def test_half_goes_on_and_the_sampler_is_told_of_the_rest(problem: Problem, fini
 
 def test_what_it_costs_is_known_and_limited(problem: Problem, finished: Store) -> None:
     run = Run(fresh(problem), finished)
-    schedules, method = run._dense_grid
+    schedules, method = run.allowances.dense_grid
     log = finished.trial_log("halving/nsga2@5")
     limit = 0.08 * run.evaluator.shared_price(schedules, "search", method)
     assert 0.2 * limit < log.spent_flops() <= limit

@@ -29,7 +29,7 @@ class Allowances:
         if source is None:
             return None
         if isinstance(source, float):
-            return int(source * self._grid_flops)
+            return int(source * self.grid_flops)
         return self._mean_of(item, source, TrialLog.charged_flops)
 
     def spent(self, item: Planned) -> int | None:
@@ -39,14 +39,14 @@ class Allowances:
         if source is None:
             return None
         if isinstance(source, float):
-            schedules, method = self._dense_grid
+            schedules, method = self.dense_grid
             return int(source * self.evaluator.shared_price(schedules, "search", method))
         return self._mean_of(item, source, TrialLog.spent_flops)
 
     def checkpoints(self) -> dict[str, Any]:
         """The study's ``anytime`` shares, and the dense grid's naive cost that they are shares of; {} without."""
         shares = self.problem.study.checkpoints
-        return {"shares": shares, "grid_flops": self._grid_flops} if shares else {}
+        return {"shares": shares, "grid_flops": self.grid_flops} if shares else {}
 
     def _mean_of(self, item: Planned, source: str, total: Callable[[TrialLog], int]) -> int:
         """``total`` of entry ``source``, at the same seed if it ran there, else its mean."""
@@ -67,13 +67,13 @@ class Allowances:
         return sum(totals) // len(totals)
 
     @cached_property
-    def _grid_flops(self) -> int:
+    def grid_flops(self) -> int:
         """The dense grid's naive cost."""
-        grid, method = self._dense_grid
+        grid, method = self.dense_grid
         return sum(self.evaluator.price(schedule, "search", method) for schedule in grid)
 
     @cached_property
-    def _dense_grid(self) -> tuple[list[Schedule], Method]:
+    def dense_grid(self) -> tuple[list[Schedule], Method]:
         """Of the study's first grid; where it has none, the dense step grid."""
         entries = [entry for entry in self.problem.study.searches.values() if entry.kind == "grid"]
         entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
