@@ -1,13 +1,15 @@
-"""The cost that an experiment's budgets are in, as an axis: where a point lies, and what stands beside it."""
+"""The cost that an experiment's budgets are in, as an axis in percent of the unpruned model's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
+from vispco.costs.bounds import amount
 
 FLOPS_RATIO = "flops_ratio"
+ACCURACY = "accuracy, %"
+HELD_OUT = "held-out accuracy, %"
 
 
 def share(point: Mapping[str, Any]) -> float:
@@ -16,8 +18,17 @@ def share(point: Mapping[str, Any]) -> float:
     return float("nan") if found is None else float(found)
 
 
+def percents(values: Sequence[float | None]) -> list[float | None]:
+    """Shares in percent, with more digits than anybody reads.
+
+    >>> percents([0.5, None])
+    [50.0, None]
+    """
+    return [None if value is None else round(100 * value, 4) for value in values]
+
+
 def name_of(comparison: Mapping[str, Any]) -> str:
-    """Of the share: ``flops_ratio``, or that of another cost."""
+    """Of the share, as a key: ``flops_ratio``, or that of another cost."""
     return f"{comparison['cost']}_ratio" if "cost" in comparison else FLOPS_RATIO
 
 
@@ -28,18 +39,9 @@ def of_what(comparison: Mapping[str, Any]) -> str:
 
 
 def title_of(comparison: Mapping[str, Any], name: str = "") -> str:
-    """``name`` or the share's own, with what the unpruned model has of another cost than FLOPs."""
-    told = name or name_of(comparison)
+    """Title of an axis: ``name``, default the cost, with what the unpruned model has of another cost than FLOPs."""
+    told = f"{name or of_what(comparison)}, % of unpruned"
     whole = comparison["unpruned"].get("cost")
     if "cost" not in comparison or whole is None:
         return told
-    return f"{told} (1 is {whole:.4g} {comparison.get('cost_unit', '')})"
-
-
-def hover_named(figure: go.Figure, comparison: Mapping[str, Any]) -> go.Figure:
-    """Hover texts that say the cost's own name."""
-    if "cost" in comparison:
-        for trace in figure.data:
-            if trace.hovertemplate:
-                trace.hovertemplate = trace.hovertemplate.replace(f"{FLOPS_RATIO} %", f"{name_of(comparison)} %")
-    return figure
+    return f"{told} ({amount(whole, comparison.get('cost_unit', ''))})"

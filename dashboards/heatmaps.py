@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from vispco.dashboards.figures import KEEP_SCALE, TICKS
+from vispco.dashboards.axis import percents
+from vispco.dashboards.figures import KEEP_DARK, KEEP_SCALE, TICKS, Scale
 from vispco.dashboards.text import in_figure
 
-LOSS_SCALE = [[0.0, "#f7f4ec"], [0.35, "#f0b67f"], [1.0, "#8c2d19"]]
-WORTH_SCALE = [[0.0, "#2c5f8a"], [0.5, "#f7f4ec"], [1.0, "#a23b2a"]]
+LOSS_SCALE: Scale = [[0.0, "#f7f4ec"], [0.35, "#f0b67f"], [1.0, "#8c2d19"]]
+LOSS_DARK: Scale = [[0.0, "#22282c"], [0.35, "#9a4d1c"], [1.0, "#ffc091"]]
+WORTH_SCALE: Scale = [[0.0, "#2c5f8a"], [0.5, "#f7f4ec"], [1.0, "#a23b2a"]]
+WORTH_DARK: Scale = [[0.0, "#7db8e8"], [0.5, "#22282c"], [1.0, "#f0836f"]]
 SHOWN = 3  # schedules in one hover text
 
 
@@ -26,13 +29,15 @@ def learned(entry: dict[str, Any]) -> go.Figure:
     rows = [row for row in entry["rows"] if row["keep_ratio"]]
     depth = len(rows[0]["keep_ratio"]) if rows else 0
     return _map(
-        z=[row["keep_ratio"] for row in rows],
+        z=[percents(row["keep_ratio"]) for row in rows],
         x=list(range(depth)),
-        y=[f"{row['budget']:.3f}" for row in rows],
+        y=[f"{100 * row['budget']:.1f}" for row in rows],
         text=[[_learned_text(row, layer) for layer in range(depth)] for row in rows],
         title=f"What {in_figure(entry['entry'])} keeps, by budget",
-        axis="budget",
-        scale={"colorscale": KEEP_SCALE, "zmin": 0, "zmax": 1, "colorbar": {"title": "keep_ratio"}},
+        axis="budget, %",
+        scale=(KEEP_SCALE, KEEP_DARK),
+        bounds=(0, 100),
+        unit="kept, %",
     )
 
 
@@ -55,18 +60,22 @@ def sensitivity(table: dict[str, Any]) -> go.Figure:
         texts.append([])
         for lost, saved in zip(table["lost"], table["saved"], strict=True):
             cell = lost[column], saved[column]
-            told = "" if cell[0] is None else f"<br>costs {cell[0]:.3f} accuracy, saves {cell[1]:.0%} of the compute"
+            told = (
+                "" if cell[0] is None else f"<br>loses {100 * cell[0]:.1f} points, saves {cell[1]:.0%} of the compute"
+            )
             texts[-1].append(f"keeps {keep:.0%}{told}")
     values = [[lost[column] for lost in table["lost"]] for column in range(len(keeps))]
     most = max((value for row in values for value in row if value is not None), default=0)
     return _map(
-        z=values,
+        z=[percents(row) for row in values],
         x=table["layers"],
-        y=[f"{keep:g}" for keep in keeps],
+        y=[f"{100 * keep:g}" for keep in keeps],
         text=texts,
-        title=f"Accuracy that one step costs, {in_figure(table['method'])} (search split)",
-        axis="keep ratio",
-        scale={"colorscale": LOSS_SCALE, "zmin": 0, "zmax": max(most, 0.01), "colorbar": {"title": "lost"}},
+        title=f"Accuracy that one step loses, {in_figure(table['method'])} (search split)",
+        axis="kept, %",
+        scale=(LOSS_SCALE, LOSS_DARK),
+        bounds=(0, 100 * max(most, 0.01)),
+        unit="points",
     )
 
 
@@ -81,11 +90,13 @@ def gradient(entry: dict[str, Any]) -> go.Figure:
     return _map(
         z=[[value / most for value in row["worth"]] for row, most in zip(rows, largest, strict=True)],
         x=list(range(len(rows[0]["worth"]))) if rows else [],
-        y=[f"{row['budget']:.3f}" for row in rows],
+        y=[f"{100 * row['budget']:.1f}" for row in rows],
         text=texts,
         title=f"What more tokens are worth to the loss, {in_figure(entry['entry'])}",
-        axis="budget",
-        scale={"colorscale": WORTH_SCALE, "zmin": -1, "zmax": 1, "colorbar": {"title": "share of row"}},
+        axis="budget, %",
+        scale=(WORTH_SCALE, WORTH_DARK),
+        bounds=(-1, 1),
+        unit="of the row's<br>largest",
     )
 
 
@@ -97,7 +108,9 @@ def _map(
     text: Sequence[Sequence[str]],
     title: str,
     axis: str,
-    scale: dict[str, Any],
+    scale: tuple[Scale, Scale],
+    bounds: tuple[float, float],
+    unit: str,
 ) -> go.Figure:
     """Layers to the right, rows from below; cells that were not measured stay empty."""
     heat = go.Heatmap(
@@ -109,19 +122,24 @@ def _map(
         customdata=[[label] * len(x) for label in y],
         xgap=1 if len(x) <= 2 * TICKS else 0,
         ygap=1,
-        **scale,
+        colorscale=scale[0],
+        meta={"dark": scale[1]},
+        zmin=bounds[0],
+        zmax=bounds[1],
+        colorbar={"title": unit},
     )
     figure = go.Figure(heat)
     figure.update_layout(
+        template="none",
         title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
         hoverlabel={"align": "left"},
-        xaxis={"title": "layer", "dtick": -(-max(1, len(x)) // TICKS)},
-        yaxis={"title": {"text": axis, "standoff": 8}, "automargin": True, **_labelled(y)},
+        xaxis={"title": {"text": "layer", "font": {"size": 13}}, "dtick": -(-max(1, len(x)) // TICKS)},
+        yaxis={"title": {"text": axis, "standoff": 8, "font": {"size": 13}}, "automargin": True, **_labelled(y)},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7a7a7a", "family": "system-ui, sans-serif", "size": 13},
         margin={"l": 60, "r": 20, "t": 50, "b": 60},
-        height=460,
+        height=420,
     )
     return figure
 

@@ -6,11 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from vispco.dashboards.axis import hover_named, share, title_of
-from vispco.dashboards.figures import add_published, entry_colors, entry_dashes, entry_of, label, layout, runs_of, steps
-from vispco.dashboards.text import in_figure
+from vispco.dashboards.axis import HELD_OUT, of_what, percents, share, title_of
+from vispco.dashboards.figures import (
+    add_published,
+    entry_colors,
+    entry_dashes,
+    entry_of,
+    label,
+    layout,
+    only_first,
+    reference_lines,
+    runs_of,
+    steps,
+)
+from vispco.dashboards.text import in_figure, percent
 
-DIGITS = 5  # of background points, of which there may be ten thousand
+DIGITS = 3  # of background points, of which there may be ten thousand
+TRANSPARENT = 0.15  # opacity of a band that is shown
 
 
 def overlay(
@@ -19,7 +31,7 @@ def overlay(
     bands: Sequence[dict[str, Any]] = (),
     split: str = "held_out",
 ) -> go.Figure:
-    """Fronts with their bands over all measured schedules.
+    """Fronts over all measured schedules; each has a band, which the page shows while its search is pointed at.
 
     ``held_out``: the accuracy that the front's schedules have there, with published defaults; an entry with one run has
     the 95 % interval of each schedule as its band. ``search``: the accuracy that they were chosen by, which flatters
@@ -30,6 +42,7 @@ def overlay(
     figure = go.Figure()
     colors, dashes, runs = entry_colors(comparison), entry_dashes(comparison), runs_of(comparison)
     surfaces = {band["entry"]: band for band in bands if band["split"] == split}
+    cost = in_figure(of_what(comparison))
     _add_dominated(figure, comparison, points, colors, visible=True if split == "search" else "legendonly")
     key = "accuracy" if split == "search" else "accuracy_held_out"
     for entry, searches in runs.items():
@@ -41,8 +54,8 @@ def overlay(
             if alone and split == "held_out":
                 _add_interval(figure, entry, front, colors[entry])
             figure.add_scatter(
-                x=[share(point) for point in front],
-                y=[point[key] for point in front],
+                x=percents([share(point) for point in front]),
+                y=percents([point[key] for point in front]),
                 mode="lines+markers" if alone else "markers",
                 line={"color": colors[entry], "dash": dashes[entry], "width": 2, "shape": "hv"},
                 marker={"size": 8 if alone else 6, "color": colors[entry]},
@@ -52,21 +65,25 @@ def overlay(
                 showlegend=number == 0 and (alone or entry not in surfaces),
                 text=[in_figure(label(point)) for point in front],
                 customdata=[_detail(point, split) for point in front],
-                hovertemplate="%{text}<br>accuracy %{y:.3f}%{customdata}, flops_ratio %{x:.3f}<extra>"
+                hovertemplate=f"%{{text}}<br>%{{y:.1f}} % accurate%{{customdata}}, {cost} %{{x:.1f}} %<extra>"
                 + in_figure(search["name"])
                 + "</extra>",
             )
     references = {"unpruned": comparison["unpruned"][key]}
     if split == "held_out":
         add_published(figure, comparison)
-        references["no picture"] = comparison["no_image"]["accuracy"]
-    for name, accuracy in references.items():
-        if accuracy is not None:
-            figure.add_hline(y=accuracy, line={"dash": "dot", "color": "#999"}, annotation_text=name)
-    told = "held-out split" if split == "held_out" else "search split, where they were chosen"
-    layout(figure, title=f"All fronts ({told})", x=title_of(comparison), y="accuracy")
-    figure.update_layout(hovermode="closest", height=520)
-    return hover_named(figure, comparison)
+        references["no image"] = comparison["no_image"]["accuracy"]
+    reference_lines(figure, references)
+    named = HELD_OUT if split == "held_out" else "accuracy on the search split, %"
+    layout(figure, title="All fronts", x=title_of(comparison), y=named)
+    figure.update_layout(hovermode="closest", height=520, margin_r=70)
+    return only_first(figure, comparison)
+
+
+def without_bands(figure: go.Figure) -> go.Figure:
+    """For a place that cannot show a band on hover."""
+    figure.data = tuple(trace for trace in figure.data if not (trace.meta or {}).get("band"))
+    return figure
 
 
 def _add_dominated(
@@ -76,6 +93,7 @@ def _add_dominated(
     colors: dict[str, str],
     visible: bool | str,
 ) -> None:
+    cost = in_figure(of_what(comparison))
     entries = {search["name"]: entry_of(search) for search in comparison["searches"]}
     behind: dict[str, list[dict[str, Any]]] = {}
     for point in points:
@@ -83,13 +101,13 @@ def _add_dominated(
             behind.setdefault(entries[point["search"]], []).append(point)
     for number, (entry, shown) in enumerate(behind.items()):
         figure.add_scatter(
-            x=[round(share(point), DIGITS) for point in shown],
-            y=[round(point["accuracy"], DIGITS) for point in shown],
+            x=[round(100 * share(point), DIGITS) for point in shown],
+            y=[round(100 * point["accuracy"], DIGITS) for point in shown],
             mode="markers",
             marker={"color": colors[entry], "size": 5},
             opacity=0.25,
             text=[in_figure(label(point)) for point in shown],
-            hovertemplate="%{text}<br>search split: accuracy %{y:.3f}, flops_ratio %{x:.3f}<extra>"
+            hovertemplate=f"%{{text}}<br>search split: %{{y:.1f}} % accurate, {cost} %{{x:.1f}} %<extra>"
             + in_figure(entry)
             + "</extra>",
             name="dominated (search split)",
@@ -102,7 +120,7 @@ def _add_dominated(
 
 def _detail(point: dict[str, Any], split: str) -> str:
     interval = point["accuracy_ci"] if split == "held_out" else None
-    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f" ({percent(interval[0])} to {percent(interval[1])})" if interval else ""
 
 
 def _add_interval(figure: go.Figure, entry: str, front: Sequence[dict[str, Any]], color: str) -> None:
@@ -117,7 +135,7 @@ def _add_interval(figure: go.Figure, entry: str, front: Sequence[dict[str, Any]]
     for point, start, end in zip(known, edges, edges[1:], strict=False):
         low += [(start, point["accuracy_ci"][0]), (end, point["accuracy_ci"][0])]
         high += [(start, point["accuracy_ci"][1]), (end, point["accuracy_ci"][1])]
-    _add_band(figure, entry, [*high, *reversed(low)], color, 0.1)
+    _add_band(figure, entry, [*high, *reversed(low)], color)
 
 
 def _add_attained(figure: go.Figure, band: dict[str, Any], color: str, dash: str) -> None:
@@ -126,11 +144,11 @@ def _add_attained(figure: go.Figure, band: dict[str, Any], color: str, dash: str
     right = max([1.0, *(ratio for _, ratio in corners)])
     entry, surfaces = band["entry"], band["surfaces"]
     edge = [*steps(surfaces["25"], bottom, right), *reversed(steps(surfaces["75"], bottom, right))]
-    _add_band(figure, entry, edge, color, 0.2)
+    _add_band(figure, entry, edge, color)
     middle = steps(surfaces["50"], bottom, right)[1:]
     figure.add_scatter(
-        x=[x for x, _ in middle],
-        y=[y for _, y in middle],
+        x=percents([x for x, _ in middle]),
+        y=percents([y for _, y in middle]),
         mode="lines",
         line={"color": color, "dash": dash, "width": 2},
         name=f"{in_figure(entry)} ({band['runs']} seeds)",
@@ -139,13 +157,14 @@ def _add_attained(figure: go.Figure, band: dict[str, Any], color: str, dash: str
     )
 
 
-def _add_band(figure: go.Figure, entry: str, edge: Sequence[tuple[float, float]], color: str, opacity: float) -> None:
+def _add_band(figure: go.Figure, entry: str, edge: Sequence[tuple[float, float]], color: str) -> None:
     figure.add_scatter(
-        x=[x for x, _ in edge],
-        y=[y for _, y in edge],
+        x=percents([x for x, _ in edge]),
+        y=percents([y for _, y in edge]),
         fill="toself",
         fillcolor=color,
-        opacity=opacity,
+        opacity=0,
+        meta={"band": entry, "opacity": TRANSPARENT},
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",

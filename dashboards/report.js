@@ -1,8 +1,8 @@
 "use strict";
-(async () => {
+(() => {
   const root = document.documentElement;
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const comparison = read("comparison"), figures = read("figures"), facts = read("facts");
+  const text = (id) => document.getElementById(id).textContent;
+  const read = (id) => JSON.parse(text(id));
   const FITS = 1e-9;
 
   // Digits as the command line prints them: ties to even.
@@ -16,15 +16,41 @@
   // --- theme -------------------------------------------------------------------------------------
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const button = document.getElementById("theme");
-  let stored = null;
+  let printing = false, stored = null;
   try { stored = localStorage.getItem("vispco-theme"); } catch { /* files may have no storage */ }
   if (stored === "dark" || stored === "light") root.dataset.theme = stored;
-  const isDark = () => (root.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
+  const isDark = () => !printing && (root.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
+  const ink = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+
+  // --- the library -------------------------------------------------------------------------------
+  // It comes after this script and is compressed, so that text and slider need not wait for it.
+  const parsed = document.readyState === "loading"
+    ? new Promise((done) => addEventListener("DOMContentLoaded", done)) : Promise.resolve();
+  const pause = () => new Promise((done) => setTimeout(done));
+  let loading = null;
+  function library() {
+    loading ??= (async () => {
+      await parsed;
+      await pause();
+      const packed = Uint8Array.from(atob(text("library")), (character) => character.charCodeAt(0));
+      const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+      const script = document.createElement("script");
+      script.textContent = await new Response(unpacked).text();
+      document.head.append(script);
+    })();
+    return loading;
+  }
+
+  // --- figures -----------------------------------------------------------------------------------
+  const places = [...document.querySelectorAll(".figure")];
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
+  const known = {};
+  const figure = (id) => (known[id] ??= read(`figure-${id}`));
 
   // Plotly does not break titles.
-  function wrapped(text, width) {
-    const most = Math.max(16, Math.floor((width - 80) / 8.5)), lines = [""];
-    for (const word of text.split(" ")) {
+  function wrapped(title, width, size) {
+    const most = Math.max(14, Math.floor(width / (size * 0.56))), lines = [""];
+    for (const word of title.split(" ")) {
       const last = lines[lines.length - 1];
       if (last && last.length + word.length + 1 > most) lines.push(word);
       else lines[lines.length - 1] = last ? `${last} ${word}` : word;
@@ -32,38 +58,57 @@
     return lines.join("<br>");
   }
 
-  function themed(figure, width) {
-    const style = getComputedStyle(root), ink = (name) => style.getPropertyValue(name).trim();
-    const layout = structuredClone(figure.layout);
+  function themed(source, width) {
+    const layout = structuredClone(source.layout), narrow = width < 500;
     delete layout.template;
-    layout.font = { ...layout.font, color: ink("--soft") };
-    layout.title.text = wrapped(layout.title.text, width);
+    layout.font = { ...layout.font, color: ink("--soft"), size: narrow ? 12 : 13 };
+    layout.title.text = wrapped(layout.title.text, width - 24, 16);
     layout.title.font = { ...layout.title.font, color: ink("--ink") };
     layout.hoverlabel = { ...layout.hoverlabel, bgcolor: ink("--ground"), font: { color: ink("--ink") } };
     layout.colorway = undefined;
-    for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key].gridcolor = ink("--line");
+    for (const key of Object.keys(layout)) {
+      if (!/^[xy]axis/.test(key)) continue;
+      const axis = layout[key], length = key[0] === "x" ? width - 130 : layout.height - 150;
+      axis.gridcolor = axis.zerolinecolor = ink("--line");
+      if (axis.title?.text) axis.title.text = wrapped(axis.title.text, length, layout.font.size);
+    }
     return layout;
   }
 
-  // --- figures -----------------------------------------------------------------------------------
-  const places = [...document.querySelectorAll(".figure")];
-  const config = { responsive: true, displaylogo: false, displayModeBar: false };
-  // It comes after this script, so that text and slider need not wait for it.
-  const library = document.readyState === "loading"
-    ? new Promise((done) => addEventListener("DOMContentLoaded", done)) : Promise.resolve();
-  const pause = () => new Promise((done) => setTimeout(done));
+  // Heat maps have a scale for each ground.
+  const scaled = (data) => data.map((trace) => (
+    isDark() && trace.meta?.dark ? { ...trace, colorscale: trace.meta.dark } : { ...trace }));
+
+  const sheets = new Map();
 
   async function draw(place) {
-    await library;
-    const figure = figures[place.dataset.figure];
-    const layout = themed(figure, printing ? 680 : place.clientWidth);
-    if (place.id === "overlay") layout.shapes = [...(layout.shapes ?? []), budgetLine()];
+    const named = place.dataset.figure;
+    await library();
+    const source = figure(named), layout = themed(source, printing ? 680 : place.clientWidth);
+    const sheet = sheets.get(place.closest(".sheet"));
+    if (sheet?.overlay === place) layout.shapes = [...(layout.shapes ?? []), sheet.line()];
     if (printing) layout.width = 680;
     place.style.height = `${layout.height}px`;
     place.setAttribute("role", "img");
-    place.setAttribute("aria-label", figure.layout.title.text);
-    await Plotly.react(place, figure.data, layout, config);
-    place.dataset.drawn = place.dataset.figure;
+    place.setAttribute("aria-label", source.layout.title.text);
+    const first = !place.dataset.drawn;
+    await Plotly.react(place, scaled(source.data), layout, config);
+    if (first && source.data.some((trace) => trace.meta?.band)) showBands(place);
+    place.dataset.drawn = named;
+  }
+
+  // The band of the search that is pointed at.
+  function band(place, entry) {
+    place.data.forEach((trace, number) => {
+      const meta = trace.meta;
+      if (!meta?.band) return;
+      const opacity = meta.band === entry ? meta.opacity : 0;
+      if (trace.opacity !== opacity) Plotly.restyle(place, { opacity }, [number]);
+    });
+  }
+  function showBands(place) {
+    place.on("plotly_hover", (event) => band(place, event.points[0].data.legendgroup));
+    place.on("plotly_unhover", () => band(place, null));
   }
 
   for (const select of document.querySelectorAll("select[data-for]")) {
@@ -76,13 +121,6 @@
   }
 
   // --- one budget --------------------------------------------------------------------------------
-  const slider = document.getElementById("budget");
-  const budget = () => Number(slider.value);
-  const budgetLine = () => ({
-    type: "line", xref: "x", yref: "paper", x0: budget(), x1: budget(), y0: 0, y1: 1,
-    line: { color: getComputedStyle(root).getPropertyValue("--accent").trim(), width: 2 },
-  });
-
   const share = (point) => point.cost_ratio ?? point.flops_ratio;
 
   // The front is sorted by cost, and its accuracy on the search split grows with it.
@@ -91,103 +129,163 @@
     return fitting[fitting.length - 1];
   }
 
-  function cell(row, text, swatch) {
-    const made = row.insertCell(), named = document.createElement("bdi");
-    if (swatch) {
-      const dot = document.createElement("span");
-      dot.className = "swatch";
-      dot.style.background = swatch;
-      made.append(dot);
-    }
-    named.textContent = text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "?");
-    made.append(named);
-  }
-
-  function showBudget() {
-    const within = budget(), body = document.querySelector("#chosen tbody");
-    document.getElementById("budget-shown").textContent = percent(within);
-    const fits = facts.export.filter((row) => row.flops_ratio <= within + FITS);
-    const exported = fits[fits.length - 1];
-    body.replaceChildren();
-    for (const search of comparison.searches) {
-      const point = choose(search.front, within), row = body.insertRow();
-      if (!point) {
-        cell(row, search.name, facts.colors[search.name]);
-        cell(row, percent(comparison.no_image.accuracy));
-        cell(row, "-");
-        cell(row, "-");
-        cell(row, "missed: the model without the picture");
-        continue;
+  function cell(row, label, parts) {
+    const made = row.insertCell();
+    made.dataset.label = label;
+    const shown = document.createElement("span");
+    parts.forEach(({ name, color, hollow }, number) => {
+      if (number) shown.append(", ");
+      if (color) {
+        const dot = document.createElement("span");
+        dot.className = "swatch";
+        dot.style.borderColor = color;
+        if (!hollow) dot.style.background = color;
+        shown.append(dot);
       }
-      const interval = point.accuracy_ci;
-      row.dataset.trial = point.trial;
-      row.className = exported && exported.search === search.name && exported.trial === point.trial ? "best" : "";
-      cell(row, search.name, facts.colors[search.name]);
-      cell(row, percent(point.accuracy_held_out));
-      cell(row, interval ? `${percent(interval[0])} to ${percent(interval[1])}` : "-");
-      cell(row, fixed(share(point), 3));
-      cell(row, point.schedule ?? `trial ${point.trial}`);
-    }
-    const [command, experiment, storage] = facts.command, given = Math.floor((within + FITS) * 1e4) / 1e4;
-    const usable = facts.export.filter((row) => row.flops_ratio <= given + FITS).pop();
-    document.getElementById("export-note").textContent = usable
-      ? `Recommended: ${usable.schedule}, of ${usable.search}: the cheapest within one standard error of the most accurate on the search split.`
-      : "No schedule fits this budget.";
-    document.getElementById("export").textContent = usable
-      ? `${command} --budget ${given} -o schedule.json ${storage}${experiment}` : "";
-    document.getElementById("copy").hidden = !usable;
-    const overlay = document.getElementById("overlay");
-    if (overlay.dataset.drawn) {
-      const last = overlay.layout.shapes.length - 1;
-      Plotly.relayout(overlay, { [`shapes[${last}].x0`]: within, [`shapes[${last}].x1`]: within });
-    }
+      const named = document.createElement("bdi");
+      named.textContent = name.replace(/[\u202a-\u202e\u2066-\u2069]/g, "?");
+      shown.append(named);
+    });
+    made.append(shown);
   }
 
-  document.getElementById("copy").addEventListener("click", async (event) => {
-    const shown = document.getElementById("export");
-    getSelection().selectAllChildren(shown);
-    try {
-      await navigator.clipboard.writeText(shown.textContent);
-      event.target.textContent = "Copied";
-      setTimeout(() => { event.target.textContent = "Copy"; }, 1500);
-    } catch { /* it is selected, to be copied by hand */ }
-  });
+  function connect(section, comparison, facts) {
+    const at = (name) => document.getElementById(section.dataset.prefix + name);
+    const slider = at("budget"), body = at("chosen").tBodies[0], overlay = at("overlay");
+    const labels = [...at("chosen").tHead.rows[0].cells].map((head) => head.textContent);
+    const budget = () => Number(slider.value);
+    const line = () => ({
+      type: "line", xref: "x", yref: "paper", x0: 100 * budget(), x1: 100 * budget(), y0: 0, y1: 1,
+      line: { color: ink("--accent"), width: 2 },
+    });
+
+    function addRow(names, texts, trial, className) {
+      const row = body.insertRow(), hollow = className === "missed";
+      row.dataset.trial = trial;
+      row.className = className;
+      cell(row, labels[0], names.map((name) => ({ name, color: facts.colors[name], hollow })));
+      texts.forEach((shown, number) => cell(row, labels[number + 1], [{ name: shown }]));
+    }
+
+    const interval = (low, high) => `${percent(low)} to ${percent(high)}`;
+    const ofOne = (point) => (point ? [
+      percent(point.accuracy_held_out),
+      point.accuracy_ci ? interval(...point.accuracy_ci) : "-",
+      percent(share(point)),
+      point.schedule ?? `trial ${point.trial}`,
+    ] : [percent(comparison.no_image.accuracy), "-", "-", "missed: no image"]);
+
+    // A seed that misses the budget counts as the no-image accuracy.
+    function overSeeds(chosen) {
+      const points = chosen.map(({ point }) => point).filter(Boolean), missed = chosen.length - points.length;
+      if (!points.length) return ofOne(null);
+      const accuracies = chosen.map(({ point }) => (point ? point.accuracy_held_out : comparison.no_image.accuracy));
+      const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+      const known = accuracies.every((value) => value !== null);
+      return [
+        known ? percent(mean(accuracies)) : "-",
+        known ? `${interval(Math.min(...accuracies), Math.max(...accuracies))} over seeds` : "-",
+        percent(mean(points.map(share))),
+        missed ? `missed by ${missed} of ${chosen.length} seeds` : `mean of ${chosen.length} seeds`,
+      ];
+    }
+
+    function show() {
+      const within = budget(), rows = new Map(), runs = new Map();
+      at("budget-shown").textContent = percent(within);
+      const exported = facts.export.filter((row) => row.flops_ratio <= within + FITS).pop();
+      for (const search of comparison.searches) {
+        const entry = facts.entries[search.name], point = choose(search.front, within);
+        runs.set(entry, [...(runs.get(entry) ?? []), { name: search.name, point }]);
+      }
+      for (const [entry, chosen] of runs) {
+        const texts = chosen.length > 1 ? overSeeds(chosen) : ofOne(chosen[0].point);
+        const key = JSON.stringify(texts), row = rows.get(key) ?? { names: [], texts, trial: chosen[0].point?.trial ?? "" };
+        row.names.push(entry);
+        row.best ||= chosen.some(({ name, point }) => (
+          point && exported?.search === name && exported.trial === point.trial));
+        row.missed = chosen.every(({ point }) => !point);
+        rows.set(key, row);
+      }
+      body.replaceChildren();
+      for (const row of rows.values()) {
+        addRow(row.names, row.texts, row.trial, row.best ? "best" : row.missed ? "missed" : "");
+      }
+      const [command, experiment, storage] = facts.command, given = Math.floor((within + FITS) * 1e4) / 1e4;
+      const usable = facts.export.filter((row) => row.flops_ratio <= given + FITS).pop();
+      at("export-note").textContent = usable
+        ? `Recommended: ${usable.schedule}, of ${usable.search}: the cheapest within one standard error of the most accurate on the search split.`
+        : "No schedule fits this budget: it is below the floor of what was measured.";
+      at("export").textContent = usable
+        ? `${command} --budget ${given} -o schedule.json ${storage}${experiment}` : "";
+      at("export").parentElement.hidden = !usable;
+      if (overlay.dataset.drawn) {
+        const last = overlay.layout.shapes.length - 1;
+        Plotly.relayout(overlay, { [`shapes[${last}].x0`]: 100 * within, [`shapes[${last}].x1`]: 100 * within });
+      }
+    }
+
+    sheets.set(section, { overlay, line });
+    slider.value = slider.defaultValue;
+    slider.addEventListener("input", show);
+    at("chooser").hidden = !comparison.searches.length;
+    show();
+  }
+
+  for (const copy of document.querySelectorAll("button.copy")) {
+    copy.addEventListener("click", async () => {
+      const shown = document.getElementById(copy.dataset.for);
+      getSelection().selectAllChildren(shown);
+      try {
+        await navigator.clipboard.writeText(shown.textContent);
+        copy.textContent = "Copied";
+        setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+      } catch { /* it is selected, to be copied by hand */ }
+    });
+  }
 
   // --- start -------------------------------------------------------------------------------------
-  let printing = false;
-  const again = () => places.filter((place) => place.dataset.drawn).forEach(draw);
-  function showTheme() {
-    button.textContent = isDark() ? "Light" : "Dark";
-    again();
-  }
+  const again = () => Promise.all(places.filter((place) => place.dataset.drawn).map(draw));
+  const nameTheme = () => { button.textContent = isDark() ? "Light" : "Dark"; };
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     try { localStorage.setItem("vispco-theme", root.dataset.theme); } catch { /* it lasts until the page is closed */ }
-    showTheme();
+    nameTheme();
+    again();
   });
-  dark.addEventListener("change", showTheme);
+  dark.addEventListener("change", () => { nameTheme(); again(); });
   addEventListener("beforeprint", () => {
     for (const folded of document.querySelectorAll("details")) folded.open = true;
     printing = true;
     root.classList.add("print");
-    again();
+    places.forEach(draw);
   });
   addEventListener("afterprint", () => { printing = false; root.classList.remove("print"); again(); });
+  for (const term of document.querySelectorAll("a.term")) {
+    term.addEventListener("click", () => { document.getElementById("glossary").open = true; });
+  }
 
-  slider.addEventListener("input", showBudget);
-  slider.value = slider.defaultValue;
-  document.getElementById("chooser").hidden = !comparison.searches.length;
+  const comparison = read("comparison"), facts = read("facts");
+  const every = comparison.experiments ?? [comparison];
+  [...document.querySelectorAll("section.sheet")].forEach((section, number) => {
+    connect(section, every[number], facts[number]);
+  });
   const numbers = document.getElementById("numbers");
   numbers.hidden = false;
   numbers.querySelector("a").href = URL.createObjectURL(
-    new Blob([document.getElementById("comparison").textContent], { type: "application/json" }));
+    new Blob([text("comparison")], { type: "application/json" }));
   button.hidden = false;
-  showTheme();
-  showBudget();
-  for (const place of places) {
-    await draw(place);
-    performance.mark(`drawn ${place.id}`);
-    await pause();
-  }
-  root.dataset.ready = "true";
+  nameTheme();
+  performance.mark("interactive");
+  root.dataset.interactive = "true";
+
+  // A figure is drawn when it comes near, so a folded one costs nothing.
+  const near = new IntersectionObserver((seen) => {
+    for (const { target, isIntersecting } of seen) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      draw(target).then(() => performance.mark(`drawn ${target.id}`));
+    }
+  }, { rootMargin: "300px" });
+  for (const place of places) near.observe(place);
 })();

@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import shlex
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-import yaml
-from plotly.offline import get_plotlyjs
-from vispco.dashboards import figures, heatmaps, tables
-from vispco.dashboards.axis import name_of, of_what, title_of
-from vispco.dashboards.overlay import overlay
-from vispco.dashboards.text import in_html, script_json, shortened
-from vispco.dashboards.words import answer_html, decision_html
+from vispco.dashboards.page import render, render_several
 
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
-from vispco.analysis.headline import HALF, answer
+from vispco.analysis.headline import answer
 from vispco.analysis.layers import layer_record
+from vispco.analysis.pricing import Pricing
 from vispco.analysis.seeds import against
 from vispco.analysis.violations import violations
-from vispco.errors import ConfigError, StorageError
+from vispco.costs.base import COSTS, make_cost
+from vispco.errors import ConfigError, StorageError, VispcoError
 from vispco.exporting import export_steps
 from vispco.outputs import HTML, check_output, write_output
 from vispco.storage.opening import DEFAULT_URL, redact
 from vispco.storage.store import Store
 
-FOLDER = Path(__file__).parent
-STYLE = (FOLDER / "report.css").read_text(encoding="utf-8")
-SCRIPT = (FOLDER / "report.js").read_text(encoding="utf-8")
-PURPOSE = 500  # characters of the study's purpose; all of it is in the study below
-Figures = dict[str, go.Figure]
 
-
-def write_report(store: Store, experiment: str, output: Path, *, tokens: int = 0) -> None:
-    """Write the page of one experiment.
+def write_report(store: Store, experiments: str | Sequence[str], output: Path, *, tokens: int = 0) -> None:
+    """Write the page of one experiment, or of several.
 
     Args:
-        tokens: on how many held-out samples the surviving tokens are shown, for which the model is loaded and run.
+        tokens: on how many held-out samples the surviving tokens are shown, for which the model is loaded and run; of
+            one experiment.
 
     Raises:
         StorageError: no such experiment, or one without results.
@@ -52,22 +38,31 @@ def write_report(store: Store, experiment: str, output: Path, *, tokens: int = 0
             on samples.
         ModelError: ``tokens`` without the model at hand.
     """
-    comparison = Comparison(store, experiment)
+    names = [experiments] if isinstance(experiments, str) else list(dict.fromkeys(experiments))
+    if tokens and len(names) > 1:
+        raise ConfigError(f"--tokens {tokens} is for one experiment, and {len(names)} were named; make a page for each")
+    comparisons = [Comparison(store, name) for name in names]
     check_output(output, HTML)
+    if len(comparisons) > 1:
+        write_output(output, render_several([report_record(one) for one in comparisons]), HTML)
+        return
     pictures = []
     if tokens:
         from vispco.dashboards.tokens import sample_pictures
 
-        pictures = sample_pictures(comparison, tokens)
-    page = render(report_record(comparison), pictures)
-    write_output(output, page, HTML)
+        pictures = sample_pictures(comparisons[0], tokens)
+    write_output(output, render(report_record(comparisons[0]), pictures), HTML)
 
 
 def report_record(comparison: Comparison) -> dict[str, Any]:
     """All that the page shows; ``comparison`` is the object of ``vispco compare --json``."""
+    told, decided = comparison.to_dict(), decision(comparison)
     return {
-        "comparison": comparison.to_dict(),
-        "decision": decision(comparison),
+        "comparison": told,
+        "model": comparison.stored["identity"].get("model", {}).get("name"),
+        "tasks": list(told["unpruned"]["tasks"]),
+        "decision": decided,
+        "prices": prices(comparison, decided),
         "answer": answer(comparison),
         "points": comparison.points(),
         "paths": gradient_paths(comparison),
@@ -87,6 +82,30 @@ def decision(comparison: Comparison) -> dict[str, Any] | None:
         return decide(comparison, Question(cost=comparison.facts.get("cost", "flops")))
     except (ConfigError, StorageError):
         return None
+
+
+def prices(comparison: Comparison, decided: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What the decision's schedule costs under every cost that can be computed, the study's own first.
+
+    Costs in time need a profile; an experiment that did not store its prompts' lengths has its own cost only.
+    """
+    if decided is None or decided["chosen"]["search"] is None:
+        return []
+    chosen = decided["chosen"]
+    search = next(search for search in comparison.searches if search.name == chosen["search"])
+    trial = next(trial for trial in search.trials if trial.number == chosen["trial"])
+    pricing, found = Pricing(comparison), []
+    for name in sorted(COSTS, key=lambda name: name != decided["cost"]):
+        if make_cost(name).larger_is_better or not (pricing.exact or name == decided["cost"]):
+            continue
+        try:
+            price, whole = pricing.of(name, search, trial), pricing.unpruned(name)
+        except VispcoError:
+            continue
+        if price is not None:
+            row = {"absolute": price.absolute, "share": price.share, "unpruned": whole}
+            found.append({"cost": name, "unit": make_cost(name).unit, **row})
+    return found
 
 
 def over_seeds(comparison: Comparison) -> dict[str, Any]:
@@ -144,214 +163,3 @@ def provenance(comparison: Comparison) -> dict[str, Any]:
         "created": created.isoformat(" ", "seconds") if created else None,
         "entries": list(entries.values()),
     }
-
-
-# --- the page ------------------------------------------------------------------------------------
-
-
-def render(record: dict[str, Any], pictures: Sequence[Mapping[str, str]] = ()) -> str:
-    """The page's HTML."""
-    comparison, answered = record["comparison"], record["answer"]
-    drawn: Figures = {}
-    parts = [
-        f"<h1>{in_html(comparison['experiment'])}</h1>",
-        _purpose(record["study"]),
-        decision_html(record["decision"]),
-        answer_html(answered),
-        "<h2>Every front in one picture</h2>",
-        _choice(
-            drawn,
-            "overlay",
-            "Accuracy on",
-            {
-                "the held-out split": overlay(comparison, record["points"], record["seeds"]["bands"]),
-                "the search split": overlay(comparison, record["points"], record["seeds"]["bands"], "search"),
-            },
-        ),
-        _slider(comparison, answered),
-        "<h2>What each search found, and its cost</h2>",
-        tables.searches(comparison),
-        _pair(_one(drawn, "costs", figures.costs(comparison)), _one(drawn, "choices", figures.choices(comparison))),
-        *_seeds(drawn, record["seeds"], comparison),
-        "<h2>Choice per budget</h2>",
-        tables.by_budget(comparison),
-        *_tasks(drawn, comparison),
-        *_schedules(drawn, comparison),
-        _layers(drawn, record["layers"]),
-        *_paths(drawn, record["paths"], tables.violations(record["violations"])),
-        *_pictures(pictures),
-        "<h2>Provenance</h2>",
-        tables.provenance(record["provenance"]),
-        _reproduce(record),
-    ]
-    facts = {
-        "colors": {s["name"]: figures.entry_colors(comparison)[figures.entry_of(s)] for s in comparison["searches"]},
-        "export": record["export"],
-        "command": ["vispco export", _named(comparison["experiment"]), _storage(record)],
-    }
-    data = {
-        "comparison": script_json(comparison),
-        "figures": "{" + ",".join(f'"{key}":{script_json(f.to_json())}' for key, f in drawn.items()) + "}",
-        "facts": script_json(facts),
-    }
-    blocks = "".join(f'<script type="application/json" id="{name}">{text}</script>' for name, text in data.items())
-    scripts = [SCRIPT, get_plotlyjs()]
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    ours, library = (f"<script>{script}</script>" for script in scripts)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(comparison['experiment'])} - VisPCO</title><style>{STYLE}</style>"
-        f'</head><body><main><button id="theme" type="button" hidden>Dark</button>{"".join(parts)}'
-        "<noscript><p>The figures need JavaScript; text and tables do not.</p></noscript></main>"
-        f"{blocks}{ours}{library}</body></html>\n"
-    )
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-
-
-def _one(drawn: Figures, key: str, figure: go.Figure) -> str:
-    """A place for a figure."""
-    drawn[key] = figure
-    return f'<div id="{key}" class="figure" data-figure="{key}" style="height:{figure.layout.height}px"></div>'
-
-
-def _choice(drawn: Figures, key: str, label: str, shown: Mapping[str, go.Figure]) -> str:
-    """A place for one of several figures, and what chooses between them."""
-    for number, figure in enumerate(shown.values()):
-        drawn[f"{key}-{number}"] = figure
-    names = "".join(f'<option value="{key}-{n}">{escape(name)}</option>' for n, name in enumerate(shown))
-    chooser = (
-        f'<p class="choice picker"><label>{label} <select data-for="{key}" dir="auto">{names}</select></label></p>'
-    )
-    height = max(figure.layout.height for figure in shown.values())
-    place = f'<div id="{key}" class="figure" data-figure="{key}-0" style="height:{height}px"></div>'
-    return (chooser if len(shown) > 1 else "") + place
-
-
-def _pair(*parts: str) -> str:
-    return f'<div class="pair">{"".join(parts)}</div>'
-
-
-def _purpose(study: str) -> str:
-    """What the study says that it is for."""
-    try:
-        known = yaml.safe_load(study)
-    except yaml.YAMLError:
-        known = None
-    text = known.get("purpose") if isinstance(known, dict) else None
-    return (
-        f"<p>{in_html(shortened(' '.join(text.split()), PURPOSE))}</p>"
-        if isinstance(text, str) and text.strip()
-        else ""
-    )
-
-
-def _slider(comparison: dict[str, Any], answered: dict[str, Any]) -> str:
-    low, high = min(comparison["floor"], 1.0), 1.0
-    start = answered["budget"] if answered["budget"] is not None else HALF
-    return (
-        '<section id="chooser" hidden><h3>The best schedule within a budget</h3>'
-        '<p class="choice"><label for="budget">At most <output id="budget-shown" for="budget"></output> of the '
-        f'{of_what(comparison)}</label> <input id="budget" type="range" min="{low:.4f}" max="{high}" step="any" '
-        f'value="{start}"></p>'
-        '<div class="scroll tall"><table id="chosen" aria-live="polite"><thead><tr><th>search</th>'
-        f"<th>held-out accuracy</th><th>95 % interval</th><th>{name_of(comparison)}</th><th>schedule</th></tr></thead>"
-        "<tbody></tbody></table></div>"
-        '<p id="export-note"></p><div class="command"><pre id="export"></pre>'
-        '<button type="button" id="copy">Copy</button></div></section>'
-    )
-
-
-def _seeds(drawn: Figures, seeds: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
-    parts, axis = [], title_of(comparison)
-    if seeds["against"]:
-        parts += ["<h2>What may be said of the searches</h2>", tables.against(seeds["against"])]
-    if seeds["anytime"]:
-        parts.append(_one(drawn, "anytime", figures.anytime(seeds["anytime"])))
-    if any(band["runs"] > 1 for band in seeds["bands"]):
-        both = [figures.attainment(seeds["bands"], split, axis) for split in ("held_out", "search")]
-        parts.append(_pair(*(_one(drawn, f"seeds-{n}", figure) for n, figure in enumerate(both))))
-    return parts
-
-
-def _tasks(drawn: Figures, comparison: dict[str, Any]) -> list[str]:
-    """Fronts of each task; one task's are the experiment's own."""
-    found = list(dict.fromkeys(t for s in comparison["searches"] for p in s["front"] for t in p["tasks"]))
-    if len(found) < 2:
-        return []
-    shown = {task: figures.task_fronts(comparison, task) for task in found}
-    return ["<h2>Task by task</h2>", _choice(drawn, "task", "Task", shown)]
-
-
-def _schedules(drawn: Figures, comparison: dict[str, Any]) -> list[str]:
-    searches = [s for s in comparison["searches"] if any(point["keep_ratio"] for point in s["front"])]
-    if not searches:
-        return []
-    shown = {search["name"]: figures.schedules(search, name_of(comparison)) for search in searches}
-    return ["<h2>Schedules, layer by layer</h2>", _choice(drawn, "map", "Front of", shown)]
-
-
-def _layers(drawn: Figures, record: dict[str, Any]) -> str:
-    """What was learned and what layers cost: sentences, then heat maps."""
-    maps = [_one(drawn, f"layers-{n}", figure) for n, figure in enumerate(heatmaps.all_maps(record))]
-    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in record["summary"])
-    return f"<h2>What each layer is worth</h2><ul>{told}</ul>{_pair(*maps)}"
-
-
-def _paths(drawn: Figures, paths: dict[str, dict[str, Any]], held: str) -> list[str]:
-    if not paths:
-        return []
-    shown = {name: figures.trajectory(name, path["steps"], path["budgets"]) for name, path in paths.items()}
-    note = (
-        "Violation is (cost - budget) / budget of the relaxed schedule, where costs are shares of the unpruned "
-        "model's: above 0 it is over the budget. The "
-        "multiplier grows while it is. With every dual step the budgets are restored by steps on the constraints "
-        "alone, so each line jumps back; the table says where it ended, before the snap."
-    )
-    return ["<h2>How the gradient search went</h2>", f"<p>{note}</p>", _choice(drawn, "path", "Search", shown), held]
-
-
-def _pictures(pictures: Sequence[Mapping[str, str]]) -> list[str]:
-    if not pictures:
-        return []
-    shown = "".join(
-        f'<figure><img alt="patches that survive" src="data:image/png;base64,{one["png"]}">'
-        f"<figcaption>{in_html(one['caption'])}</figcaption></figure>"
-        for one in pictures
-    )
-    return ["<h2>Which tokens survive</h2>", shown]
-
-
-def _named(experiment: str) -> str:
-    """An experiment's name as an argument of a command in a shell."""
-    quoted = shlex.quote(experiment)
-    return f"-- {quoted}" if experiment.startswith("-") else quoted
-
-
-def _storage(record: dict[str, Any]) -> str:
-    return f"--storage {shlex.quote(record['storage'])} " if record["storage"] else ""
-
-
-def _reproduce(record: dict[str, Any]) -> str:
-    source, storage = record["provenance"], _storage(record)
-    name = _named(record["comparison"]["experiment"])
-    lines = [f"git checkout {source['commit']}"] if source.get("commit") else []
-    lines += [
-        f"vispco run study.yaml {storage}",
-        f"vispco compare --json {storage}{name}",
-        f"vispco report -o report.html {storage}{name}",
-    ]
-    commands = "\n".join(line.rstrip() for line in lines)
-    study = base64.b64encode(record["study"].encode("utf-8", "replace")).decode("ascii")
-    return (
-        f'<h3>Reproduce</h3><p>With the study below as <a download="study.yaml" href="data:text/yaml;base64,{study}">'
-        f"study.yaml</a>:</p><pre>{in_html(commands)}</pre>"
-        f"<details open><summary>study.yaml</summary><pre>{in_html(record['study'])}</pre></details>"
-        '<p id="numbers" hidden><a download="comparison.json">The numbers of this page</a>, as '
-        "<code>vispco compare --json</code> prints them.</p>"
-    )

@@ -3,125 +3,184 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
 from vispco.dashboards import figures
+from vispco.dashboards.glossary import term
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
 
-FEW = 8  # searches that are listed without being asked
 LONG = 120  # characters of a schedule in a table
+Heads = Sequence[tuple[str, str]]  # of each column its name, and its term in the glossary or ""
+Row = Sequence[Any]
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Cells are text; numbers have three digits, None is a dash."""
-    head = "".join(f"<th>{in_html(h)}</th>" for h in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def table(heads: Heads, rows: Sequence[Row], name: str) -> str:
+    """Cells are text; None is a dash. On a narrow page each row becomes a block of named cells."""
+    return grouped(heads, {"": rows}, name)
 
 
-def _cell(value: Any) -> str:
+def grouped(heads: Heads, groups: dict[str, Sequence[Row]], name: str) -> str:
+    """A table in parts, each under its own heading."""
+    head = "".join(f'<th scope="col">{term(known, shown) if known else escape(shown)}</th>' for shown, known in heads)
+    parts = []
+    for title, rows in groups.items():
+        titled = f'<tr class="group"><th colspan="{len(heads)}" scope="rowgroup">{in_html(title)}</th></tr>'
+        body = "".join(_row(heads, row) for row in rows)
+        parts.append(f"<tbody>{titled if title else ''}{body}</tbody>")
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table><thead><tr>{head}</tr>'
+        f"</thead>{''.join(parts)}</table></div>"
+    )
+
+
+def _row(heads: Heads, row: Row) -> str:
+    cells = "".join(
+        f'<td data-label="{escape(shown)}">{"-" if value is None else in_html(str(value))}</td>'
+        for (shown, _), value in zip(heads, row, strict=True)
+    )
+    return f"<tr>{cells}</tr>"
+
+
+def times(value: float | None) -> str | None:
+    """A multiple, with digits enough to tell small ones apart.
+
+    >>> times(0.2156), times(0.0123)
+    ('0.22', '0.012')
+    """
     if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else in_html(str(value))
+        return None
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def between(interval: Sequence[float] | None) -> str | None:
+    """An interval of shares in percent."""
+    return f"{percent(interval[0])} to {percent(interval[1])}" if interval else None
 
 
 def searches(comparison: dict[str, Any]) -> str:
     """Every run's costs and scores."""
-    heads = ["search", "trials", "budget_score", "95 % interval", "missed", "hypervolume / grid"]
-    heads += ["charged / grid", "spent / grid", "seconds"]
-    rows = []
-    for search in comparison["searches"]:
-        ci = search["budget_score_ci"]
-        rows.append(
-            [
-                search["name"],
-                search["trials"],
-                search["budget_score"],
-                f"{ci[0]:.3f} to {ci[1]:.3f}" if ci else None,
-                search["budgets_missed"],
-                search["hypervolume_ratio_to_grid"],
-                search["cost_ratio_to_grid"],
-                search["spent_ratio_to_grid"],
-                round(search["wall_seconds"]),
-            ]
-        )
-    note = (
-        "<p>budget_score is the mean over budgets of the held-out accuracy of the schedule that a search would choose; "
-        "a missed budget counts as the model without the picture. Intervals resample pictures; they are conditional on "
-        "the schedules found and say nothing of other seeds. Charged is what a search would have cost alone, without "
-        "cache and sharing, over the grid's cost of that kind; spent is what was run, over what the grid spent.</p>"
-    )
-    found = table(heads, rows)
-    if len(rows) > FEW:
-        found = f"<details><summary>All {len(rows)} searches</summary>{found}</details>"
-    return found + note
+    heads = [("run", ""), ("trials", "trial"), ("budget score", "budget score"), ("95 % interval", "interval")]
+    heads += [("missed budgets", "missed"), ("hypervolume, times the grid's", "hypervolume")]
+    heads += [("charged, times the grid's", "charged"), ("spent, times the grid's", "spent"), ("seconds", "")]
+    rows = [
+        [
+            search["name"],
+            search["trials"],
+            percent(search["budget_score"]),
+            between(search["budget_score_ci"]),
+            search["budgets_missed"],
+            times(search["hypervolume_ratio_to_grid"]),
+            times(search["cost_ratio_to_grid"]),
+            times(search["spent_ratio_to_grid"]),
+            f"{search['wall_seconds']:.0f}",
+        ]
+        for search in comparison["searches"]
+    ]
+    return table(heads, rows, "Every run")
 
 
 def by_budget(comparison: dict[str, Any]) -> str:
-    """What each entry chose for each budget: mean and range where it has several runs."""
-    runs = figures.runs_of(comparison)
-    rows = [[row["budget"], *(_chosen(row, found) for found in runs.values())] for row in comparison["by_budget"]]
-    note = (
-        "Held-out accuracy, schedule, and difference to the grid in points with its interval; of several seeds the "
-        "mean and the range. A search that has nothing within a budget misses it, and is judged by the model without "
-        "the picture, which fits any budget."
-    )
-    return f'<p>{note}</p><div class="wide">{table(["budget", *runs], rows)}</div>'
+    """What each entry chose for each budget; budgets with the same choice share a row."""
+    heads = [("budget", "budget"), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]
+    heads += [("points to the grid", "grid"), ("interval of that", "interval"), ("schedule", "schedule")]
+    groups = {
+        name: _alone(comparison, runs[0]) if len(runs) == 1 else _seeds(comparison, runs)
+        for name, runs in figures.runs_of(comparison).items()
+    }
+    return grouped(heads, groups, "Choice for each budget")
 
 
-def _chosen(row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
-    chosen = [found for run in runs if (found := row["chosen"].get(run["name"]))]
-    missed = [found for found in chosen if found["missed"]]
-    if not chosen:
-        return "-"
-    if len(runs) > 1:
-        known = [found["accuracy_held_out"] for found in chosen if found["accuracy_held_out"] is not None]
-        if len(known) < len(runs):
-            return "-"
-        text = f"{percent(fmean(known))} ({percent(min(known))} to {percent(max(known))})"
-        return text + (f", {len(missed)} of {len(runs)} missed" if missed else "")
-    what = "missed: without the picture" if missed else shortened(figures.label(chosen[0]), LONG)
-    text = f"{percent(chosen[0]['accuracy_held_out'])} {what}"
-    gap = row["difference_to_grid"].get(runs[0]["name"])
-    if not gap:
-        return text
-    told = f", {points_interval(gap['ci'])}" if gap["ci"] else ""
-    return f"{text} ({points(gap['mean'])}{told})"
+def _budgets(rows: Sequence[dict[str, Any]]) -> str:
+    first, last = sorted((rows[0]["budget"], rows[-1]["budget"]))
+    return percent(first) if len(rows) == 1 else f"{percent(first)} to {percent(last)}"
+
+
+def _alone(comparison: dict[str, Any], run: dict[str, Any]) -> list[Row]:
+    intervals = {point["trial"]: point["accuracy_ci"] for point in run["front"]}
+    found: list[Row] = []
+    rows = [row for row in comparison["by_budget"] if run["name"] in row["chosen"]]
+    # A missed budget is compared with what the grid has there, so each stays a row of its own.
+    for _, same in groupby(rows, lambda row: (row["chosen"][run["name"]]["trial"], _gap(row, run))):
+        together = list(same)
+        chosen, gap = together[0]["chosen"][run["name"]], together[0]["difference_to_grid"].get(run["name"])
+        missed = chosen["missed"]
+        found.append(
+            [
+                _budgets(together),
+                percent(chosen["accuracy_held_out"]),
+                None if missed else between(intervals.get(chosen["trial"])),
+                points(gap["mean"]) if gap else None,
+                points_interval(gap["ci"]) if gap and gap["ci"] else None,
+                "\u25cb missed: no image" if missed else shortened(figures.label(chosen), LONG),
+            ]
+        )
+    return found
+
+
+def _gap(row: dict[str, Any], run: dict[str, Any]) -> Any:
+    gap = row["difference_to_grid"].get(run["name"])
+    return gap and (gap["mean"], tuple(gap["ci"] or ()))
+
+
+def _seeds(comparison: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[Row]:
+    """Mean over seeds, and their range."""
+    found: list[Row] = []
+    for row in comparison["by_budget"]:
+        chosen = [row["chosen"][run["name"]] for run in runs if run["name"] in row["chosen"]]
+        known = [one["accuracy_held_out"] for one in chosen if one["accuracy_held_out"] is not None]
+        missed = sum(bool(one["missed"]) for one in chosen)
+        gaps = [gap["mean"] for run in runs if (gap := row["difference_to_grid"].get(run["name"]))]
+        told = f"{len(runs)} seeds" + (f", \u25cb {missed} of them missed it" if missed else "")
+        whole = len(known) == len(runs)
+        found.append(
+            [
+                percent(row["budget"]),
+                percent(fmean(known)) if whole else None,
+                f"{percent(min(known))} to {percent(max(known))}, range over seeds" if whole else None,
+                points(fmean(gaps)) if len(gaps) == len(runs) else None,
+                None,
+                told,
+            ]
+        )
+    return found
 
 
 def against(found: dict[str, Any]) -> str:
     """Entries over their seeds, against one of them."""
-    heads = ["entry", "seeds", "budget_score", "difference", "95 % interval", "p (Holm)", "verdict"]
-    heads += ["propose / grid", "charged / grid", "spent / grid", "seconds", "budgets missed"]
+    heads = [("search", ""), ("seeds", "seed"), ("budget score", "budget score")]
+    heads += [
+        (f"points to {shortened(found['against'], 20)}", ""),
+        ("95 % interval", "interval"),
+        ("verdict", "p-value"),
+    ]
+    heads += [("charged, times the grid's", "charged"), ("spent, times the grid's", "spent")]
+    heads += [("seconds", ""), ("missed budgets", "missed")]
     rows = []
     for row in found["entries"]:
         told = points_interval(row["difference_ci"]) if row["difference_ci"] else None
-        if told and row["covers"] == "samples":
-            told += ", samples only"
+        p = f" (p = {row['p_holm']:.3f})" if row["p_holm"] is not None else ""
         rows.append(
             [
                 row["entry"],
                 None if row["deterministic"] else len(row["seeds"]),
-                row["budget_score"],
+                percent(row["budget_score"]),
                 None if row["difference"] is None else points(row["difference"]),
-                told,
-                row["p_holm"],
-                row["verdict"],
-                row["propose_share"],
-                row["charged_share"],
-                row["spent_share"],
-                round(row["wall_seconds"]),
-                round(row["budgets_missed"], 1),
+                f"{told}, samples only" if told and row["covers"] == "samples" else told,
+                row["verdict"] + p,
+                times(row["charged_share"]),
+                times(row["spent_share"]),
+                f"{row['wall_seconds']:.0f}",
+                f"{row['budgets_missed']:g}" if row["budgets_missed"] in (0, 1) else f"{row['budgets_missed']:.1f}",
             ]
         )
     note = (
-        f"Mean budget_score over seeds, and its difference to {in_html(found['against'])} in points. Intervals "
-        "resample seeds and pictures together, or pictures only, given the schedules found, where a search has too few "
-        f"seeds. No search is called better with fewer than {found['seeds_needed']} seeds. A missed budget, within "
-        "which a search has nothing, counts as the model without the picture."
+        f'<p class="note">Means over seeds. <i>Samples only</i>: too few seeds, so the interval says nothing of other '
+        f"seeds; no search is called better with fewer than {found['seeds_needed']}.</p>"
     )
-    return f"<p>{note}</p>" + table(heads, rows)
+    return table(heads, rows, "Searches compared") + note
 
 
 def violations(found: dict[str, Any]) -> str:
@@ -129,6 +188,8 @@ def violations(found: dict[str, Any]) -> str:
     if not found["entries"]:
         return ""
     lines = []
+    heads = [("budget", "budget"), ("violation before the snap", "violation")]
+    heads += [("stationarity", ""), ("feasibility", ""), ("complementarity", "")]
     for entry in found["entries"]:
         within, share = 100 * found["within"], 100 * entry["held"] / entry["pairs"]
         lines.append(
@@ -139,11 +200,12 @@ def violations(found: dict[str, Any]) -> str:
         for row in entry["budgets"]:
             known = [100 * value for value in row["relaxed"] if value is not None]
             told = f"{min(known):+.1f} to {max(known):+.1f} %" if known else None
-            rows.append([row["budget"], told, row["stationarity"], row["feasibility"], row["complementarity"]])
-        heads = ["budget", "violation before the snap", "stationarity", "feasibility", "complementarity"]
-        lines.append(table(heads, rows))
+            residuals = [row[name] for name in ("stationarity", "feasibility", "complementarity")]
+            numbers = [None if value is None else f"{value:.3f}" for value in residuals]
+            rows.append([percent(row["budget"]), told, *numbers])
+        lines.append(table(heads, rows, f"Budgets of {entry['entry']}"))
     note = "Residuals of the Karush-Kuhn-Tucker conditions, means over seeds: all are 0 at a solution."
-    return "".join(lines) + f"<p>{note}</p>"
+    return "".join(lines) + f'<p class="note">{note}</p>'
 
 
 def provenance(source: dict[str, Any]) -> str:
@@ -158,8 +220,39 @@ def provenance(source: dict[str, Any]) -> str:
         ["python", source["python"]],
         ["machine", source["platform"]],
         ["device", source.get("device")],
-        ["begun (UTC)", source.get("created")],
+        ["started (UTC)", source.get("created")],
     ]
-    heads = ["entry", "kind", "method", "family", "seeds"]
+    heads = [("search", ""), ("kind", ""), ("method", "method"), ("family", "family"), ("seeds", "seed")]
     entries = [[e["entry"], e["kind"], e["method"], e["family"], e["seeds"]] for e in source["entries"]]
-    return table(["what", "value"], rows) + "<h3>Searches and seeds</h3>" + table(heads, entries)
+    made = table([("what", ""), ("value", "")], rows, "Provenance")
+    return made + "<h4>Searches and seeds</h4>" + table(heads, entries, "Searches and seeds")
+
+
+def experiments(records: Sequence[dict[str, Any]]) -> str:
+    """One row for each experiment: its decision."""
+    heads = [("experiment", ""), ("model", ""), ("tasks", ""), ("cheapest schedule", "decision")]
+    heads += [("cost, of unpruned", "compute"), ("held-out accuracy", "held-out split"), ("of unpruned", "unpruned")]
+    heads += [("within the loss", "confirmed")]
+    rows = []
+    for record in records:
+        found, row = (
+            record["decision"],
+            [record["comparison"]["experiment"], record["model"], ", ".join(record["tasks"])],
+        )
+        if found is None:
+            rows.append([*row, None, None, None, None, None])
+            continue
+        chosen, whole = found["chosen"], found["unpruned"]["accuracy_held_out"]
+        mine = chosen["accuracy_held_out"]
+        verdict = {True: "confirmed", False: "not confirmed", None: "not testable"}[found["confirmed"]]
+        rows.append(
+            [
+                *row,
+                shortened(figures.label(chosen), LONG) if chosen["search"] else "prune nothing",
+                f"{percent(chosen['cost_ratio'], 0)} of {found['cost']}",
+                percent(mine),
+                percent(mine / whole, 0) if mine is not None and whole else None,
+                verdict,
+            ]
+        )
+    return table(heads, rows, "Decisions")

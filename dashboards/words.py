@@ -1,56 +1,30 @@
-"""The decision and the answer in words with numbers: the records of :mod:`vispco.analysis.decision` and
-:mod:`vispco.analysis.headline` as HTML."""
+"""What the searches deliver near half the compute, in sentences: the record of :mod:`vispco.analysis.headline`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from vispco.dashboards.axis import of_what
+from vispco.dashboards.glossary import term
+from vispco.dashboards.tables import times
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
+from vispco.dashboards.tiles import Tile, tiles
 
 
 def answer_html(found: dict[str, Any]) -> str:
     """Sentences, the numbers in large, and a line for each entry."""
     row = next((row for row in found["entries"] if row["entry"] == found["headline"]), None)
     if row is None:
-        return '<p class="lead">No search has a schedule that is measured on the held-out split yet.</p>'
+        return "<p>No search has a schedule that is measured on the held-out split yet.</p>"
     sentences = [_chosen(found, row), _grid(found, row), *_defaults(found, row), _cost(found, row)]
     lead, *others = [sentence for sentence in sentences if sentence]
     if len(found["entries"]) > 2:
         others.append(
-            f"{in_html(row['entry'])} is told of here because its choice is the most accurate on the search split, of "
-            "the searches that are not a complete grid; the figures below show all."
+            f"{in_html(row['entry'])} is highlighted because its choice is the most accurate on the search split of "
+            "the searches that are not a complete grid."
         )
     rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(found, row)])
-    return f'<p class="lead">{lead}</p>{_tiles(found, row)}<ul class="answer">{rest}</ul>'
-
-
-def decision_html(found: dict[str, Any] | None) -> str:
-    """The first sentence of the page: the cheapest schedule within the asked loss, and whether that is confirmed."""
-    if found is None:
-        return ""
-    chosen, asked = found["chosen"], f"{found['max_drop']:g} point{'' if found['max_drop'] == 1 else 's'}"
-    if chosen["search"] is None:
-        return (
-            f'<p class="lead">Within {asked} of the unpruned model, no measured schedule costs less than it does.</p>'
-        )
-    text = (
-        f"<code>{in_html(shortened(chosen['schedule'], 90))}</code> with {in_html(chosen['method'])} is the cheapest "
-        f"measured schedule within {asked} of the unpruned model on the search split: "
-        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {in_html(found['cost'])}."
-    )
-    test = found["held_out"]
-    if test is not None:
-        text += (
-            f" On the held-out split the difference is {points(test['difference'])} points, and with "
-            f"{100 * found['sure']:g} % confidence no less than {points(test['low'])}"
-        )
-        text += ": confirmed." if found["confirmed"] else "."
-    if found["why"]:
-        text += (
-            f" {'Not confirmed' if found['confirmed'] is False else 'It cannot be confirmed'}: {in_html(found['why'])}."
-        )
-    return f'<p class="lead" id="decision">{text}</p>'
+    return f'<p>{lead}</p>{_tiles(found, row)}<ul class="answer">{rest}</ul>'
 
 
 def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
@@ -71,7 +45,7 @@ def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
         text += f" Unpruned, the model answers {percent(found['unpruned'])}{kept}."
     if row["missed"]:
         whose = f"{row['missed']} of its {row['runs']} runs have" if several else "It has"
-        text += f" {whose} nothing within that budget, which counts as the model without the picture."
+        text += f" {whose} nothing within that budget, which counts as {term('no image')}."
     return text
 
 
@@ -89,7 +63,7 @@ def _gap(difference: float, interval: list[float] | None) -> str:
 def _grid(found: dict[str, Any], row: dict[str, Any]) -> str:
     grid = next((other for other in found["entries"] if other["entry"] == found["grid"]), None)
     if grid is None:
-        return "No complete grid was run, so that there is no empirical frontier to compare with."
+        return "No complete grid was run, so there is no reference to compare with."
     if grid is row or row["difference"] is None:
         return ""
     return (
@@ -121,20 +95,20 @@ def _cost(found: dict[str, Any], row: dict[str, Any]) -> str:
     if row["charged_share"] is None or row["entry"] == found["grid"]:
         return ""
     others = [
-        f"{in_html(other['entry'])} {_costs(other)}"
+        f"{in_html(other['entry'])} {times(other['charged_share'])}"
         for other in found["entries"]
         if other is not row and other["entry"] != found["grid"] and other["charged_share"] is not None
     ]
     rest = f" (others: {', '.join(others)})" if others else ""
     return (
-        f"To find, {in_html(row['entry'])} cost {_costs(row)} of the compute of the dense grid{rest}: the first number "
-        f"alone, the second as both were run here, with sharing. It took {row['wall_seconds']:.0f} seconds."
+        f"{in_html(row['entry'])} needs {_costs(row)}{rest}, and took {row['wall_seconds']:.0f} seconds to find its "
+        "schedules."
     )
 
 
 def _costs(row: dict[str, Any]) -> str:
-    spent = "-" if row["spent_share"] is None else f"{row['spent_share']:.2f}"
-    return f"{row['charged_share']:.2f} / {spent}"
+    alone = f"{times(row['charged_share'])} times the grid's compute"
+    return alone if row["spent_share"] is None else f"{alone} on its own, {times(row['spent_share'])} with sharing"
 
 
 def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
@@ -150,24 +124,30 @@ def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
-    tiles = []
+    shown = []
     if row["kept"] is not None and row["flops_ratio"] is not None:
         where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the {of_what(found)}"
-        tiles.append((percent(row["kept"], 0), where, ""))
+        shown.append(Tile(percent(row["kept"], 0), where))
     for default in found["defaults"][:1]:
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
         if mine is not None:
-            what = f"points to the published default {in_html(shortened(default['name']))}, within its compute"
-            tiles.append((points(mine["difference"]), what, _span(mine["difference_ci"])))
+            what = f"{_above(mine['difference'])} the {term('published default')} {in_html(shortened(default['name']))}"
+            shown.append(Tile(_size(mine["difference"]), what, _span(mine["difference_ci"])))
     if row["difference"] is not None:
-        tiles.append((points(row["difference"]), "points to the grid's choice", _span(row["difference_ci"])))
+        what = f"{_above(row['difference'])} the {term('grid')}'s choice"
+        shown.append(Tile(_size(row["difference"]), what, _span(row["difference_ci"])))
     if row["charged_share"] is not None and row["entry"] != found["grid"]:
-        tiles.append((_costs(row), "of the grid's compute to find it, alone / with sharing", ""))
-    shown = "".join(
-        f'<div class="tile"><b>{number}</b><span>{what}</span><small>{interval}</small></div>'
-        for number, what, interval in tiles
-    )
-    return f'<div class="tiles">{shown}</div>'
+        spent = "" if row["spent_share"] is None else f"{times(row['spent_share'])} with sharing"
+        shown.append(Tile(f"{times(row['charged_share'])} \u00d7", "the grid's compute to find it", spent))
+    return tiles(shown)
+
+
+def _size(difference: float) -> str:
+    return f"{abs(100 * difference):.1f}"
+
+
+def _above(difference: float) -> str:
+    return "points above" if difference >= 0 else "points below"
 
 
 def _span(interval: list[float] | None) -> str:

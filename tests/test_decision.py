@@ -405,8 +405,9 @@ def test_bounds_as_people_write_them() -> None:
 
 
 def test_the_report_begins_with_the_decision(gridded: tuple[Comparison, Run]) -> None:
-    from vispco.dashboards.report import render, report_record
-    from vispco.dashboards.words import decision_html
+    from vispco.dashboards.decision import decision_html
+    from vispco.dashboards.page import render
+    from vispco.dashboards.report import report_record
 
     record = report_record(gridded[0])
     page, chosen = render(record), record["decision"]["chosen"]
@@ -415,11 +416,15 @@ def test_the_report_begins_with_the_decision(gridded: tuple[Comparison, Run]) ->
         assert "no measured schedule costs less" in page
     else:
         assert page.index('id="decision"') < page.index('class="answer"')
+        assert record["prices"][0]["cost"] == "flops"
+        assert {row["cost"] for row in record["prices"]} == {"flops", "total_flops", "kv_bytes", "peak_bytes"}
+        assert record["prices"][0]["share"] == pytest.approx(chosen["cost_ratio"])
     told = decide(gridded[0], Question(40.0))
     text = decision_html(told)
     assert told["chosen"]["schedule"] in text
     assert "within 40 points" in text
-    assert ("confirmed." in text) == (told["confirmed"] is True)
+    assert text.count('class="kept"') == len(told["chosen"]["keep_ratio"])
+    assert (">Confirmed<" in text) == (told["confirmed"] is True)
     assert decision_html(None) == ""
 
 

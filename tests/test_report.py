@@ -7,14 +7,17 @@ import itertools
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from vispco.dashboards import figures
+from vispco.dashboards import figures, tables
+from vispco.dashboards.glossary import term
 from vispco.dashboards.overlay import overlay
-from vispco.dashboards.report import render, report_record, write_report
+from vispco.dashboards.page import render
+from vispco.dashboards.report import report_record, write_report
 from vispco.dashboards.text import in_figure, in_html, script_json
 from vispco.dashboards.words import answer_html
 
@@ -43,6 +46,10 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     store = Store(f"sqlite:///{tmp_path_factory.mktemp('report')}/b.db")
     fill(store, entries=SEEDS, tasks=["colours", "shapes"])
     return Comparison(store, "made")
+
+
+def approx_percent(shares: Iterable[float]) -> Any:
+    return pytest.approx([100 * share for share in shares], abs=1e-3)
 
 
 def block(page: str, name: str) -> Any:
@@ -180,17 +187,18 @@ def test_the_overlay_shows_every_trial(comparison: Comparison) -> None:
     fronts = {trace.name: trace for trace in on_search.data if trace.name in ("grid", "lagrangian", "tpe")}
     assert sum(len(t.x) for t in dominated) == sum(not point["on_front"] for point in points)
     for search in told["searches"]:
-        assert list(fronts[search["name"]].y) == [point["accuracy"] for point in search["front"]]
+        assert list(fronts[search["name"]].y) == approx_percent(point["accuracy"] for point in search["front"])
     assert all(trace.visible is True for trace in dominated)
     held_out = overlay(told, points)
     for search in told["searches"]:
         (front,) = (trace for trace in held_out.data if trace.name == search["name"])
-        assert list(front.y) == [point["accuracy_held_out"] for point in search["front"]]
+        assert list(front.y) == approx_percent(point["accuracy_held_out"] for point in search["front"])
         (band,) = (t for t in held_out.data if t.fill == "toself" and t.legendgroup == search["name"])
         bounds = {bound for point in search["front"] for bound in point["accuracy_ci"]}
-        assert set(band.y) == bounds
+        assert sorted(set(band.y)) == approx_percent(sorted(bounds))
+        assert band.opacity == 0
     assert all(t.visible == "legendonly" for t in held_out.data if t.legendgroup == "dominated")
-    assert [t.name for t in held_out.data].count("published") == 1
+    assert [t.name for t in held_out.data].count("published: fastv:k2-r50") == 1
 
 
 def test_paths_are_drawn_whole(comparison: Comparison) -> None:
@@ -198,9 +206,11 @@ def test_paths_are_drawn_whole(comparison: Comparison) -> None:
     path = record["paths"]["lagrangian"]
     figure = figures.trajectory("lagrangian", path["steps"], path["budgets"])
     assert len(figure.data) == 3 * len(BUDGETS)
-    assert [t.name for t in figure.data[::3]] == ["budget 0.800", "budget 0.520", "budget 0.300"]
+    assert [t.name for t in figure.data[::3]] == ["budget 80.0 %", "budget 52.0 %", "budget 30.0 %"]
     for trace, quantity in zip(figure.data[:3], ("violation", "multiplier", "penalty"), strict=True):
-        assert list(trace.y) == pytest.approx([row[quantity] for row in path["steps"]["budget-0"]], rel=1e-3)
+        scale = 100 if quantity == "violation" else 1  # shares of the budget are in percent
+        stored = [scale * row[quantity] for row in path["steps"]["budget-0"]]
+        assert list(trace.y) == pytest.approx(stored, rel=1e-3)
 
 
 def test_the_page_holds_the_numbers_and_nothing_foreign(seeded: Comparison) -> None:
@@ -208,14 +218,79 @@ def test_the_page_holds_the_numbers_and_nothing_foreign(seeded: Comparison) -> N
     assert block(page, "comparison") == json.loads(json.dumps(seeded.to_dict()))
     places = re.findall(r'data-figure="([^"]+)"', page)
     chosen = re.findall(r'<option value="([^"]+)"', page)
-    assert set(places) | set(chosen) == set(block(page, "figures"))
+    assert set(places) | set(chosen) == set(re.findall(r'id="figure-([^"]+)"', page))
     assert len(places) == len(set(places))
     assert {"overlay-0", "task-0", "map-0", "path-0", "costs", "choices", "anytime", "seeds-1"} <= {*places, *chosen}
     body = page.split("<body>")[1].split("<script")[0]
     assert set(re.findall(r"(?:src|href)=.(\w+):?", body)) <= {"data"}
     assert "<script src" not in page
     assert "<link" not in page
-    assert len(page) < 8_000_000
+    assert len(page) < 5_000_000
+
+
+def test_at_most_four_searches_are_drawn_at_first(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    gains = {"grid": -0.2, "a": 0.0, "b": 0.1, "c": 0.2, "d": 0.05, "e": 0.15}
+    kinds = {name: ("grid", None, 12, gain) if name == "grid" else ("tpe", 1, 6, gain) for name, gain in gains.items()}
+    fill(store, entries=kinds)
+    told = Comparison(store, "made").to_dict()
+    means = {search["name"]: search["budget_score"] for search in told["searches"]}
+    best = sorted(means.keys() - {"grid"}, key=lambda name: -means[name])[:3]
+    assert set(figures.drawn_first(told)) == {"grid", *best}
+    for figure in (overlay(told, ()), figures.choices(told), figures.costs(told)):
+        hidden = {trace.legendgroup for trace in figure.data if trace.visible == "legendonly"}
+        assert hidden - {"dominated"} == set(gains) - {"grid", *best}
+        assert {trace.name for trace in figure.data if trace.showlegend is not False} >= set(gains)
+    page = render(report_record(Comparison(store, "made")))
+    assert "4 of 6 searches are drawn" in page
+
+
+def test_a_missed_budget_is_hollow_and_says_so(comparison: Comparison) -> None:
+    told = json.loads(json.dumps(comparison.to_dict()))
+    chosen = next(row for row in told["by_budget"] if row["budget"] == 0.3)["chosen"]["tpe"]
+    chosen.update(missed=True, trial=None, accuracy_held_out=told["no_image"]["accuracy"])
+    (line,) = (t for t in figures.choices(told).data if t.legendgroup == "tpe" and "markers" in t.mode)
+    assert dict(zip(line.x, line.marker.symbol, strict=True)) == {80.0: "circle", 52.0: "circle", 30.0: "circle-open"}
+    assert "missed: no image" in line.text[list(line.x).index(30.0)]
+    assert tables.by_budget(told).count("missed: no image") == 1
+
+
+def test_budgets_with_one_choice_share_a_row(comparison: Comparison) -> None:
+    told = json.loads(json.dumps(comparison.to_dict()))
+    rows = {row["budget"]: row for row in told["by_budget"]}
+    before = tables.by_budget(told).count("<tr>")
+    for key in ("chosen", "difference_to_grid"):
+        rows[0.52][key]["tpe"] = rows[0.3][key]["tpe"]
+    shown = tables.by_budget(told)
+    assert shown.count("<tr>") == before - 1
+    assert "30.0 % to 52.0 %" in shown
+
+
+def test_several_experiments_share_a_page(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    for name in ("one", "two"):
+        fill(store, name, entries={"grid": ("grid", None, 8, 0.0), "tpe": ("tpe", 1, 4, 0.1)})
+    write_report(store, ["one", "two", "one"], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    known = {"experiments": [Comparison(store, name).to_dict() for name in ("one", "two")]}
+    assert block(page, "comparison") == json.loads(json.dumps(known))
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {"e0-overlay", "e1-overlay", "e0-budget", "e1-budget"} <= set(ids)
+    assert [fact["command"][1] for fact in block(page, "facts")] == ["one", "two"]
+    lines = figures.together(known["experiments"]).data
+    assert [line.name.partition(" ")[0] for line in lines] == ["one", "two"]
+    with pytest.raises(ConfigError, match="--tokens 2 is for one experiment"):
+        write_report(store, ["one", "two"], tmp_path / "r.html", tokens=2)
+
+
+def test_every_term_is_in_the_glossary(seeded: Comparison) -> None:
+    page = render(report_record(seeded))
+    terms = set(re.findall(r'class="term" href="#([^"]+)" title="[^"]{20,}"', page))
+    assert len(terms) > 15
+    assert terms <= set(re.findall(r'<div id="(term-[^"]+)"><dt>', page))
+    with pytest.raises(KeyError):
+        term("budgett")
 
 
 @pytest.mark.parametrize("fold", [HOSTILE.replace("/", ""), RIGHT_TO_LEFT.replace("/", ""), "n" * 200])
@@ -225,7 +300,7 @@ def test_hostile_names_stay_in_their_place(tmp_path: Path, fold: str) -> None:
     write_report(store, fold, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     body = page.split("<body>")[1]
-    assert page.count("<script>") == 2  # plotly's library and ours
+    assert page.count("<script>") == 1
     assert "<img" not in body.split("<script>")[0]
     assert "window.broken=1</script>" not in page
     assert block(page, "comparison")["experiment"] == fold
@@ -236,7 +311,7 @@ def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
     fill(store, "-two words", entries={"tpe": ("tpe", 1, 4, 0.0)})
     page = render(report_record(Comparison(store, "-two words")))
     storage = f"--storage 'sqlite:///{tmp_path}/a b.db'"
-    assert block(page, "facts")["command"] == ["vispco export", "-- '-two words'", f"{storage} "]
+    assert block(page, "facts")[0]["command"] == ["vispco export", "-- '-two words'", f"{storage} "]
     assert html.escape(f"vispco compare --json {storage} -- '-two words'") in page
     for text in ("0123abcd", "Searches and seeds", "study.yaml"):
         assert text in page

@@ -68,11 +68,18 @@ def run(
     return Comparison(store, problem.study.experiment)
 
 
-def report(experiment: str, output: str | Path = "report.html", *, tokens: int = 0, storage: str | None = None) -> Path:
+def report(
+    experiments: str | Sequence[str],
+    output: str | Path = "report.html",
+    *,
+    tokens: int = 0,
+    storage: str | None = None,
+) -> Path:
     """Write one self-contained HTML page, as ``vispco report`` does; returns its path.
 
     Args:
-        tokens: show the surviving tokens of so many samples, for which the model is loaded.
+        experiments: one name, or several to be shown side by side.
+        tokens: show the surviving tokens of so many samples, for which the model is loaded; of one experiment.
         storage: database URL; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
 
     Raises:
@@ -83,7 +90,7 @@ def report(experiment: str, output: str | Path = "report.html", *, tokens: int =
     from vispco.storage.store import open_store
 
     with open_store(storage, read_only=True) as store:
-        write_report(store, experiment, Path(output), tokens=tokens)
+        write_report(store, experiments, Path(output), tokens=tokens)
     return Path(output).resolve()
 
 

@@ -10,9 +10,9 @@ from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.decision import EVERY, Question, decide
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
-from vispco.cli.output import amount, print_text
+from vispco.cli.output import print_text
 from vispco.costs.base import make_cost
-from vispco.costs.bounds import parse_limit
+from vispco.costs.bounds import amount, parse_limit
 from vispco.costs.profile import read_profile
 from vispco.errors import ConfigError
 from vispco.storage.store import Store

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vispco.cli.output import amount, in_blocks, page_width, print_table, print_text
+from vispco.cli.output import in_blocks, page_width, print_table, print_text
+from vispco.costs.bounds import amount
 from vispco.errors import ConfigError
 from vispco.registry import suggest
 from vispco.search.progress import in_flops

@@ -143,19 +143,3 @@ def _cell(value: Any) -> str:
 def printable(text: str) -> str:
     """Without what would move the cursor, or the direction of writing."""
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def amount(value: float, unit: str) -> str:
-    """A cost in its unit.
-
-    >>> amount(2.5e9, "FLOPs"), amount(2048, "bytes"), amount(12.3456, "ms")
-    ('2.5 GFLOPs', '2 KiB', '12.35 ms')
-    """
-    steps = {"FLOPs": (1000, "FLOPs kFLOPs MFLOPs GFLOPs TFLOPs"), "bytes": (1024, "B KiB MiB GiB")}
-    factor, names = steps.get(unit, (1000, unit))
-    *small, last = names.split()
-    for name in small:
-        if abs(value) < factor:
-            return f"{value:.4g} {name}"
-        value /= factor
-    return f"{value:.4g} {last}"

@@ -107,3 +107,19 @@ def minimised(cost: str) -> CostModel:
     if model.larger_is_better:
         raise ConfigError(f"{cost} is a rate, more is better: give it as a limit, and minimise latency_ms instead")
     return model
+
+
+def amount(value: float, unit: str) -> str:
+    """A cost in its unit.
+
+    >>> amount(2.5e9, "FLOPs"), amount(2048, "bytes"), amount(12.3456, "ms")
+    ('2.5 GFLOPs', '2 KiB', '12.35 ms')
+    """
+    steps = {"FLOPs": (1000, "FLOPs kFLOPs MFLOPs GFLOPs TFLOPs"), "bytes": (1024, "B KiB MiB GiB")}
+    factor, names = steps.get(unit, (1000, unit))
+    *small, last = names.split()
+    for name in small:
+        if abs(value) < factor:
+            return f"{value:.4g} {name}"
+        value /= factor
+    return f"{value:.4g} {last}"

@@ -15,17 +15,17 @@ from vispco.cli.options import (
 
 @app.command()
 def report(
-    experiment: str,
+    experiments: list[str],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
     tokens: Annotated[
         int, typer.Option(min=0, max=50, help="Show the surviving tokens of so many samples; runs the model.")
     ] = 0,
     storage: Storage = None,
 ) -> None:
-    """Write one self-contained HTML page."""
+    """Write one self-contained HTML page, of one experiment or of several side by side."""
     from vispco.dashboards.report import write_report
     from vispco.storage.store import open_store
 
     with open_store(storage, read_only=True) as store:
-        write_report(store, experiment, output, tokens=tokens)
+        write_report(store, experiments, output, tokens=tokens)
     print(output.resolve())
