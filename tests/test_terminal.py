@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -176,6 +177,39 @@ def test_searches_beyond_the_width_of_a_page_come_below(
     assert [one["name"] for one in found["searches"]] == list(found["by_budget"][0]["chosen"]) == ["entry-7"]
     monkeypatch.setattr("vispco.cli.comparison.page_width", lambda: 200)
     assert heads() == [[*names, "best", "schedule"]]
+
+
+def test_seeds_are_one_line_with_their_spread(cli: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    fill(Store(url), entries={"grid": ("grid", None, 12, 0.0), "tpe": ("tpe", 3, 6, 0.1)}, tasks=["a", "b"])
+    found = Comparison(Store(url), "made").to_dict()
+    runs = [search for search in found["searches"] if search["name"].startswith("tpe@")]
+    scores = [run["budget_score"] for run in runs]
+    code, out, err = cli("compare", "made", "--storage", url)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("tpe (3 seeds)"))
+    assert line.split()[3:5] == [f"{fmean(scores):.3f}", f"{min(scores):.3f}..{max(scores):.3f}"]
+    assert "tpe@" not in out
+    row = found["by_budget"][0]
+    held = [row["chosen"][run["name"]]["accuracy_held_out"] for run in runs]
+    assert f"{fmean(held):.3f}\u00b1{stdev(held):.3f}" in out
+    on_task = [row["chosen"][run["name"]]["tasks"]["b"] for run in runs]
+    assert (
+        f"{fmean(on_task):.3f}\u00b1{stdev(on_task):.3f}" in cli("compare", "made", "--per-task", "--storage", url)[1]
+    )
+    single = cli("compare", "made", "--search", "tpe@1", "--storage", url)[1]
+    assert "tpe@1" in single
+    assert "seeds)" not in single
+
+
+def test_models_are_listed_one_line_each(cli: Any) -> None:
+    code, out, _ = cli("ls", "models")
+    assert code == 0
+    listed = json.loads(cli("ls", "models", "--json")[1])
+    lines = out.splitlines()[2 : 2 + len(listed)]
+    assert [line.split("  ")[0] for line in lines] == [row["model"] for row in listed]
+    assert max(map(len, lines)) <= 80
+    assert "--csv" in out.splitlines()[-1]
 
 
 def test_the_result_so_far(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from vispco.cli.output import in_blocks, page_width, print_table, print_text
@@ -13,6 +14,8 @@ from vispco.search.progress import in_flops
 
 SCHEDULE = 26  # columns for the best schedule: a step with four digits
 CELL = 6  # of an accuracy that is marked
+SPREAD_CELL = 12  # of one with the spread of its seeds
+Runs = Mapping[str, Sequence[str]]  # entry -> its searches, one for each seed
 
 
 def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -44,11 +47,11 @@ def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
-    """Two tables: the searches, and the choice of each search per budget."""
+    """Two tables: the searches, and the choice of each search per budget. Seeds of one entry share a line."""
     unpruned, no_image = comparison["unpruned"], comparison["no_image"]
     print_text(f"{comparison['experiment']}: accuracy on held-out samples")
     print(
-        f"unpruned {_number(unpruned['accuracy_held_out'])}, without picture {_number(no_image['accuracy'])}, "
+        f"unpruned {_number(unpruned['accuracy_held_out'])}, no image {_number(no_image['accuracy'])}, "
         f"least {comparison.get('cost', 'flops_ratio')} {comparison['floor']:.3f}{_of_unpruned(comparison)}"
     )
     if comparison.get("limits"):
@@ -69,44 +72,94 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     if not comparison["searches"]:
         print("no trials yet")
         return
-    best_first = sorted(search_rows(comparison), key=lambda row: -(row["budget_score"] or 0.0))
-    has_grid = any(row["hypervolume_ratio_to_grid"] is not None for row in best_first)
-    print_table(
-        [
-            {
-                "search": row["search"],
-                "budget_score": row["budget_score"],
-                "95 %": _interval(row["budget_score_low"], row["budget_score_high"]),
-                "missed": row["budgets_missed"],
-                "charged": _cost(row["cost_ratio_to_grid"], row["charged_flops"]),
-                "spent": _cost(row["spent_ratio_to_grid"], row["spent_flops"]),
-                "seconds": round(row["wall_seconds"]),
-                **({"hv/grid": row["hypervolume_ratio_to_grid"]} if has_grid else {}),
-            }
-            for row in best_first
-        ],
-        page_width(),
+    runs = runs_of(comparison)
+    by_name = {row["search"]: row for row in search_rows(comparison)}
+    rows = [_merged(entry, [by_name[name] for name in names]) for entry, names in runs.items()]
+    rows.sort(key=lambda row: -(row["budget_score"] or 0.0))
+    if all(row["hv/grid"] is None for row in rows):
+        for row in rows:
+            del row["hv/grid"]
+    print_table(rows, page_width())
+    several = any(len(names) > 1 for names in runs.values())
+    print()
+    print_text(
+        "budget_score: mean held-out accuracy over budgets, from 0 to 1; interval: 95 % over samples"
+        + (", of several seeds their range (--search NAME@SEED shows one)" if several else "")
+        + "; missed: budgets that nothing fits"
     )
-    print("\n95 %: interval of budget_score over samples")
-    if any(row["cost_ratio_to_grid"] is not None for row in best_first):
-        print("charged, spent: shares of the grid's FLOPs, without and with sharing")
+    if any(search["cost_ratio_to_grid"] is not None for search in comparison["searches"]):
+        print_text(
+            "charged, spent: times the grid's FLOPs, without and with sharing; hv/grid: hypervolume, times the grid's"
+        )
     share = f", a share of {comparison['cost']}{_of_unpruned(comparison)}" if "cost" in comparison else ""
-    print(f"\naccuracy of the schedule that each search would choose, per budget{share}\n")
-    names = [search["name"] for search in comparison["searches"]]
-    for number, shown in enumerate(_blocks(names, SCHEDULE)):
-        rows = []
-        for row in comparison["by_budget"]:
-            cells: dict[str, Any] = {"budget": row["budget"], **_in_unit(comparison, row["budget"])}
-            for name in shown:
-                chosen = row["chosen"].get(name)
-                cells[name] = _number(chosen["accuracy_held_out"]) + _missed(chosen) if chosen else "-"
-            if not number:
+    print()
+    print_text(
+        f"held-out accuracy (0 to 1) of the schedule that each search would choose, per budget{share}"
+        + ("; of several seeds mean and standard deviation" if several else "")
+    )
+    print()
+    for number, shown in enumerate(_blocks(runs, SCHEDULE)):
+        cells_of = [
+            _cells(comparison, row, {name: runs[name] for name in shown}, None) for row in comparison["by_budget"]
+        ]
+        if not number:
+            for cells, row in zip(cells_of, comparison["by_budget"], strict=True):
                 cells["best schedule"] = _best(row)
-            rows.append(cells)
-        if number:
+        else:
             print()
-        print_table(rows, page_width())
+        print_table(cells_of, page_width())
     _explain_missed(comparison)
+
+
+def runs_of(comparison: dict[str, Any]) -> dict[str, list[str]]:
+    """Entry -> its searches, one for each seed."""
+    found: dict[str, list[str]] = {}
+    for search in comparison["searches"]:
+        found.setdefault(str(search["name"]).removesuffix(f"@{search['seed']}"), []).append(search["name"])
+    # One seed that was asked for by name keeps it.
+    return {entry if len(names) > 1 else names[0]: names for entry, names in found.items()}
+
+
+def _merged(entry: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One line for all seeds of an entry."""
+    several = len(rows) > 1
+
+    def mean(name: str) -> Any:
+        values = [row[name] for row in rows]
+        return None if None in values else fmean(values)
+
+    score, first = mean("budget_score"), rows[0]
+    low, high = first["budget_score_low"], first["budget_score_high"]
+    if several and score is not None:
+        low, high = (pick(row["budget_score"] for row in rows) for pick in (min, max))
+    missed = mean("budgets_missed")
+    return {
+        "search": f"{entry} ({len(rows)} seeds)" if several else entry,
+        "budget_score": score,
+        "interval": _interval(low, high),
+        "missed": missed if several and missed % 1 else round(missed),
+        "charged": _cost(mean("cost_ratio_to_grid"), mean("charged_flops")),
+        "spent": _cost(mean("spent_ratio_to_grid"), mean("spent_flops")),
+        "seconds": round(mean("wall_seconds")),
+        "hv/grid": mean("hypervolume_ratio_to_grid"),
+    }
+
+
+def _cells(comparison: dict[str, Any], row: dict[str, Any], runs: Runs, task: str | None) -> dict[str, Any]:
+    """One budget's line: what each entry's choice delivers, on all tasks or on one."""
+    cells: dict[str, Any] = {"budget": row["budget"]}
+    if task is None:
+        cells.update(_in_unit(comparison, row["budget"]))
+    for entry, names in runs.items():
+        chosen = [row["chosen"][name] for name in names if name in row["chosen"]]
+        values = [one["accuracy_held_out"] if task is None else one["tasks"].get(task) for one in chosen]
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(names):
+            cells[entry] = "-"
+            continue
+        spread = f"\u00b1{stdev(known):.3f}" if len(known) > 1 else ""
+        cells[entry] = f"{fmean(known):.3f}{spread}{'*' if any(one['missed'] for one in chosen) else ''}"
+    return cells
 
 
 def _best(row: dict[str, Any]) -> str:
@@ -170,22 +223,16 @@ def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 def print_tasks(comparison: dict[str, Any]) -> None:
     """One table per task: what the schedules that were chosen for all tasks together give on this one."""
     print_text(f"{comparison['experiment']}: held-out accuracy of each search's choice, task by task")
-    names = [search["name"] for search in comparison["searches"]]
+    runs = runs_of(comparison)
     for task, unpruned in comparison["unpruned"]["tasks"].items():
         blind = comparison["no_image"]["tasks"].get(task)
         print()
-        print_text(f"{task}: unpruned {_number(unpruned)}, without picture {_number(blind)}")
-        for number, shown in enumerate(_blocks(names, 0)):
-            rows = []
-            for row in comparison["by_budget"]:
-                cells: dict[str, Any] = {"budget": row["budget"]}
-                for name in shown:
-                    chosen = row["chosen"].get(name)
-                    cells[name] = _number(chosen["tasks"].get(task)) + _missed(chosen) if chosen else "-"
-                rows.append(cells)
+        print_text(f"{task}: unpruned {_number(unpruned)}, no image {_number(blind)}")
+        for number, shown in enumerate(_blocks(runs, 0)):
             if number:
                 print()
-            print_table(rows, page_width())
+            chosen = {name: runs[name] for name in shown}
+            print_table([_cells(comparison, row, chosen, task) for row in comparison["by_budget"]], page_width())
     _explain_missed(comparison)
 
 
@@ -209,22 +256,18 @@ def only(found: dict[str, Any], searches: Sequence[str]) -> dict[str, Any]:
     return {**found, "searches": [s for s in found["searches"] if s["name"] in kept], "by_budget": by_budget}
 
 
-def _blocks(names: Sequence[str], kept_free: int) -> list[list[str]]:
-    """Names of searches whose columns fit beside the budget's; the first block leaves ``kept_free`` columns."""
-    return in_blocks(names, page_width() - len("budget") - 2, CELL, kept_free)
+def _blocks(runs: Runs, kept_free: int) -> list[list[str]]:
+    """Entries whose columns fit beside the budget's; the first block leaves ``kept_free`` columns."""
+    cell = SPREAD_CELL if any(len(names) > 1 for names in runs.values()) else CELL
+    return in_blocks(list(runs), page_width() - len("budget") - 2, cell, kept_free)
 
 
 def _explain_missed(comparison: dict[str, Any]) -> None:
     if any(chosen["missed"] for row in comparison["by_budget"] for chosen in row["chosen"].values()):
-        print("* missed: the search has nothing within the budget; it counts as the model")
-        print("  without the picture, which fits any budget")
+        print_text("* missed: the search has nothing within the budget; it counts as no image, which fits any budget")
 
 
-def _missed(chosen: dict[str, Any]) -> str:
-    return "*" if chosen["missed"] else ""
-
-
-def _cost(ratio: float | None, flops: int | None) -> float | str | None:
+def _cost(ratio: float | None, flops: float | None) -> float | str | None:
     """As a share of the grid's, or in FLOPs where there is none."""
     return ratio if ratio is not None or flops is None else in_flops(flops)
 

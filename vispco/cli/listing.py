@@ -68,6 +68,13 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
     raise ConfigError(f"nothing called {what!r} to list; {suggest(what, kinds)}")
 
 
+def print_models(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each model and family; what is longer is in the rows as CSV and JSON."""
+    shown = [{"model": row["model"], "what": str(row["about"]).partition(":")[0]} for row in rows]
+    print_table(shown, page_width())
+    print("\n--csv, --json: model types, examples on the Hub, details")
+
+
 def _module_line(cls: Any) -> str:
     import sys
 
@@ -126,6 +133,7 @@ def print_status(rows: Sequence[Mapping[str, Any]], working: Sequence[Mapping[st
                 del row[name]
     if shown:
         print_table(shown, page_width())
+        print("\ncomplete, pruned, failed: trials; best_accuracy: on the search split, from 0 to 1")
     else:
         print("nothing yet")
     if working:

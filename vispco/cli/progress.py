@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from rich.cells import cell_len
 
 from vispco.cli.output import printable
 from vispco.search.base import Advance
@@ -13,8 +16,8 @@ from vispco.search.base import Advance
 LINE_SECONDS = 15.0
 BAR_SECONDS = 0.5
 REST = 20.0  # a result is asked for again after at least so many times what it took
-TITLE = 26  # columns of a title, of the 80 that a bar may have
 
+REST_OF_BAR = 44  # columns that bar, count, time and result need
 Result = Callable[[], str]
 
 
@@ -65,12 +68,13 @@ def _bar(title: str, result: Result | None) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    def text(field: str, most: int | None = None, ratio: int | None = None) -> TextColumn:
-        column = Column(no_wrap=True, overflow="ellipsis", max_width=most, ratio=ratio)
+    def text(field: str, least: int | None = None, ratio: int | None = None) -> TextColumn:
+        column = Column(no_wrap=True, overflow="ellipsis", min_width=least, ratio=ratio)
         return TextColumn(field, markup=False, table_column=column)
 
+    # The title is whole wherever the terminal has room for it; the note gives way first.
     columns = (
-        text("{task.description}", TITLE),
+        text("{task.description}", min(cell_len(title), shutil.get_terminal_size().columns - REST_OF_BAR)),
         BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),

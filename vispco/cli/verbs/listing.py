@@ -25,9 +25,13 @@ def ls(
     as_csv: Csv = False,
 ) -> None:
     """List what there is."""
-    from vispco.cli.listing import listing
+    from vispco.cli.listing import listing, print_models
 
-    print_rows(listing(what, storage), as_json=as_json, as_csv=as_csv)
+    rows = listing(what, storage)
+    if what == "models" and not (as_json or as_csv):
+        print_models(rows)
+        return
+    print_rows(rows, as_json=as_json, as_csv=as_csv)
 
 
 @app.command()
