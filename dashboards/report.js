@@ -47,10 +47,11 @@
   const known = {};
   const figure = (id) => (known[id] ??= read(`figure-${id}`));
 
-  // Plotly does not break titles.
+  // Plotly does not break titles. An entity counts as one character, and is never broken.
   function wrapped(title, width, size) {
-    const most = Math.max(14, Math.floor(width / (size * 0.56))), lines = [""];
-    for (const word of title.split(" ")) {
+    const most = Math.max(14, Math.floor(width / (size * 0.58))), lines = [""];
+    const long = new RegExp(`(?:&[^;\\s]+;|\\S){1,${most}}`, "gu");
+    for (const word of title.split(" ").flatMap((one) => one.match(long) ?? [""])) {
       const last = lines[lines.length - 1];
       if (last && last.length + word.length + 1 > most) lines.push(word);
       else lines[lines.length - 1] = last ? `${last} ${word}` : word;
@@ -64,6 +65,10 @@
     layout.font = { ...layout.font, color: ink("--soft"), size: narrow ? 12 : 13 };
     layout.title.text = wrapped(layout.title.text, width - 24, 16);
     layout.title.font = { ...layout.title.font, color: ink("--ink") };
+    const more = 21 * (layout.title.text.split("<br>").length - 1);
+    Object.assign(layout.title, { yref: "container", y: 1, yanchor: "top", pad: { t: 10 } });
+    layout.margin.t += more;
+    layout.height += more;
     layout.hoverlabel = { ...layout.hoverlabel, bgcolor: ink("--ground"), font: { color: ink("--ink") } };
     layout.colorway = undefined;
     for (const key of Object.keys(layout)) {

@@ -209,10 +209,22 @@ def test_hover_shows_the_schedule(page: Any, made: tuple[Comparison, Path]) -> N
     text = wait(page, "return document.querySelector('#overlay .hoverlayer').textContent")
     assert point["schedule"] in text
     assert f"{100 * point['accuracy_held_out']:.1f} %" in text
+
+
+def test_pointing_at_a_search_shows_its_band(page: Any, made: tuple[Comparison, Path]) -> None:
+    point = made[0].to_dict()["searches"][0]["front"][1]
     shown = "return document.getElementById('overlay').data.filter((t) => t.meta?.band && t.opacity > 0)"
-    assert wait(page, f"{shown}.map((t) => t.meta.band)") == ["grid"]
-    page.execute_script("Plotly.Fx.unhover(document.getElementById('overlay'))")
-    wait(page, f"{shown}.length === 0")
+    assert page.execute_script(f"{shown}.length") == 0
+    x, y = page.execute_script(
+        "const p = document.getElementById('overlay'), box = p.getBoundingClientRect();"
+        "const {xaxis, yaxis} = p._fullLayout;"
+        "return [box.left + xaxis._offset + xaxis.d2p(arguments[0]), box.top + yaxis._offset + yaxis.d2p(arguments[1])];",
+        100 * point["flops_ratio"],
+        100 * point["accuracy_held_out"],
+    )
+    for place, bands in (((x, y), ["grid"]), ((x, 5), [])):
+        page.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": place[0], "y": place[1]})
+        wait(page, f"{shown}.map((t) => t.meta.band).join() === {','.join(bands)!r}")
 
 
 def test_the_legend_hides_a_search_and_shows_the_dominated(page: Any) -> None:

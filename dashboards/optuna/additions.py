@@ -16,7 +16,8 @@ from sqlalchemy import func, select
 from vispco.dashboards.axis import name_of
 from vispco.dashboards.optuna import notes
 from vispco.dashboards.optuna.constraints import with_constraints
-from vispco.dashboards.overlay import overlay
+from vispco.dashboards.optuna.pages import COMPARISON
+from vispco.dashboards.overlay import overlay, without_bands
 
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison, Searched
@@ -145,12 +146,13 @@ class Additions:
         bands = attainment_bands(comparison)
         held_out = any(point["accuracy_held_out"] is not None for s in told["searches"] for point in s["front"])
         figures = {
-            f"overlay-{split}": overlay(told, (), bands, split)
+            f"overlay-{split}": without_bands(overlay(told, (), bands, split))
             .update_layout(height=HEIGHT, title_text=f"All fronts ({split.replace('_', '-')} split)")
             .to_json()
             for split in (("held_out", "search") if held_out else ("search",))
         }
         first = dict(list(figures.items())[:1])
+        figures = {f"{COMPARISON}{name}": text for name, text in figures.items()}
         studies_of = {search.name: search for search in comparison.searches}
         attributes = {}
         for search in told["searches"]:

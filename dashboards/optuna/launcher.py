@@ -16,12 +16,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from sqlalchemy import event
 from vispco.dashboards.optuna.constraints import best_trials
+from vispco.dashboards.optuna.pages import App, styled
 from vispco.dashboards.optuna.view import DashboardView
 
 from vispco.errors import ConfigError
 from vispco.storage.store import Store, redact
 
-App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 OURS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -89,7 +89,7 @@ def make_app(store: Store, host: str = "127.0.0.1") -> App:
         # A study without parameters has no importances, which it would tell by a traceback.
         logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
     view = DashboardView(store)
-    return guarded(dashboard.create_app(view, artifact_store=view), loopback=is_loopback(host))
+    return guarded(styled(dashboard.create_app(view, artifact_store=view)), loopback=is_loopback(host))
 
 
 def read_only(store: Store) -> None:
