@@ -86,7 +86,7 @@ def by_budget(comparison: dict[str, Any]) -> str:
     """What each entry chose for each budget; budgets with the same choice share a row."""
     heads = [("budget", "budget"), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]
     heads += [("points to the grid", "grid"), ("interval of that", "interval"), ("schedule", "schedule")]
-    groups = {
+    groups: dict[str, Sequence[Row]] = {
         name: _alone(comparison, runs[0]) if len(runs) == 1 else _seeds(comparison, runs)
         for name, runs in figures.runs_of(comparison).items()
     }

@@ -139,7 +139,7 @@ def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
     if row["charged_share"] is not None and row["entry"] != found["grid"]:
         spent = "" if row["spent_share"] is None else f"{times(row['spent_share'])} with sharing"
         shown.append(Tile(f"{times(row['charged_share'])} \u00d7", "the grid's compute to find it", spent))
-    return tiles(shown)
+    return str(tiles(shown))
 
 
 def _size(difference: float) -> str:

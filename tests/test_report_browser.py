@@ -218,7 +218,8 @@ def test_pointing_at_a_search_shows_its_band(page: Any, made: tuple[Comparison, 
     x, y = page.execute_script(
         "const p = document.getElementById('overlay'), box = p.getBoundingClientRect();"
         "const {xaxis, yaxis} = p._fullLayout;"
-        "return [box.left + xaxis._offset + xaxis.d2p(arguments[0]), box.top + yaxis._offset + yaxis.d2p(arguments[1])];",
+        "return [box.left + xaxis._offset + xaxis.d2p(arguments[0]),"
+        " box.top + yaxis._offset + yaxis.d2p(arguments[1])];",
         100 * point["flops_ratio"],
         100 * point["accuracy_held_out"],
     )

@@ -130,7 +130,8 @@ def guarded(app: App, *, loopback: bool) -> App:
             kept = [(k, v) for k, v in headers if k.lower() != "access-control-allow-origin"]
             return start_response(status, [*kept, *ours.items()], *rest)
 
-        return app(environ, start)
+        answered: Iterable[bytes] = app(environ, start)
+        return answered
 
     return guard
 
