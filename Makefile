@@ -35,10 +35,10 @@ vllm: .venv-vllm/.installed
 lmms-eval: .venv-lmms-eval/.installed
 	.venv-lmms-eval/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q tests/test_lmms_eval.py
 
-# wandb, which lmms-eval asks for, takes no protobuf as new as the one that the other environment has.
+# lmms-eval and its wandb take no av and no protobuf as new as those that the other environment has.
 .venv-lmms-eval/.installed: pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	grep -v '^protobuf=' constraints.txt > $(@D)/constraints.txt
+	grep -vE '^(av|protobuf)=' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt torch
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt lmms-eval==0.7.3 torchvision pytest -e .
 	$(@D)/bin/python tests/torchvision_ops.py

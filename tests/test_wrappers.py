@@ -94,6 +94,20 @@ def test_a_block_is_not_traced() -> None:
         torch.jit.trace(logits, (BATCH["input_ids"], BATCH["pixel_values"]), check_trace=False)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiling_inside_a_block_is_refused_or_changes_nothing() -> None:
+    """The whole model meets a hook while it is traced; a layer is traced without its hooks, and those run as ever."""
+    model = TINY["llava"].build()
+    with vispco.prune(model, schedule=SCHEDULE) as session:
+        expected, counts = model(**BATCH).logits, session.counts
+        with pytest.raises(ModelError, match="cannot be compiled, traced or exported"):
+            torch.compile(model, backend="eager")(**BATCH)
+        model.model.language_model.layers[2].compile(backend="eager")
+        assert torch.equal(model(**BATCH).logits, expected)
+        assert session.counts.tolist() == counts.tolist()
+
+
 def prompt_tuning(model: Any) -> Any:
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(
