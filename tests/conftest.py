@@ -44,7 +44,6 @@ NO_LACK = (
     "no tmpfs",
     "lmms-eval is not",  # these have environments of their own
     "vLLM is not",
-    "optimum-quanto is not",
 )
 
 

@@ -193,7 +193,6 @@ def test_the_page_shows_a_model_that_a_study_takes() -> None:
 
 @torch.no_grad()
 def test_quantised_models_are_pruned(base: Path, adapter: Path) -> None:
-    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
     given = INT8
     plain, _ = vispco.load_model(str(base))
     model, _ = vispco.load_model(str(base), quantization=given)
