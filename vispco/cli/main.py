@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import traceback
 
 import vispco.cli.verbs  # noqa: F401
+from vispco.cli import streams
 from vispco.cli.app import app
 from vispco.errors import VispcoError
 
@@ -37,19 +37,21 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
-            stream.reconfigure(errors="backslashreplace")
+    streams.prepare()
     try:
         code = app(plugins_first(sys.argv[1:]), prog_name="vispco", standalone_mode=False)
         if code == 130:  # which is how typer ends after Ctrl-C
             raise KeyboardInterrupt
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
-        print("vispco: stopped; what was finished is in the database, run the same command to go on", file=sys.stderr)
+        streams.say("vispco: stopped; what was finished is in the database, run the same command to go on")
         sys.exit(130)
     except Exception as error:
-        usage = _usage_problem(error)
+        output = streams.failure_of_output()
+        if isinstance(output, BrokenPipeError):
+            sys.exit(streams.NO_MORE_READER)
+        usage, full = _usage_problem(error), streams.no_space(output or error)
         if os.environ.get("VISPCO_DEBUG") and usage is None:
             text = traceback.format_exc().rstrip()
         elif usage == "":  # no arguments at all: the help is what is wanted
@@ -59,12 +61,14 @@ def main() -> None:
                 said = usage
             elif isinstance(error, VispcoError):
                 said = " ".join(str(error).split())
+            elif full is not None:
+                said = full
             else:
                 what = redact_text(" ".join(f"{type(error).__name__}: {error}".split()))
                 said = f"unexpected failure: {what[:500]}; run again with vispco --debug ... for the traceback"
             text = f"vispco: {said if len(said) <= LONGEST_LINE else f'{said[:LONGEST_LINE]}...'}"
-        print(redact_text(text), file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, VispcoError) else 1 if usage is None else 2)
+        streams.say(redact_text(text))
+        sys.exit(error.exit_code if isinstance(error, VispcoError) else 1 if usage is None and full is None else 2)
 
 
 def _usage_problem(error: Exception) -> str | None:
