@@ -168,6 +168,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"scorer 'yes-no' compares with one answer, and there are yes, no",
     ),
     ({"answers": ["A", "B"], "options": ["x", "y"], "scorer": "mmbench"}, r"'mmbench' compares with one answer"),
+    ({"answer": float("inf")}, r"line 1 .*answers is inf; give it, or remove the line"),
+    ({"answer": float("nan")}, r"line 1 .*answers is nan; give it, or remove the line"),
+    ({"answer": "a", "image": ["a.png", None]}, r"line 1 .*image names \['a.png', None\]; give each picture"),
+    ({"answer": "a", "image": ["", "a.png"]}, r"line 1 .*image names \['', 'a.png'\]; give each picture"),
 ]
 
 
@@ -176,6 +180,32 @@ def test_two_readings_are_refused_with_the_row(row: dict[str, Any], message: str
     options = {key: row.pop(key) for key in ("scorer",) if key in row}
     with pytest.raises(DataError, match=message):
         read(tmp_path, dict(row), **options)
+
+
+TOO_DEEP, TOO_LONG = '{"a":' * 100_000, f'{{"answer": {"9" * 5000}}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(TOO_DEEP, "its values lie too deep in one another"), (TOO_LONG, "a number has thousands of digits")],
+)
+def test_json_that_python_cannot_hold_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    """Wherever a person's JSON is read."""
+    from vispco.costs.profile import read_profile
+    from vispco.errors import ConfigError, ScheduleError
+    from vispco.pruning.schedule_file import read_schedule_file
+    from vispco.tasks.conversations import read_rows
+
+    for kind, place in (("jsonl", "line 1 of .*rows.jsonl"), ("json", ".*rows.json")):
+        (tmp_path / f"rows.{kind}").write_text(text)
+        with pytest.raises(DataError, match=f"{place} is no JSON: {reason}; "):
+            make_task("vqa-json", {"search": 1}, {"path": str(tmp_path / f"rows.{kind}")}).samples("search")
+        with pytest.raises(DataError, match=f"is no JSON: {reason}; "):
+            read_rows(tmp_path / f"rows.{kind}")
+    with pytest.raises(ScheduleError, match="is not JSON; write it with"):
+        read_schedule_file(tmp_path / "rows.json")
+    with pytest.raises(ConfigError, match="is not JSON; write a profile with"):
+        read_profile(tmp_path / "rows.json")
 
 
 def test_loose_rules_are_named() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.errors import ConfigError
+from vispco.json_text import parse_json
 
 HEAD = 4096  # bytes that tell a file's kind
 DATABASE = b"SQLite format 3\0"
@@ -57,8 +57,8 @@ def json_with(key: str, value: str) -> Callable[[Path], bool]:
 
     def own(path: Path) -> bool:
         try:
-            found: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            found: Any = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError:
             return False
         return isinstance(found, dict) and found.get(key) == value
 

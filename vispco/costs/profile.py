@@ -14,6 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vispco.errors import ConfigError
+from vispco.files import read_text
+from vispco.json_text import parse_json
 from vispco.models.base import ModelShape
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
@@ -221,7 +223,7 @@ def read_profile(path: str | Path) -> Profile:
         ConfigError: it cannot be read, or is wrong.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = parse_json(read_text(path))
     except OSError as error:
         raise ConfigError(f"cannot read profile {str(path)!r}: {error.strerror or error}") from None
     except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from vispco.errors import ScheduleError, shortened
 from vispco.files import read_text
+from vispco.json_text import parse_json
 from vispco.models.loading import DEMOS, demo_folder
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.schedules import Schedule, parse_schedule
@@ -83,10 +83,10 @@ def read_schedule_file(path: str | Path) -> ScheduleFile:
         ScheduleError: the file cannot be read, is no export, or was written by a newer version.
     """
     try:
-        data = json.loads(read_text(path))
+        data = parse_json(read_text(path))
     except OSError as error:
         raise ScheduleError(f"cannot read schedule file {shortened(str(path))}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ScheduleError(
             f"{path} is not JSON; write it with: vispco export EXPERIMENT --budget 0.5 -o {path}"
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from vispco.errors import DataError
 from vispco.files import check_regular
+from vispco.json_text import parse_json
 
 MARK = "<image>"
 COLUMNS = "id, image and conversations"
@@ -63,7 +64,7 @@ def _values(path: Path) -> list[Any]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise DataError(f"{where} is no JSON: {error}; files of one row a line end in .jsonl") from None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vispco.errors import DataError
 from vispco.files import check_regular, expanded
+from vispco.json_text import parse_json
 from vispco.registry import suggest
 from vispco.tasks.pictures import Encoded, Pictures, encoded
 
@@ -50,14 +51,17 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row without its pictures; ``place`` names it in messages. Null, NaN and blank texts are absent."""
+    """One row without its pictures; ``place`` names it in messages.
+
+    Null, numbers that are not finite and blank texts are absent.
+    """
 
     values: Mapping[str, Any]
     place: str
 
     def get(self, name: str) -> Any:
         value = self.values.get(name)
-        if isinstance(value, float) and math.isnan(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return None
         return None if isinstance(value, str) and not value.strip() else value
 
@@ -344,6 +348,11 @@ def _listed(
     columns = tuple(dict.fromkeys(itertools.chain.from_iterable(rows)))
     held = [column for column in columns if column in set(pictures)]
     plain = [{key: value for key, value in row.items() if key not in held} for row in rows]
+    for number, row in enumerate(rows):
+        for key in held:
+            if 0 < _count(row.get(key)) < len(as_list(row.get(key))):
+                place = places[number] if places else f"row {number}"
+                raise DataError(f"{place} of {name}: {key} names {_shown(row[key])}; give each picture, or take it out")
     counts = {key: [_count(row.get(key)) for row in rows] for key in held}
 
     def cells(number: int) -> Mapping[str, Any]:
@@ -363,13 +372,14 @@ def read_json_lines(path: Path, source: Source) -> Rows:
             if source.streaming and source.limit is not None and len(rows) >= source.limit:
                 break
             try:
-                row = json.loads(line, object_pairs_hook=_distinct)
+                row = parse_json(line, _distinct)
             except _Twice as error:
                 raise DataError(f"line {number} of {path.as_posix()} has the key {error} twice; keep one") from None
-            except json.JSONDecodeError as error:
+            except ValueError as error:
+                where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 raise DataError(
-                    f"line {number} of {path.as_posix()} is no JSON: {error.msg} at column {error.colno}; write one "
-                    "object a line, or name the file .json if it is one list"
+                    f"line {number} of {path.as_posix()} is no JSON: {where}; write one object a line, or name the "
+                    "file .json if it is one list"
                 ) from None
             rows.append(_object(row, f"line {number} of {path.as_posix()}"))
             places.append(f"line {number}")
@@ -379,13 +389,17 @@ def read_json_lines(path: Path, source: Source) -> Rows:
 def read_json(path: Path, source: Source) -> Rows:
     """A list of objects, or an object of such lists of which ``field`` names one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
+        data = parse_json(path.read_text(encoding="utf-8-sig"), _distinct)
     except _Twice as error:
         raise DataError(f"{path.as_posix()} has an object with the key {error} twice; keep one") from None
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        where = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            where = f"{error.msg} at line {error.lineno}, column {error.colno}"
         raise DataError(
-            f"{path.as_posix()} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}; name the file "
-            ".jsonl if it has one object a line"
+            f"{path.as_posix()} is no JSON: {where}; name the file .jsonl if it has one object a line"
         ) from None
     if isinstance(data, dict) and source.field is None and len(data) > 1:
         raise DataError(f"{path.as_posix()} holds {', '.join(data)}; choose one with field: NAME")

@@ -19,6 +19,7 @@ from typing import Any
 from vispco.integrations.transformers_serve.limits import Limits, Refused
 from vispco.integrations.transformers_serve.metrics import Metrics
 from vispco.integrations.transformers_serve.requests import ChatRequest
+from vispco.json_text import parse_json
 
 AT_ONCE = 2
 CHAT = "/v1/chat/completions"
@@ -137,8 +138,8 @@ class Admission:
 
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return parse_json(body)
+    except ValueError:
         raise Refused(400, "the body is not JSON; send {'model': ..., 'messages': [...]}") from None
 
 
