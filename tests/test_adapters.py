@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import vispco
 from conftest import SMALL, make_batch
+from processors import llava
 from test_docs import blocks
-from test_local_models import llava
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ModelError
 from vispco.evaluation.evaluator import Evaluator

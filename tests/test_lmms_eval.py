@@ -26,7 +26,7 @@ import torch
 
 import vispco
 from hub_copies import COPIES, picture, write_copy
-from test_local_models import llava
+from processors import llava
 from vispco.errors import UserError
 from vispco.evaluation.prepared import render_prompt
 from vispco.integrations.lmms_eval import MODEL, manifest

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,204 +13,60 @@ from PIL import Image
 
 import vispco
 from conftest import SMALL
-from vispco.config import parse_study
+from processors import PROCESSORS, gemma3, llava
 from vispco.errors import ModelError
 from vispco.evaluation.prepared import render_prompt
-from vispco.models.loading import DEMO, weights_hash
+from vispco.models.loading import DEMOS, weights_hash
 from vispco.pruning.needs import missing
 from vispco.pruning.schedules import MultiStep
 from vispco.tasks.base import Sample
 from vispco.testing import checks
 from vispco.testing.tiny import TINY
 
-CHAT = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}PLACE{% else %} {{ c['text'] }}"
-CHAT += "{% endif %}{% endfor %}{% endfor %}"
+AT_ONCE = ("llava", "qwen2_5_vl", "gemma3", "mistral3")  # the others are slow
 
 
-def tokenizer_with(**tokens: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(DEMO, extra_special_tokens=tokens)
-
-
-def llava(model: Any) -> Any:
-    from transformers import CLIPImageProcessorPil, LlavaProcessor
-
-    pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return LlavaProcessor(
-        pixels,
-        tokenizer_with(image_token="<image>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT.replace("PLACE", "<image>"),
-    )
-
-
-def without_videos(cls: Any) -> Any:
-    """The family's processor without its video processor, which needs torchvision: same pictures, same text."""
-
-    class Pictures(cls):  # type: ignore[misc]
-        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-            return None if argument is None else super().check_argument_for_proper_class(name, argument)
-
-    return Pictures
-
-
-def llava_next(model: Any) -> Any:
-    from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
-
-    pixels = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 16},
-        crop_size={"height": 16, "width": 16},
-        image_grid_pinpoints=model.config.image_grid_pinpoints,
-    )
-    return LlavaNextProcessor(
-        pixels,
-        tokenizer_with(image_token="<image>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT.replace("PLACE", "<image>"),
-    )
-
-
-def llava_onevision(model: Any) -> Any:
-    from transformers import LlavaOnevisionProcessor
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
-
-    pixels = LlavaOnevisionImageProcessorPil(
-        size={"height": 24, "width": 24}, image_grid_pinpoints=model.config.image_grid_pinpoints
-    )
-    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
-    model.config.video_token_id = tokenizer.video_token_id
-    return without_videos(LlavaOnevisionProcessor)(
-        pixels,
-        tokenizer,
-        None,
-        num_image_tokens=9,
-        vision_feature_select_strategy="full",
-        chat_template=CHAT.replace("PLACE", "<image>"),
-    )
-
-
-def qwen(model: Any) -> Any:
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLProcessor, Qwen3VLProcessor
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    families = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
-    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
-    model.config.video_token_id = tokenizer.video_token_id  # 5 is a word of this tokenizer
-    pixels = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1600)
-    family = without_videos(families.get(model.config.model_type, Qwen3VLProcessor))
-    return family(pixels, tokenizer, None, chat_template=CHAT.replace("PLACE", "<image>"))
-
-
-def internvl(model: Any) -> Any:
-    from transformers import InternVLProcessor
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
-    names = {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
-    tokenizer = tokenizer_with(context_image_token="<image>", **names)
-    pixels = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=4)
-    chat = CHAT.replace("PLACE", "<image>")
-    return without_videos(InternVLProcessor)(pixels, tokenizer, None, image_seq_length=4, chat_template=chat)
-
-
-def idefics3(model: Any) -> Any:
-    from transformers import Idefics3Processor
-    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-
-    pixels = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
-    chat = CHAT.replace("PLACE", "<image>")
-    return Idefics3Processor(pixels, tokenizer_with(image_token="<image>"), image_seq_len=4, chat_template=chat)
-
-
-def smolvlm(model: Any) -> Any:
-    from transformers.models.smolvlm import processing_smolvlm
-    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-
-    processing_smolvlm.num2words = str  # asked for at the start, used for videos only
-    pixels = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
-    family, chat = without_videos(processing_smolvlm.SmolVLMProcessor), CHAT.replace("PLACE", "<image>")
-    made = family(pixels, tokenizer_with(image_token="<image>"), None, image_seq_len=4, chat_template=chat)
-    made.video_processor = SimpleNamespace(num_frames=None, fps=None)  # read, whatever is in the prompt
+@pytest.fixture(
+    params=[name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow) for name in TINY],
+    scope="module",
+)
+def folder(request: Any, tmp_path_factory: Any) -> Path:
+    """A checkpoint folder as `save_pretrained` of model and processor writes it."""
+    made: Path = tmp_path_factory.mktemp(request.param)
+    model = TINY[request.param].build()
+    processor = PROCESSORS[request.param](model)
+    model.save_pretrained(made)
+    processor.save_pretrained(made)
     return made
 
 
-def gemma(model: Any) -> Any:
-    from transformers import Gemma3Processor
-    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-
-    tokenizer = tokenizer_with(image_token="<image>", boi_token="<boi>", eoi_token="<eoi>")
-    pixels = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
-    return Gemma3Processor(pixels, tokenizer, image_seq_length=16, chat_template=CHAT.replace("PLACE", "<boi>"))
-
-
-def glm(model: Any) -> Any:
-    from transformers import Glm4vProcessor, Glm46VProcessor
-    from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
-
-    pixels = Glm46VImageProcessorPil(
-        patch_size=4, merge_size=2, size={"shortest_edge": 2 * 256, "longest_edge": 2 * 1600}
-    )
-    family = without_videos(Glm46VProcessor if model.config.model_type == "glm46v" else Glm4vProcessor)
-    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>")
-    return family(pixels, tokenizer, None, chat_template=CHAT.replace("PLACE", "<image>"))
-
-
-def gemma4(model: Any) -> Any:
-    from transformers import Gemma4Processor
-    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
-
-    names = {"boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>", "boa_token": "<boa>"}
-    tokenizer = tokenizer_with(image_token="<image>", video_token="<video>", eoa_token="<eoa>", **names)
-    for name in ("image", "video", "audio"):
-        setattr(model.config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    pixels = Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70, image_seq_length=70)
-    chat = CHAT.replace("PLACE", "<image>")
-    return without_videos(Gemma4Processor)(None, pixels, tokenizer, None, chat_template=chat)
-
-
-PROCESSORS = {
-    "llava": llava,
-    "llava_next": llava_next,
-    "llava_onevision": llava_onevision,
-    "qwen2_vl": qwen,
-    "qwen2_5_vl": qwen,
-    "qwen3_vl": qwen,
-    "qwen3_vl_moe": qwen,
-    "qwen3_5": qwen,
-    "qwen3_5_moe": qwen,
-    "gemma4": gemma4,
-    "gemma3": gemma,
-    "internvl": internvl,
-    "idefics3": idefics3,
-    "smolvlm": smolvlm,
-    "glm4v": glm,
-    "glm46v": glm,
-    "glm4v_moe": glm,
-}
-LOADABLE = ("llava", "llava_next", "gemma3", "idefics3")
-
-
-# Mistral 3's processor cannot even be imported without torchvision.
-@pytest.fixture(
-    params=[name if name in LOADABLE else pytest.param(name, marks=pytest.mark.slow) for name in PROCESSORS],
-    scope="module",
-)
-def problem(request: Any, tmp_path_factory: Any) -> vispco.Problem:
-    """A study of a model in a folder; where transformers loads processors with torchvision only, a model in memory."""
-    model = TINY[request.param].build()
-    processor = PROCESSORS[request.param](model)
-    if request.param not in LOADABLE:
-        return vispco.Problem(parse_study(SMALL), SMALL, model=model, processor=processor)
-    folder = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+@pytest.fixture(scope="module")
+def problem(folder: Path) -> vispco.Problem:
     return vispco.Problem.from_text(SMALL.replace("model: demo", f"model: {folder}"))
+
+
+def test_the_command_line_on_a_folder(folder: Path, cli: Any, tmp_path: Path) -> None:
+    method = "divprune" if "qwen3_5" in folder.name else "fastv"
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"experiment: folder\nmodel: {folder}\nmethod: {method}\nbudgets: 3\nsearches: {{grid: {{kind: grid}}}}\n"
+        "tasks: [{name: mosaic-vqa, splits: {search: 4, held_out: 4}}]\n"
+    )
+    code, _, errors = cli("validate", study)
+    assert code == 0, errors
+    code, printed, errors = cli("eval", study, "--schedule", "step(layer=1, keep=0.5)", "--json")
+    assert code == 0, errors
+    assert 0.4 < json.loads(printed)["flops_ratio"] < 1
+
+
+# Measured figures of the package's own models are of pixels that Pillow scaled.
+@pytest.mark.parametrize("name", [*DEMOS, pytest.param("smol", marks=pytest.mark.slow)])
+def test_pictures_of_the_demos_are_read_with_pillow(name: str) -> None:
+    from transformers.image_processing_backends import PilBackend
+
+    pytest.importorskip("torchvision")
+    _, processor = vispco.load_model(name)
+    assert isinstance(processor.image_processor, PilBackend)
 
 
 def test_a_folder_is_loaded_and_measured(problem: Any) -> None:
@@ -244,7 +100,7 @@ def test_a_folder_is_loaded_and_measured(problem: Any) -> None:
 
 def test_a_prompt_begins_once() -> None:
     """Gemma 3's chat template and its tokenizer both write the token that begins a text."""
-    processor = gemma(TINY["gemma3"].build())
+    processor = gemma3(TINY["gemma3"].build())
     sample = Sample("1", "1", [Image.new("RGB", (32, 32))], "what color is the shape", ())
     begins = "{{ bos_token }}" + processor.chat_template
     for template, tokenizer_adds in ((begins, True), (processor.chat_template, True), (begins, False)):

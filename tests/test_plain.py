@@ -13,7 +13,7 @@ import torch
 
 import vispco
 from hub_copies import COPIES, write_copy
-from test_local_models import llava, qwen
+from processors import llava, qwen
 from test_tasks import _offline, study  # noqa: F401
 from vispco.config import content_hash
 from vispco.errors import ConfigError, DataError, ModelError
@@ -214,7 +214,7 @@ def lettered(family: str) -> tuple[Any, Any]:
     ids = processor.tokenizer.convert_tokens_to_ids(list("ABCDE"))
     assert max(ids) < model.config.get_text_config().vocab_size
     with torch.no_grad():
-        model.lm_head.weight[ids] *= 4
+        model.lm_head.weight[ids] *= 6
     return model, processor
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 import vispco
 from conftest import SMALL
+from processors import PROCESSORS
 from test_guides import blocks
-from test_local_models import PROCESSORS
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced

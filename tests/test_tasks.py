@@ -14,7 +14,7 @@ import yaml
 import vispco
 from conftest import SMALL
 from hub_copies import COPIES, picture
-from test_local_models import llava, qwen
+from processors import llava, qwen
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.prepared import render_prompt

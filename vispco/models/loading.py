@@ -73,7 +73,7 @@ def load_model(
         ConfigError: there is no such quantisation.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
     from vispco.models.adapters import quantization_config, with_adapter
@@ -105,6 +105,8 @@ def load_model(
         if name == "demo-qwen":
             from vispco.models.demo.pictures_only import Qwen25VLPicturesProcessor as reader
         processor = reader.from_pretrained(source, trust_remote_code=trust)
+        if name in DEMOS or name == SMOL:  # trained, and measured, on what Pillow makes of pictures
+            processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
     except ImportError as error:
         missing = " ".join(str(error).split())
         raise ModelError(f"model {name!r} needs a package that is not installed: {missing[:160]}") from error
