@@ -1,4 +1,4 @@
-"""Write what docs/layers.md quotes: ``python docs/make_layers.py [STORAGE]``.
+"""Write what docs/reading.md quotes: ``python docs/make_layers.py [STORAGE]``.
 
 Runs the grid of studies/quickstart.yaml first; what is in the database already is not run again.
 """
@@ -16,7 +16,7 @@ from vispco.problem import Problem
 from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "layers.md"
+PAGE = ROOT / "docs" / "reading.md"
 
 
 def quoted(summary: list[str]) -> str:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from conftest import SMALL
+from pages import ROOT, blocks, sections
 from report_data import fill
 from vispco.analysis.seeds import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
@@ -33,12 +34,6 @@ from vispco.search.racing import RacingOptions
 from vispco.storage.store import Store
 from vispco.tasks.base import TASKS, register_builtin
 from vispco.tasks.vqa_json import SCORERS
-
-ROOT = Path(__file__).parent.parent
-
-
-def blocks(file: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
 
 
 def test_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +190,7 @@ def test_commands_of_the_database_section_run(
     assert Store(pg_url).experiment_names() == ["my-study"]
 
 
-def test_what_the_comparing_page_shows_runs(
+def test_what_the_page_shows_of_comparing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from test_entries import fill_entries
@@ -206,17 +201,18 @@ def test_what_the_comparing_page_shows_runs(
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     few = {"grid": ("grid", None, 4, 0.0, 0.2), "tpe": ("tpe", 10, 2, 0.2, 0.25)}
     fill_entries(Store("sqlite:///vispco.db"), "my-study", few)
-    (commands,), (code,) = blocks("docs/comparing.md", "bash"), blocks("docs/comparing.md", "python")
+    (commands,) = blocks("docs/reading.md", "bash", "Compare searches")
+    (code,) = blocks("docs/reading.md", "python", "Had it been stopped earlier?")
     for line in commands.strip().splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         with pytest.raises(SystemExit) as stopped:
             main()
         assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
     shown: dict[str, object] = {}
-    exec(compile(code, "docs/comparing.md", "exec"), shown)
+    exec(compile(code, "docs/reading.md", "exec"), shown)
     assert capsys.readouterr().out.splitlines()[-1].startswith("tpe 0.")
     assert shown["median"]
-    page = (ROOT / "docs/comparing.md").read_text()
+    page = (ROOT / "docs/reading.md").read_text()
     assert (SEEDS_NEEDED, FEWEST_RUNS) == (10, 5)
     for text in ("ten seeds or more", "fewer than five seeds", f"{RESAMPLES:,} resamples"):
         assert text in page
@@ -254,14 +250,16 @@ def test_calibration_page_shows_a_block_that_works(
         assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
 
 
-def test_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_section_about_layers_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from test_layers import write_experiment
     from vispco.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     write_experiment("sqlite:///vispco.db", "quickstart")
-    (commands,) = blocks("docs/layers.md", "bash")
+    (commands,) = blocks("docs/reading.md", "bash", "Layer by layer")
     for line in commands.strip().splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         with pytest.raises(SystemExit) as stopped:
@@ -270,10 +268,10 @@ def test_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     out = capsys.readouterr().out
     assert "prunes at layer" in out
     assert "method,layer,keep" in out
-    (code,) = blocks("docs/layers.md", "python")
-    exec(compile(code, "docs/layers.md", "exec"), {})
+    (code,) = blocks("docs/reading.md", "python", "Layer by layer")
+    exec(compile(code, "docs/reading.md", "exec"), {})
     assert "grid [1.0" in capsys.readouterr().out
-    quoted = (ROOT / "docs/layers.md").read_text().split("<!-- layers -->")[1].split("<!-- end -->")[0]
+    quoted = (ROOT / "docs/reading.md").read_text().split("<!-- layers -->")[1].split("<!-- end -->")[0]
     assert "> grid:" in quoted
     assert "> On the search split one step of fastv" in quoted
 
@@ -304,11 +302,11 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_commands_of_the_dashboard_page_serve(tmp_path: Path) -> None:
+def test_commands_about_the_dashboard_serve(tmp_path: Path) -> None:
     """On free ports, whichever the page names; what the page says of files and names is there."""
     fill(Store(f"sqlite:///{tmp_path}/vispco.db"), "quickstart")
-    (lines,) = blocks("docs/dashboard.md", "bash")
-    page = (ROOT / "docs/dashboard.md").read_text()
+    (lines,) = blocks("docs/reading.md", "bash", "In optuna-dashboard")
+    page = sections("docs/reading.md")["In optuna-dashboard"]
     for line in lines.strip().splitlines():
         program, *words = line.split()
         assert program == "vispco"

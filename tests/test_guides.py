@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pages import DOCS, ROOT, blocks, sections
 from report_data import fill
 from test_cli import Cli
 from vispco.config import load_study, parse_study
@@ -23,13 +24,7 @@ from vispco.models.loading import described
 from vispco.problem import Problem
 from vispco.storage.store import Store
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 RUN = ("bash", "python", "yaml", "json", "toml")  # languages of blocks that a test must run
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
 
 
 def script(name: str) -> Any:
@@ -43,21 +38,24 @@ def script(name: str) -> Any:
 
 
 def test_every_block_of_the_docs_is_run_by_a_test() -> None:
-    """Somewhere in the tests there is ``blocks(PAGE, LANGUAGE)`` or, for pages that are read otherwise, their name."""
+    """Somewhere in the tests there is ``blocks(PAGE, LANGUAGE[, SECTION])``, or they are listed here."""
     files = sorted((ROOT / "tests").glob("test_*.py"))
     tests = "".join(path.read_text() for path in files)
     others = "".join(path.read_text() for path in files if path != Path(__file__))
-    known = set(re.findall(r'blocks\("(?:docs/)?([\w.-]+)", "(\w+)"\)', tests))
-    for page, languages in re.findall(r'blocks\("([\w.-]+)", language\) for language in \(([^)]*)\)', tests):
-        known |= {(page, language) for language in re.findall(r'"(\w+)"', languages)}
+    called = r'blocks\("(?:docs/)?([\w.-]+)", "(\w+)"(?:, "([^"]+)")?\)'
+    known = {(page, language, section or None) for page, language, section in re.findall(called, tests)}
+    each = r'blocks\("(?:docs/)?([\w.-]+)", language(?:, "([^"]+)")?\) for language in \(([^)]*)\)'
+    for page, section, languages in re.findall(each, tests):
+        known |= {(page, language, section or None) for language in re.findall(r'"(\w+)"', languages)}
     otherwise = {("own-data.md", language) for language in ("bash", "yaml", "json")}
     otherwise |= {("lmms-eval.md", "bash"), ("official.md", "yaml"), ("paper.md", "bash"), ("extending.md", "toml")}
-    otherwise |= {("report.md", "bash"), ("report.md", "python")}
-    known |= otherwise
+    known |= {(page, language, None) for page, language in otherwise}
     for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
-        for language in set(re.findall(r"^```(\w+)", page.read_text(), flags=re.MULTILINE)) - {"text"}:
-            assert language in RUN, f"{page.name}: {language}"
-            assert (page.name, language) in known, f"no test runs the {language} blocks of {page.name}"
+        for section, text in sections(str(page.relative_to(ROOT))).items():
+            for language in set(re.findall(r"^```(\w+)", text, flags=re.MULTILINE)) - {"text"}:
+                assert language in RUN, f"{page.name}: {language}"
+                run = {(page.name, language, None), (page.name, language, section)} & known
+                assert run, f"no test runs the {language} blocks of {page.name}, {section!r}"
     assert all(page in others for page, _ in otherwise)
 
 
@@ -67,7 +65,9 @@ def test_every_block_of_the_docs_is_run_by_a_test() -> None:
 @pytest.mark.slow
 def test_the_first_five_minutes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """In the folder of a new user, with fewer samples."""
-    (study, own), (commands, look), (code,) = (blocks("start.md", language) for language in ("yaml", "bash", "python"))
+    (study, own), (commands, look), (code,) = (
+        blocks("docs/start.md", language) for language in ("yaml", "bash", "python")
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     small = study.replace("calibration: 64, search: 128, held_out: 128", "calibration: 32, search: 16, held_out: 16")
@@ -108,7 +108,7 @@ def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyP
     lengths = {split: [[64, 10, 1.0]] for split in ("search", "held_out")}
     facts = store.require_experiment("quickstart")["facts"]
     store.save_facts("quickstart", {**facts, "costs": {**described("demo").to_dict(), "prompts": lengths}})
-    for line in "".join(blocks("choose.md", "bash")).strip().splitlines():
+    for line in "".join(blocks("docs/choose.md", "bash")).strip().splitlines():
         made = line.replace("--max-drop 3", "--max-drop 40")  # the trials are made up
         code, out, err = cli(*shlex.split(made)[1:])
         assert code == 0, (line, err)
@@ -120,7 +120,7 @@ def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_cost_of_your_own() -> None:
     """In a process of its own, so that the name is not registered here."""
-    (code,) = blocks("costs.md", "python")
+    (code,) = blocks("docs/costs.md", "python")
     check = """
 from vispco.costs import make_cost
 from vispco.testing.costs import a_setting, some_counts
@@ -131,7 +131,7 @@ assert (make_cost("joules").of(a_setting(), *some_counts(1)) > 0).all()
 
 
 def test_the_page_about_gpus(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    (block,), (commands,), (code,) = (blocks("gpu.md", language) for language in ("yaml", "bash", "python"))
+    (block,), (commands,), (code,) = (blocks("docs/gpu.md", language) for language in ("yaml", "bash", "python"))
     text = (ROOT / "studies/quickstart.yaml").read_text().replace("model: demo\n", block)
     study = parse_study(text)
     assert (study.model.device, study.batch_size, study.memory_mib) == ("cuda", 16, 8192)
@@ -302,5 +302,5 @@ def test_make_docs_is_that_command() -> None:
 
 
 def test_the_demo_study_of_the_start_page_is_valid() -> None:
-    study, _ = blocks("start.md", "yaml")
+    study, _ = blocks("docs/start.md", "yaml")
     validate(Problem(parse_study(study), study))

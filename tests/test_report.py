@@ -22,6 +22,7 @@ from vispco.dashboards.text import in_figure, in_html, script_json
 from vispco.dashboards.words import answer_html
 
 from conftest import SMALL
+from pages import blocks
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.headline import answer
@@ -320,12 +321,10 @@ def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
 def test_what_the_document_shows_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every command and all Python of docs/report.md, on a made experiment of the demo model."""
-    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text()
-    commands = [
-        line for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) for line in block.splitlines()
-    ]
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    """Every command and all Python about the report and the figures, on a made experiment of the demo model."""
+    shown = blocks("docs/reading.md", "bash", "The report") + blocks("docs/reading.md", "bash", "Figures for a paper")
+    commands = "".join(shown).splitlines()
+    (code,) = blocks("docs/reading.md", "python", "The report")
     store = Store(f"sqlite:///{tmp_path}/vispco.db")
     fill(store, "quickstart", study=SMALL)
     monkeypatch.chdir(tmp_path)
@@ -346,5 +345,5 @@ def test_what_the_document_shows_is_run(
             assert page.count('<img alt="patches that survive" src="data:image/png;base64,') == 4
             assert "--storage" not in page.split("<body>")[1].split("<script>")[0]  # it is the default
             capsys.readouterr()
-            exec(compile(code, "docs/report.md", "exec"), {})
+            exec(compile(code, "docs/reading.md", "exec"), {})
             assert "'grid'" in capsys.readouterr().out
