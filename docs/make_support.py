@@ -1,14 +1,18 @@
-"""Write the support table of docs/methods.md: ``python docs/make_support.py``."""
+"""Write docs/support.md: ``python docs/make_support.py``."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from vispco.pruning.support import support_rows
 
-PAGE = Path(__file__).parent / "methods.md"
-MARKER = r"(<!-- support -->\n).*?(<!-- end -->)"
+PAGE = Path(__file__).parent / "support.md"
+HEAD = """# Which method runs on which model
+
+What `vispco ls support` prints; written by `python docs/make_support.py`. `first_layer` is the first layer that fewer
+tokens may enter. What a model lacks is reported in one line before anything runs. Methods are described in
+[Methods and schedules](methods.md), model families in [Your data and model](own.md#your-model).
+"""
 
 
 def table() -> str:
@@ -18,12 +22,9 @@ def table() -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert re.search(MARKER, text, flags=re.DOTALL), f"{PAGE} has no place for the table"
-    text = re.sub(MARKER, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL)
-    PAGE.write_text(text, encoding="utf-8")
+def page() -> str:
+    return f"{HEAD}\n{table()}\n"
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page(), encoding="utf-8")

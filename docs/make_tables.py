@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md: ``python docs/make_tables.py [STORAGE]``.
+"""Write the tables of docs/findings.md: ``python docs/make_tables.py [STORAGE]``.
 
 Runs studies/demo/methods.yaml and studies/demo/families.yaml first; what is in the database already is not run again.
 """
@@ -17,7 +17,7 @@ from vispco.problem import Problem
 from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "findings.md"
 
 
 def number(value: float | None, low_high: list[float] | None = None) -> str:

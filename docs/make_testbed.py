@@ -1,4 +1,4 @@
-"""Write docs/testbed.json and the testbed's tables of docs/results.md: ``python docs/make_testbed.py [STORAGE]``.
+"""Write docs/testbed.json and the testbed's tables of docs/findings.md: ``python docs/make_testbed.py [STORAGE]``.
 
 Reads the experiment of studies/testbed/methods.yaml, which ``vispco run`` runs, and the figures that
 ``python benchmarks/testbed.py --json docs/testbed-model.json`` wrote. ``--from-json`` writes the tables again from what
@@ -24,7 +24,7 @@ from vispco.tasks.base import make_task
 from vispco.tasks.scene_vqa import GROUP_OF
 
 DOCS = Path(__file__).parent
-KEPT, MODEL, PAGE = DOCS / "testbed.json", DOCS / "testbed-model.json", DOCS / "results.md"
+KEPT, MODEL, PAGE = DOCS / "testbed.json", DOCS / "testbed-model.json", DOCS / "findings.md"
 NEAR = 0.1  # of flops_ratio: schedules of like compute
 
 

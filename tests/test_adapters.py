@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import vispco
 from conftest import SMALL, make_batch
+from pages import blocks
 from processors import llava
-from test_docs import blocks
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ModelError
 from vispco.evaluation.evaluator import Evaluator
@@ -182,7 +182,7 @@ def test_a_study_without_one_is_as_before() -> None:
 
 
 def test_the_page_shows_a_model_that_a_study_takes() -> None:
-    (block,) = blocks("docs/models.md", "yaml")
+    (block,) = blocks("docs/own.md", "yaml")
     model = parse_study(SMALL.replace("model: demo", block.strip())).model
     assert model.adapter == "my-lora"
     assert model.quantization == {"quant_method": "bitsandbytes", "load_in_4bit": True}

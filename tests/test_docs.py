@@ -68,7 +68,7 @@ def test_support_table_is_what_the_adapters_say() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     table = module.table()
-    assert f"<!-- support -->\n{table}\n<!-- end -->" in (ROOT / "docs/methods.md").read_text()
+    assert module.page() == (ROOT / "docs/support.md").read_text(), "run python docs/make_support.py"
     named = [line.split(" | ")[0][2:] for line in table.splitlines()[2:]]
     assert [name for name in named if "," not in name] == list(METHODS)
 
@@ -98,7 +98,7 @@ def test_the_guide_names_what_an_adapter_must_say() -> None:
 
 def test_results_page_has_its_tables() -> None:
     """The tables are written by docs/make_tables.py; here only that none is empty and all that was run is there."""
-    page = (ROOT / "docs/results.md").read_text()
+    page = (ROOT / "docs/findings.md").read_text()
     tables = dict(re.findall(r"<!-- (?!end)(\w+) -->\n(.*?)<!-- end -->", page, flags=re.DOTALL))
     assert set(tables) == {"methods", "defaults", "families"}
     study, _ = load_study(ROOT / "studies/demo/methods.yaml")
@@ -115,7 +115,7 @@ def test_the_testbeds_tables_are_those_of_its_kept_results() -> None:
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    page = (ROOT / "docs/results.md").read_text()
+    page = (ROOT / "docs/findings.md").read_text()
     tables = made.tables(json.loads((ROOT / "docs/testbed.json").read_text()))
     assert set(tables) == set(re.findall(r"<!-- (testbed-\w+) -->", page))
     for name, table in tables.items():
@@ -353,8 +353,9 @@ def test_your_own_pictures_go_through_the_quickstart(
     """The page's rows, twenty of them; the quickstart with the page's block in place of its own; its commands."""
     from PIL import Image
 
-    page = "docs/own-data.md"
-    (rows,), (block,), (commands, alone) = (blocks(page, language) for language in ("json", "yaml", "bash"))
+    (rows,), (block,), (commands, alone) = (
+        blocks("docs/own.md", language, "Your data") for language in ("json", "yaml", "bash")
+    )
     (tmp_path / "shop/photos").mkdir(parents=True)
     shown = [json.loads(line) for line in rows.splitlines()]
     written = [{**shown[i % len(shown)], "image": f"photos/{i + 1:02}.png"} for i in range(20)]
@@ -381,11 +382,11 @@ def test_your_own_pictures_go_through_the_quickstart(
     assert json.loads((tmp_path / "best.json").read_text())["flops_ratio"] <= 0.8
 
 
-def test_own_data_page_names_all_options_columns_and_scorers() -> None:
+def test_the_section_about_your_data_names_all_options_columns_and_scorers() -> None:
     from vispco.tasks.benchmark import Options
     from vispco.tasks.vqa_json import VQAJson
 
-    page = (ROOT / "docs/own-data.md").read_text()
+    page = sections("docs/own.md")["Your data"]
     names = first_cells(page)
     assert names >= {*Options.model_fields, *SCORERS, *VQAJson.columns, *VQAJson.optional, *VQAJson.pictures}
     for known in (VQAJson.columns, VQAJson.optional, VQAJson.pictures):
@@ -395,7 +396,7 @@ def test_own_data_page_names_all_options_columns_and_scorers() -> None:
     assert VQAJson.max_new_tokens == 16
 
 
-def test_evaluating_page_names_the_options_and_runs(
+def test_the_section_about_evaluating_names_the_options_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import typer
@@ -403,12 +404,12 @@ def test_evaluating_page_names_the_options_and_runs(
     from vispco.cli.main import app
     from vispco.tasks.base import ALIASES
 
-    page = (ROOT / "docs/evaluating.md").read_text()
+    page = sections("docs/paper.md")["One model on one benchmark"]
     named = {name for name in first_cells(page) if name.startswith("--")}
     command = typer.main.get_command(app).commands["eval"]  # type: ignore[attr-defined]
     options = {option.opts[0] for option in command.params if option.opts[0].startswith("--")}
     assert named == options - {"--split", "--set", "--help"}
-    examples, demo = blocks("docs/evaluating.md", "bash")
+    examples, demo = blocks("docs/paper.md", "bash", "One model on one benchmark")
     for line in examples.strip().splitlines():
         words = shlex.split(line)
         assert {word for word in words if word.startswith("--")} <= named

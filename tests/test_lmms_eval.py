@@ -26,6 +26,7 @@ import torch
 
 import vispco
 from hub_copies import COPIES, picture, write_copy
+from pages import blocks, sections
 from processors import llava
 from vispco.errors import UserError
 from vispco.evaluation.prepared import render_prompt
@@ -306,7 +307,7 @@ def test_lmms_eval_itself_gives_what_vispco_eval_gives(cli: Any, folder: Path, t
 
 
 def test_the_page_names_the_arguments(model_class: Any) -> None:
-    page = (ROOT / "docs/lmms-eval.md").read_text()
+    page = sections("docs/paper.md")["In lmms-eval"]
     arguments = set(inspect.signature(model_class).parameters)
     rows = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
@@ -314,7 +315,7 @@ def test_the_page_names_the_arguments(model_class: Any) -> None:
     assert "`max_batch_size` is ignored" in page
     longest = importlib.import_module(model_class.__module__).LONGEST
     assert f"after {longest:,} tokens" in page
-    (commands,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    (commands,) = blocks("docs/paper.md", "bash", "In lmms-eval")
     for line in commands.splitlines()[1:]:
         words = shlex.split(line)
         given = words[words.index("--model_args") + 1]

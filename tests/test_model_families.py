@@ -136,7 +136,7 @@ def test_a_tiny_model_looks_at_its_pictures(name: str) -> None:
 
 def test_families_are_documented() -> None:
     register_builtin()
-    page = (Path(__file__).parent.parent / "docs/models.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/own.md").read_text()
     assert len(TINY) == sum(len(ADAPTERS[name].model_types) for name in ADAPTERS)
     for name in ADAPTERS:
         for said in (*ADAPTERS[name].model_types, *ADAPTERS[name].examples):

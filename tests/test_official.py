@@ -16,6 +16,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import vispco
+from pages import blocks
 from vispco.config import parse_study
 from vispco.costs import layer_flops, official_layer_macs
 from vispco.errors import ConfigError, DataError, ModelError
@@ -853,10 +854,10 @@ def test_what_does_not_fit_is_said_before_anything_runs() -> None:
 
 
 def test_document_lists_every_oddity() -> None:
-    page = (Path(__file__).parent.parent / "docs/official.md").read_text()
+    page = (Path(__file__).parent.parent / "vispco/official/README.md").read_text()
     rows = re.findall(r"^\| (\d+) \| .+ \| (reproduced|mended|no matter)\b.* \|$", page, flags=re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, 31))
-    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (text,) = blocks("docs/paper.md", "yaml", "The paper's code")
     base = STUDY.split("searches:")[0] + text
     validate(Problem(parse_study(base), base))
     assert official_training.BUDGETS[0] == 0.01

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL
+from pages import blocks
 from test_cli import Cli
 from vispco import plugin_files
 from vispco.cli.main import plugins_first
@@ -21,7 +22,6 @@ from vispco.plugins import METHODS, load_plugin
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 
-PAGE = Path(__file__).parent.parent / "docs/extending.md"
 FIRST = """
 from dataclasses import dataclass
 from vispco.plugins import METHODS, Method
@@ -33,10 +33,6 @@ class FirstOnes(Method):
     def score(self, context):
         return -context.rank.float()
 """
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (PAGE.parent / page).read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -51,9 +47,9 @@ def _registers() -> Iterator[None]:
 
 
 def write_guide(folder: Path) -> None:
-    for code in blocks("extending.md", "python"):
+    for code in blocks("docs/extending.md", "python"):
         (folder / code.splitlines()[0].removeprefix("# ")).write_text(code)
-    (folder / "study.yaml").write_text(*blocks("extending.md", "yaml"))
+    (folder / "study.yaml").write_text(*blocks("docs/extending.md", "yaml"))
 
 
 def suite(folder: Path, file: str) -> int:
@@ -86,7 +82,7 @@ def test_the_study_of_the_guide_runs(tmp_path: Path) -> None:
     """As its commands say, each in a process of its own."""
     write_guide(tmp_path)
     said = {}
-    for line in blocks("extending.md", "bash")[0].strip().splitlines():
+    for line in blocks("docs/extending.md", "bash")[0].strip().splitlines():
         done = subprocess.run(
             [sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True, check=False
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pages import blocks
 from report_data import fill
 from test_cli import Cli
 from test_tasks import loaded
@@ -258,7 +258,7 @@ def test_the_pages_commands_are_right(cli: Cli, url: str, tiny: Any) -> None:
     """Studies are checked on small models; tables are printed for an experiment of the name."""
     page = (ROOT / "docs/paper.md").read_text()
     assert all(f"../studies/paper/{path.name}" in page for path in PAPER)
-    (commands,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    (commands,) = blocks("docs/paper.md", "bash", "The paper's tables")
     fill(Store(url), "paper-table-8", entries=ENTRIES, tasks=SHARED)
     for line in commands.strip().splitlines():
         program, command, target, *words = line.split()

@@ -13,8 +13,8 @@ from PIL import Image
 
 import vispco
 from conftest import SMALL
+from pages import blocks
 from processors import PROCESSORS
-from test_guides import blocks
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
@@ -306,5 +306,5 @@ def test_a_study_without_resolutions_is_what_it_was() -> None:
 
 
 def test_the_models_page_runs() -> None:
-    (code,) = blocks("models.md", "python")
-    exec(compile(code, "docs/models.md", "exec"), {})
+    (code,) = blocks("docs/own.md", "python")
+    exec(compile(code, "docs/own.md", "exec"), {})

@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 
 import vispco
+from pages import blocks
 from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.evaluation.prepared import render_prompt
 from vispco.integrations.transformers_serve.app import Server, build
@@ -647,10 +648,6 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, missing: st
 # --- the page and the benchmark --------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from conftest import SMALL
+from pages import blocks
 from test_cli import Cli
-from test_docs import blocks
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.targets import compare_targets
 from vispco.errors import ConfigError, ModelError, ScheduleError

@@ -11,7 +11,7 @@ the attention mask. Scores, K, tau and masks are in the model's dtype, the softm
     attention  P = m_k + (1 - m_k) I;  e = exp(a - max_k a) P;  (e + eps/N) / (sum_k e + eps),  eps = 1e-6
 
 N is the padded length, pads included, which are at position 1. Source: JHW5981/VisPCO (arXiv 2604.15188), as described
-in docs/official.md with its oddities, among them: the query row is the last of the padded batch, whatever stands there;
+in README.md with its oddities, among them: the query row is the last of the padded batch, whatever stands there;
 at r = 1 the threshold still drops the last of the ranking; every masked key, future ones too, keeps eps/N of weight.
 For a relaxed model that equals the pruned one see :mod:`vispco.pruning.forward.relaxed`.
 """

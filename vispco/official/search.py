@@ -1,7 +1,7 @@
 """The official VisPCO code as a search: a predictor trained once, then asked for every budget.
 
 It follows that code and Tables 6 and 7 of the paper (arXiv 2604.15188) to the letter where they concern numbers; see
-docs/official.md for its oddities and for what differs. In short: the budget is converted to the official scale; a trial
+README.md for its oddities and for what differs. In short: the budget is converted to the official scale; a trial
 is what the predictor says for it, on average over the calibration samples, cut by the official rounding; nothing is
 snapped unless ``snap`` is set, so a trial may exceed its budget; ``flops_ratio`` is exact as everywhere.
 """

@@ -6,7 +6,7 @@
 ``min`` counts the text alone, ``max`` all tokens. Sample i of the data set always has budget b = BUDGETS[i mod 20].
 Once per epoch, with c_t the mean over the validation samples: sigma <- alpha sigma if |c_t| >= beta |c_(t-1)|, then
 w <- w - sigma c_t. Training ends after a number of epochs, or when the history has more than four entries and the last
-three are below epsilon. Source: JHW5981/VisPCO; what is kept of it and what is mended is listed in docs/official.md.
+three are below epsilon. Source: JHW5981/VisPCO; what is kept of it and what is mended is listed in README.md.
 """
 
 from __future__ import annotations
