@@ -1,4 +1,4 @@
-"""Write docs/pays.json, the figure and the tables of docs/pays.md: ``python docs/make_pays.py [STORAGE]``.
+"""Write docs/pays.json, the figure and the tables of docs/findings.md: ``python docs/make_pays.py [STORAGE]``.
 
 Reads the experiments of studies/demo/learned-*.yaml, which ``python benchmarks/learned.py`` runs. ``--from-json``
 draws and writes again what docs/pays.json holds.
@@ -160,9 +160,9 @@ def main() -> None:
         told = json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 6))
         kept.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     figure(told, DOCS / "pays.png")
-    page = DOCS / "pays.md"
+    page = DOCS / "findings.md"
     text = page.read_text(encoding="utf-8")
-    for name, made in (("searches", search_table(told)), ("defaults", default_table(told))):
+    for name, made in (("learned-searches", search_table(told)), ("learned-defaults", default_table(told))):
         block = f"<!-- {name} -->\n{made}\n<!-- end -->"
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     page.write_text(text, encoding="utf-8")

@@ -182,7 +182,7 @@ def test_a_study_without_one_is_as_before() -> None:
 
 
 def test_the_page_shows_a_model_that_a_study_takes() -> None:
-    (block,) = blocks("docs/own.md", "yaml")
+    (block,) = blocks("docs/own.md", "yaml", "Your model")
     model = parse_study(SMALL.replace("model: demo", block.strip())).model
     assert model.adapter == "my-lora"
     assert model.quantization == {"quant_method": "bitsandbytes", "load_in_4bit": True}

@@ -49,16 +49,18 @@ def test_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert 0 <= float(accuracy) <= 1
 
 
-def test_readme_names_what_there_is() -> None:
+def test_readme_and_pages_name_what_there_is() -> None:
     readme = (ROOT / "README.md").read_text()
     register_builtin()
-    for name in [*METHODS, *SEARCHES, *FAMILIES, *TASKS]:
-        assert f"`{name}`" in readme, name
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in readme, page.name
     page = (ROOT / "docs/methods.md").read_text()
     for name in [*METHODS, *FAMILIES]:
         assert f"| `{name}` |" in page, name
+    assert f"which of {len(METHODS)} methods" in readme
+    for page, names in (("docs/studies.md", SEARCHES), ("docs/own.md", TASKS)):
+        for name in names:
+            assert f"`{name}`" in (ROOT / page).read_text(), name
 
 
 def test_support_table_is_what_the_adapters_say() -> None:
@@ -123,12 +125,12 @@ def test_the_testbeds_tables_are_those_of_its_kept_results() -> None:
 
 
 def test_study_document_shows_a_valid_study() -> None:
-    text = blocks("docs/studies.md", "yaml")[0]
+    text = blocks("docs/studies.md", "yaml", "")[0]
     problem = Problem(parse_study(text), text)
     validate(problem)
     shown = set(re.findall(r"^(\w+):", text, flags=re.MULTILINE))
     assert shown == set(Study.model_fields)
-    several = {**yaml.safe_load(text), **yaml.safe_load(blocks("docs/studies.md", "yaml")[1])}
+    several = {**yaml.safe_load(text), **yaml.safe_load(blocks("docs/studies.md", "yaml", "Several methods")[0])}
     validate(Problem.from_text(yaml.safe_dump(several)))
     page = (ROOT / "docs/studies.md").read_text()
     for name in SEARCHES:
@@ -139,23 +141,23 @@ def test_study_document_shows_a_valid_study() -> None:
 
 
 def test_the_races_of_the_documents_are_valid() -> None:
-    (entries,) = blocks("docs/measuring.md", "yaml")
-    text = blocks("docs/studies.md", "yaml")[0]
+    (entries,) = blocks("docs/studies.md", "yaml", "Racing")
+    text = blocks("docs/studies.md", "yaml", "")[0]
     raced = text.split("searches:")[0] + entries
     validate(Problem(parse_study(raced), raced))
-    page = (ROOT / "docs/measuring.md").read_text()
+    page = sections("docs/studies.md")["Racing"]
     for name, field in RacingOptions.model_fields.items():
         row = re.findall(rf"^\| `{name}` \| (.*) \|$", page, flags=re.MULTILINE)
         assert len(row) == 1, name
         assert f"({field.default})" in row[0], name
 
 
-def test_the_baselines_page_names_them_and_shows_valid_entries() -> None:
-    (entries,) = blocks("docs/baselines.md", "yaml")
-    text = blocks("docs/studies.md", "yaml")[0]
+def test_the_page_names_baselines_and_shows_valid_entries() -> None:
+    (entries,) = blocks("docs/studies.md", "yaml", "Searches")
+    text = blocks("docs/studies.md", "yaml", "")[0]
     shown = text.split("searches:")[0] + entries
     validate(Problem(parse_study(shown), shown))
-    page = (ROOT / "docs/baselines.md").read_text()
+    page = sections("docs/studies.md")["Searches"]
     learned = {"grid", "lagrangian", "on_budget", "vispco_official"}
     assert set(re.findall(r"^- \*\*`(\w+)`\*\*", page, flags=re.MULTILINE)) == set(SEARCHES) - learned
 
@@ -179,7 +181,7 @@ def test_commands_of_the_database_section_run(
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     fill(Store("sqlite:///vispco.db"), "my-study")
     told(foreign(Store("sqlite:///theirs.db")), 0.5, 0.5)
-    (text,) = blocks("docs/studies.md", "bash")
+    (text,) = blocks("docs/studies.md", "bash", "One database")
     for line in text.strip().splitlines():
         command = [part.replace("postgresql+psycopg://me@host/team", pg_url) for part in shlex.split(line)]
         monkeypatch.setattr(sys, "argv", command)
@@ -219,7 +221,7 @@ def test_what_the_page_shows_of_comparing_runs(
     assert f"from {CHECKPOINTS[0]:g} to {CHECKPOINTS[-1]:g}" in page
 
 
-def test_calibration_page_shows_a_block_that_works(
+def test_the_section_about_calibration_shows_a_block_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a file and a folder where the page says they are."""
@@ -228,7 +230,7 @@ def test_calibration_page_shows_a_block_that_works(
     from vispco.cli.main import main
     from vispco.tasks.llava_instruct import LlavaInstructOptions
 
-    (block,) = blocks("docs/calibration.md", "yaml")
+    (block,) = blocks("docs/studies.md", "yaml", "Data for gradients")
     (tmp_path / "study.yaml").write_text(SMALL + block)
     options = parse_study(SMALL + block).calibration
     assert options is not None
@@ -245,7 +247,7 @@ def test_calibration_page_shows_a_block_that_works(
         main()
     assert stopped.value.code in (0, None)
     assert "128 samples, for gradients only" in capsys.readouterr().out
-    page = (ROOT / "docs/calibration.md").read_text()
+    page = sections("docs/studies.md")["Data for gradients"]
     for name in LlavaInstructOptions.model_fields:
         assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
 
@@ -284,7 +286,7 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies/quickstart.yaml").write_text(small)
     programs = {"vispco": "vispco", "torchrun": "torch.distributed.run"}
-    lines = [line for block in blocks("docs/machines.md", "bash") for line in block.splitlines()]
+    lines = [line for block in blocks("docs/machines.md", "bash", "Several workers") for line in block.splitlines()]
     assert [line.split()[0] for line in lines] == ["vispco", "vispco", "torchrun"]
     for line in lines:
         program, *words = line.split()

@@ -119,7 +119,7 @@ def test_scope_holds_every_pair_twice() -> None:
 
 @pytest.mark.parametrize("layers", [8, 16])
 def test_what_a_gradient_step_needs(layers: int) -> None:
-    """As docs/gpu.md says: 2.4 times the layers times a plain forward pass; recomputed, 5 to 6 of them."""
+    """As docs/machines.md says: 2.4 times the layers times a plain forward pass; recomputed, 5 to 6 of them."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(0)
