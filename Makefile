@@ -46,7 +46,7 @@ lmms-eval: .venv-lmms-eval/.installed
 
 # The pages of docs/ as a site that opens from disk.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
+	PYTHONPATH=docs $(BIN)/zensical build --strict --clean
 	@echo 'Site: build/site/index.html'
 
 # The long form of tests/test_faults.py: a hundred kills, a quarter of an hour on two cores.

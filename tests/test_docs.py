@@ -125,7 +125,7 @@ def test_the_testbeds_tables_are_those_of_its_kept_results() -> None:
 
 
 def test_study_document_shows_a_valid_study() -> None:
-    text = blocks("docs/studies.md", "yaml", "")[0]
+    text = blocks("docs/studies.md", "yaml", "Every key")[0]
     problem = Problem(parse_study(text), text)
     validate(problem)
     shown = set(re.findall(r"^(\w+):", text, flags=re.MULTILINE))
@@ -142,7 +142,7 @@ def test_study_document_shows_a_valid_study() -> None:
 
 def test_the_races_of_the_documents_are_valid() -> None:
     (entries,) = blocks("docs/studies.md", "yaml", "Racing")
-    text = blocks("docs/studies.md", "yaml", "")[0]
+    text = blocks("docs/studies.md", "yaml", "Every key")[0]
     raced = text.split("searches:")[0] + entries
     validate(Problem(parse_study(raced), raced))
     page = sections("docs/studies.md")["Racing"]
@@ -154,7 +154,7 @@ def test_the_races_of_the_documents_are_valid() -> None:
 
 def test_the_page_names_baselines_and_shows_valid_entries() -> None:
     (entries,) = blocks("docs/studies.md", "yaml", "Searches")
-    text = blocks("docs/studies.md", "yaml", "")[0]
+    text = blocks("docs/studies.md", "yaml", "Every key")[0]
     shown = text.split("searches:")[0] + entries
     validate(Problem(parse_study(shown), shown))
     page = sections("docs/studies.md")["Searches"]

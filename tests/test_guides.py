@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -273,20 +275,25 @@ class Sources(HTMLParser):
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_loads_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("material")
-    config = DOCS / "site/mkdocs.yml"
+    pytest.importorskip("zensical")
+    settings = (ROOT / "zensical.toml").read_text()
+    (tmp_path / "zensical.toml").write_text(settings)
+    shutil.copytree(DOCS, tmp_path / "docs")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", str(config), "-d", str(tmp_path / "site")],
+        [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(DOCS)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stdout + done.stderr
     pages = {path.name for path in DOCS.glob("*.md")}
-    in_nav = set(re.findall(r": ([\w-]+\.md)$", config.read_text(), flags=re.MULTILINE))
+    in_nav = set(re.findall(r'"([\w-]+\.md)"', settings))
     assert in_nav == pages
     for page in pages:
-        html = tmp_path / "site" / page.replace(".md", ".html")
+        html = tmp_path / "build/site" / page.replace(".md", ".html")
         parser = Sources()
         parser.feed(html.read_text())
         for source in parser.loads:
@@ -300,7 +307,7 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing(tmp_path: Path) -
 
 def test_make_docs_is_that_command() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "mkdocs build --strict -q -f docs/site/mkdocs.yml" in makefile
+    assert "PYTHONPATH=docs $(BIN)/zensical build --strict --clean" in makefile
 
 
 def test_the_demo_study_of_the_start_page_is_valid() -> None:
