@@ -345,7 +345,7 @@ def assert_accessible(browser: Any) -> None:
 
 
 def test_the_page_is_small_and_ready_before_its_figures(browser: Any, made: tuple[Comparison, Path]) -> None:
-    """The time itself is of a machine (docs/report.md has one); here is what makes it short."""
+    """The time itself is of a machine (docs/reading.md has one); here is what makes it short."""
     assert made[1].stat().st_size < 5_000_000
     show(browser, made[1], width=1280, scheme="light", height=30_000)
     marks = browser.execute_script(
