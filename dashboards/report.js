@@ -66,7 +66,7 @@
     layout.title.text = wrapped(layout.title.text, width - 24, 16);
     layout.title.font = { ...layout.title.font, color: ink("--ink") };
     const more = 21 * (layout.title.text.split("<br>").length - 1);
-    Object.assign(layout.title, { xref: "container", x: 0, yref: "container", y: 1, yanchor: "top", pad: { t: 10 } });
+    Object.assign(layout.title, { xref: "container", x: 0, yref: "container", y: 1, yanchor: "top", pad: { t: 10 + 0.55 * more } });
     layout.margin.t += more;
     layout.height += more;
     layout.hoverlabel = { ...layout.hoverlabel, bgcolor: ink("--ground"), font: { color: ink("--ink") } };
