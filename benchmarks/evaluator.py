@@ -31,11 +31,11 @@ import vispco
 from vispco.costs import prefill_flops, shared_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.job import Job, Pending
-from vispco.evaluation.prepared import render_prompt
 from vispco.evaluation.units import Unit
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.schedules import Schedule, Step, keep_all
+from vispco.tasks.rendering import render_prompt
 
 STUDY = "studies/quickstart.yaml"
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from vispco.evaluation.plain import PlainEvaluation, evaluate_plain, plain_task
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.loading import load_model
 from vispco.models.smol.language import load_language_model
 from vispco.pruning.schedules import Ratios
 from vispco.tasks.base import Sample
+from vispco.tasks.rendering import render_prompt
 from vispco.tasks.scene_vqa import GROUP_OF, GROUPS
 
 MODEL = {"name": "smol", "dtype": "bfloat16"}

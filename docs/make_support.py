@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vispco.pruning.support import support_rows
+from vispco.testing.support import support_rows
 
 PAGE = Path(__file__).parent / "support.md"
 HEAD = """# Which method runs on which model

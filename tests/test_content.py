@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vispco.content import changes, listed, merged, picture_key, weights_checksum
-from vispco.errors import ConfigError, StorageError
+from vispco.errors import ConfigError, StorageError, listed
+from vispco.evaluation.content import changes, merged, picture_key, weights_checksum
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.ray_workers import identity, samples_identity
 from vispco.experiment.progress import Silent

@@ -22,11 +22,11 @@ from vispco.analysis.pricing import Pricing
 from vispco.confirming import confirm
 from vispco.costs import COSTS, kv_cache_bytes, make_cost, prefill_flops, unpruned_flops
 from vispco.costs.bounds import Bound, parse_bound, parse_limit
+from vispco.costs.described import described
 from vispco.costs.profile import Profile
 from vispco.errors import ConfigError
 from vispco.experiment.run import Run
 from vispco.exporting import Recommendation, export_schedule
-from vispco.models.loading import described
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedule_file import read_schedule_file

@@ -18,12 +18,12 @@ from benchmarks.train.demo.data import data_hash
 from benchmarks.train.demo.packing import draw_questions
 from conftest import SMALL
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.loading import DEMOS, demo_folder, weights_hash
 from vispco.problem import Problem
 from vispco.pruning.families.step import StepFamily
 from vispco.tasks.base import Sample
 from vispco.tasks.mosaic import TASK_MIX, sample_scene, split_pictures
+from vispco.tasks.rendering import render_prompt
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from pages import DOCS, ROOT, blocks, sections
 from report_data import fill
 from test_cli import Cli
 from vispco.config import load_study, parse_study
+from vispco.costs.described import described
 from vispco.experiment.validation import validate
-from vispco.models.loading import described
 from vispco.problem import Problem
 from vispco.storage.store import Store
 

@@ -29,10 +29,10 @@ from hub_copies import COPIES, picture, write_copy
 from pages import blocks, sections
 from processors import llava
 from vispco.errors import UserError
-from vispco.evaluation.prepared import render_prompt
 from vispco.integrations.lmms_eval import MODEL, manifest
 from vispco.pruning.session import PruningSession
 from vispco.tasks.base import ALIASES, Sample, make_task
+from vispco.tasks.rendering import render_prompt
 from vispco.testing.tiny import TINY
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None

@@ -15,11 +15,11 @@ import vispco
 from conftest import SMALL
 from processors import PROCESSORS, gemma3, llava
 from vispco.errors import ModelError
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.loading import DEMOS, weights_hash
 from vispco.pruning.needs import missing
 from vispco.pruning.schedules import MultiStep
 from vispco.tasks.base import Sample
+from vispco.tasks.rendering import render_prompt
 from vispco.testing import checks
 from vispco.testing.tiny import TINY
 

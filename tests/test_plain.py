@@ -20,10 +20,10 @@ from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation import plain
 from vispco.evaluation.letters import letter_tokens, likeliest_letters
 from vispco.evaluation.plain import evaluate_plain, plain_task, standard_error
-from vispco.evaluation.prepared import render_prompt
 from vispco.pruning.schedules import Step, keep_all
 from vispco.tasks.aggregation import parts
 from vispco.tasks.base import make_task
+from vispco.tasks.rendering import render_prompt
 from vispco.testing.tiny import TINY
 
 Cli = Callable[..., tuple[int, str, str]]

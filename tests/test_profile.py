@@ -19,11 +19,11 @@ from vispco.analysis.decision import Question, decide
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.costs import read_profile
+from vispco.costs.described import described
 from vispco.costs.measuring import Check, curve_of, random_schedule, search_edges, summary, token_grid
 from vispco.costs.stamps import stamped
 from vispco.fronts import front
 from vispco.models.base import adapter_for
-from vispco.models.loading import described
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 from vispco.testing.tiny import TINY

@@ -33,7 +33,6 @@ from PIL import Image
 import vispco
 from pages import blocks
 from vispco.errors import ConfigError, ModelError, ScheduleError
-from vispco.evaluation.prepared import render_prompt
 from vispco.integrations.transformers_serve.app import Server, build
 from vispco.integrations.transformers_serve.generation import Gone, PrunedGeneration
 from vispco.integrations.transformers_serve.limits import Limits, Refused
@@ -45,6 +44,7 @@ from vispco.integrations.transformers_serve.schedules import Served, served_sche
 from vispco.models.loading import load_model
 from vispco.pruning.methods.base import make_method
 from vispco.tasks.base import Sample, make_task
+from vispco.tasks.rendering import render_prompt
 
 FILES = {
     "0.5": ("fastv", {}, "step(layer=2, keep=0.5)"),

@@ -17,10 +17,10 @@ from hub_copies import COPIES, picture
 from processors import llava, qwen
 from vispco.config import parse_study
 from vispco.errors import ConfigError
-from vispco.evaluation.prepared import render_prompt
 from vispco.pruning.schedules import Step, keep_all
 from vispco.tasks.base import ALIASES, BUILTIN, TASKS, Sample, Task, make_task
 from vispco.tasks.benchmark import Benchmark
+from vispco.tasks.rendering import render_prompt
 from vispco.tasks.videos import VideoBenchmark
 from vispco.testing.tiny import TINY
 

@@ -13,10 +13,10 @@ import vispco
 from test_encoder_methods import OnLlava, kept_of
 from vispco.errors import ConfigError, ModelError
 from vispco.models.base import adapter_for
+from vispco.models.pixels import prediction_errors
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.evs import changes
 from vispco.pruning.methods.idpruner import marginal
-from vispco.pruning.methods.pixelprune import unforetold
 from vispco.pruning.methods.scope import covering
 from vispco.pruning.methods.vidcom2 import familiarity, frame_counts
 from vispco.pruning.schedules import Step
@@ -224,12 +224,12 @@ def test_pixelprune_by_hand() -> None:
     """
     cells = torch.zeros(3, 3, 2)
     cells[1, 1] = 0.5
-    found = unforetold(cells)
+    found = prediction_errors(cells)
     assert math.isinf(found[0, 0])
     assert found.flatten()[1:].tolist() == [0.0, 0.0, 0.0, 0.5, 0.5, 0.0, 0.5, 0.0]
     stripe = torch.zeros(3, 3, 1)
     stripe[:, 1] = 1.0
-    found = unforetold(stripe)  # at (1, 1) the corner equals the left but not what is above, which is right
+    found = prediction_errors(stripe)  # at (1, 1) the corner equals the left but not what is above, which is right
     assert found[1:].tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     assert found[0, 1:].tolist() == [1.0, 1.0]
 

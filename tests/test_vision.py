@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import vispco
 from vispco.errors import ModelError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.base import adapter_for
 from vispco.models.llava import LlavaAdapter
 from vispco.models.vision import PackedWatch, PixtralWatch, VisionExtras, attention_to
@@ -23,6 +22,7 @@ from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.needs import missing
 from vispco.pruning.schedules import Step
 from vispco.search.gradient.distillation import Calibration
+from vispco.tasks.rendering import render_prompt
 from vispco.testing import checks
 from vispco.testing.methods import able
 from vispco.testing.tiny import TINY

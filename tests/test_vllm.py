@@ -375,9 +375,9 @@ def test_from_an_exported_file_to_an_answer_of_its_server(tmp_path: Path) -> Non
     import openai
     import yaml
 
-    from vispco.evaluation.prepared import render_prompt
     from vispco.exporting import server_settings
     from vispco.tasks.base import Sample
+    from vispco.tasks.rendering import render_prompt
 
     torch.manual_seed(0)
     build_llava(tmp_path / "model")

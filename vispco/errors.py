@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -49,3 +50,9 @@ def shortened(value: Any, most: int = 80) -> str:
     """``repr(value)``, cut where it is long."""
     shown = repr(value)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def listed(found: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more there are."""
+    more = len(found) - most
+    return "; ".join(found[:most]) + (f"; and {more} more" if more > 0 else "")

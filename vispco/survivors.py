@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.errors import ModelError
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.resolution import rescaled
 from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, resolution_of
+from vispco.tasks.rendering import render_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image

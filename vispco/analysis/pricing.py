@@ -79,7 +79,7 @@ class Pricing:
         known = self.comparison.facts.get("costs")
         if known:
             return Setting.from_dict(known, **more)
-        from vispco.models.loading import described
+        from vispco.costs.described import described
 
         model = self.comparison.stored["identity"].get("model", {})
         return replace(described(self._model, model.get("device", "cpu"), model.get("dtype", "auto")), **more)

@@ -46,7 +46,7 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
 
         return [{"method": name, "about": _module_line(METHODS[name])} for name in METHODS]
     if what == "support":
-        from vispco.pruning.support import support_rows
+        from vispco.testing.support import support_rows
 
         return list(support_rows())
     if what == "schedules":

@@ -62,8 +62,8 @@ class Prompter:
     def make(self, pictures: int, words: int, batch: int) -> Prompted:
         from PIL import Image
 
-        from vispco.evaluation.prepared import render_prompt
         from vispco.tasks.base import Sample
+        from vispco.tasks.rendering import render_prompt
 
         noise = np.random.default_rng(0).integers(0, 255, (pictures, self._size, self._size, 3), dtype=np.uint8)
         images = [Image.fromarray(one) for one in noise]

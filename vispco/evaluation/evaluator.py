@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from vispco.config import content_hash
-from vispco.content import Content, model_content
 from vispco.costs import Setting, kv_cache_bytes, prefill_flops, shared_flops, unpruned_flops
 from vispco.errors import ConfigError, MeasurementError, VispcoError
+from vispco.evaluation.content import Content, model_content
 from vispco.evaluation.decoding import changed_logits, check_decoding, needs_generate
 from vispco.evaluation.job import Job, Order, Pending, Place
 from vispco.evaluation.pixels import pixel_limits
@@ -559,7 +559,7 @@ class Evaluator:
 
     @cached_property
     def model_content(self) -> Content:
-        """See :func:`vispco.content.model_content`."""
+        """See :func:`vispco.evaluation.content.model_content`."""
         return model_content(self.problem)
 
     @cached_property

@@ -15,7 +15,6 @@ from vispco.config import Study, first_problem
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.pixels import pixel_limits
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.loading import weights_hash
 from vispco.problem import Problem
 from vispco.provenance import versions
@@ -24,6 +23,7 @@ from vispco.pruning.published import named_schedule
 from vispco.pruning.schedules import keep_all
 from vispco.tasks.aggregation import parts
 from vispco.tasks.base import Sample, Task, make_task
+from vispco.tasks.rendering import render_prompt
 
 SPLIT = "held_out"
 TOGETHER = 512  # samples whose visual features are held at a time

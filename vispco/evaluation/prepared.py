@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vispco.config import content_hash
-from vispco.content import picture_key, sample_rows
 from vispco.errors import ConfigError, DataError, ModelError, shortened
+from vispco.evaluation.content import picture_key, sample_rows
 from vispco.evaluation.pixels import limited
 from vispco.models.resolution import rescaled
-from vispco.models.templates import render_chat
 from vispco.pruning.forward.tokens import Prompt
-from vispco.tasks.base import PLACE, Sample, Task
+from vispco.tasks.base import Sample, Task
+from vispco.tasks.rendering import render_prompt
 
 if TYPE_CHECKING:
     from vispco.models.base import ModelAdapter
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Batch:
     """Samples ``rows`` of a split, left-padded; ``inputs`` are the processor's, without pixels.
 
-    ``pictures``: keys of each sample's pictures by their content (:func:`vispco.content.picture_key`).
+    ``pictures``: keys of each sample's pictures by their content (:func:`vispco.evaluation.content.picture_key`).
     ``read_vision`` runs the vision tower again, for methods that read it (with True, its middle layer too); few do, and
     what they read is large.
     ``read_inputs``: the processor's inputs with pixels, for beams. ``names``: the samples' ids.
@@ -150,36 +150,6 @@ def check_prunable(problem: Problem, parts: Sequence[PreparedSplit]) -> None:
                 f"token (number {tokens} by the model's configuration); correct image_token_id in config.json, or take "
                 "the processor that belongs to the model"
             )
-
-
-def render_prompt(processor: Any, sample: Sample) -> str:
-    """The text the model reads: by the processor's chat template if it has one, else pictures then question.
-
-    Pictures stand where the prompt has a mark for each of them.
-    """
-    read, count = sample.prompt or sample.question, len(sample.images)
-    parts = read.split(PLACE) if count and read.count(PLACE) == count else [*[""] * count, read]
-    if getattr(processor, "chat_template", None):
-        content: list[dict[str, Any]] = []
-        for number, part in enumerate(parts):
-            content += [{"type": "image"}] if number else []
-            content += [{"type": "text", "text": part}] if part else []
-        text = render_chat(processor, [{"role": "user", "content": content}])
-        return begun_once(processor, text)
-    token = getattr(processor, "image_token", PLACE)
-    if not any(parts[:-1]):
-        return f"{token * count} {parts[-1]}".strip()
-    return str(token.join(parts))
-
-
-def begun_once(processor: Any, text: str) -> str:
-    """``text`` without the token that begins it, where the tokenizer writes one too (as Gemma 3's does)."""
-    tokenizer: Any = getattr(processor, "tokenizer", None)
-    begin = getattr(tokenizer, "bos_token", None)
-    if not begin or not text.startswith(begin):
-        return text
-    twice = tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
-    return text.removeprefix(begin) if twice else text
 
 
 FIRST_BLOCK, LARGEST_BLOCK = 128, 256

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.config import content_hash
-from vispco.content import model_content, split_content
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.board import Board, Worker, describe
+from vispco.evaluation.content import model_content, split_content
 from vispco.evaluation.ray_cluster import Cluster
 from vispco.evaluation.units import Unit, UnitResult, UnitRunner
 from vispco.plugin_files import load_sources, loaded_sources

@@ -11,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vispco.costs import unpruned_flops
+from vispco.costs import layer_flops, unpruned_flops
 from vispco.errors import MeasurementError, UserError
 from vispco.evaluation.agreement import agreed, likelihood
 from vispco.evaluation.board import Board, Worker, describe
 from vispco.evaluation.decoding import answer_length, generated, needs_generate, stop_tokens
 from vispco.evaluation.letters import likeliest_letters
-from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare_split, render_prompt
+from vispco.evaluation.prepared import Batch, PreparedSplit, make_batch, prepare_split
 from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.methods.base import Method
 from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Counts
+from vispco.tasks.rendering import render_prompt
 
 if TYPE_CHECKING:
     from vispco.problem import Problem
@@ -208,7 +209,7 @@ class UnitRunner:
             else:
                 answers = self._read(shared.greedy(logits, part.task.max_new_tokens, stop, pad))
             scores[members] = self._score(unit.split, part, batch, answers)
-        return UnitResult(scores, errors, shared.recomputed_flops + paid)
+        return UnitResult(scores, errors, recomputed_flops(shared) + paid)
 
     def _plain_answers(self, unit: Unit, part: PreparedSplit, batch: Batch) -> tuple[Tensor, int]:
         """The plain model's answers to a batch, tokens [B, m], and the FLOPs of their prefill the first time."""
@@ -328,3 +329,9 @@ def _not_finite(part: PreparedSplit) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def recomputed_flops(shared: SharedPrefill) -> int:
+    """FLOPs of the layers that a memory limit made it run again."""
+    shape = shared.adapter.shape()
+    return sum(int(layer_flops(shape, tokens, layer).sum()) for layer, tokens in shared.recomputed)

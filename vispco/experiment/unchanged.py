@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vispco.config import content_hash, parse_study
-from vispco.content import Content, calibration_content, changes, listed, merged, split_content, split_name
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, listed
+from vispco.evaluation.content import Content, calibration_content, changes, merged, split_content, split_name
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.facts import code_of_entry, fixed_settings
 from vispco.experiment.planning import plan, plan_in

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.pixels import limited
-from vispco.evaluation.prepared import render_prompt
 from vispco.models.base import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.prune import install, prune
 from vispco.tasks.base import PLACE, Sample
+from vispco.tasks.rendering import render_prompt
 
 LONGEST = 1024  # tokens of an answer, where a task does not say
 

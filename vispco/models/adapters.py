@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vispco.content import listed
-from vispco.errors import ConfigError, ModelError
+from vispco.errors import ConfigError, ModelError, listed
 from vispco.models.wrappers import PROMPT_LEARNING
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from vispco.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-    from vispco.costs.base import Setting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEMOS = {
@@ -85,7 +83,7 @@ def load_model(
     if dtype == "auto":
         on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         dtype = "float32" if on_cpu else "bfloat16"
-    numbers = _dtype(dtype)
+    numbers = dtype_of(dtype)
     _check_device(device)
     if kwargs.setdefault("use_safetensors", True) is not True:
         raise ModelError("use_safetensors: weights are read from safetensors files only; remove the option")
@@ -125,34 +123,7 @@ def load_model(
     return (model if placed else model.to(device)).eval(), processor
 
 
-def described(name: str, device: str = "cpu", dtype: str = "auto") -> Setting:
-    """What costs need to know of a model, from its configuration alone: no weights are read.
-
-    Raises:
-        ModelError: the configuration is not at hand, or its family has no adapter.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from vispco.costs.base import Setting
-    from vispco.models.base import adapter_for
-
-    source = source_of(name)
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot read the configuration of model {name!r}: {reason}") from error
-    setting = Setting.of(adapter_for(model))
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    bits = torch.finfo(_dtype(dtype)).bits
-    return replace(setting, bytes_per_value=bits // 8)
-
-
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
     import torch
 
     if name not in DTYPES:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vispco.models.hooks import Hooks
+from vispco.models.pixels import prediction_errors
 
 BLOCK = 1 << 22  # values of attention that are alive at once
 
@@ -308,14 +309,12 @@ class PackedWatch(VisionWatch):
 
     def _novelty(self, patches: Tensor) -> Tensor:
         """Of each token, from ``patches`` [S, K] of pixels in the order of the tokens' cells."""
-        from vispco.pruning.methods.pixelprune import unforetold
-
         found, start, merge = [], 0, self.tower.spatial_merge_size
         with torch.no_grad():
             for frames, rows, columns in self._seen["grid"].tolist():
                 for _ in range(frames):
                     part = patches[start : start + rows * columns]
-                    found.append(unforetold(part.reshape(rows // merge, columns // merge, -1)).flatten())
+                    found.append(prediction_errors(part.reshape(rows // merge, columns // merge, -1)).flatten())
                     start += rows * columns
         return torch.cat(found)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, select
 
-from vispco.content import changes, merged
 from vispco.errors import StorageError
+from vispco.evaluation.content import changes, merged
 from vispco.storage.optuna_sql.bulk import StoredTrial, read_stored, write_stored
 from vispco.storage.optuna_sql.tables import directions, studies, study_system_attributes, study_user_attributes
 from vispco.storage.optuna_sql.tables import trials as trial_table

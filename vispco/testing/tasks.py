@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from vispco.content import picture_key, sample_rows
 from vispco.errors import ConfigError
+from vispco.evaluation.content import picture_key, sample_rows
 from vispco.tasks.base import SPLITS, Sample, Task, make_task
 from vispco.tasks.vqa_json import SCORERS
 

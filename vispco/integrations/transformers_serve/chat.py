@@ -9,13 +9,13 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 
-from vispco.evaluation.prepared import begun_once
 from vispco.integrations.transformers_serve.generation import Generations
 from vispco.integrations.transformers_serve.limits import Limits, Refused
 from vispco.integrations.transformers_serve.middleware import CURRENT
 from vispco.integrations.transformers_serve.pictures import read_picture
 from vispco.integrations.transformers_serve.requests import ChatRequest
 from vispco.models.templates import render_chat
+from vispco.tasks.rendering import with_one_bos
 
 
 class Chat(ChatCompletionHandler):  # type: ignore[misc]
@@ -58,7 +58,7 @@ class Chat(ChatCompletionHandler):  # type: ignore[misc]
             text = render_chat(self._processor, messages)
             inputs = self._processor(
                 images=[pictures] if pictures else None,
-                text=[begun_once(self._processor, text)],
+                text=[with_one_bos(self._processor, text)],
                 return_tensors="pt",
             )
         except (ValueError, TypeError, KeyError, OSError, TemplateError) as error:

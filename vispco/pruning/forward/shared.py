@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vispco.costs import layer_flops
 from vispco.models.base import ModelAdapter
 from vispco.pruning.forward.counts import most_kept
 from vispco.pruning.forward.prefill import Call, Path, Prefill
@@ -72,14 +71,14 @@ class SharedPrefill(PruningSession):
     Counts are what :func:`vispco.pruning.forward.counts.checked_counts` gives.
 
     ``memory_limit``: bytes of hidden states that may be put aside; what does not fit is computed again when its
-    turn comes (``recomputed_flops`` says how much that was). None: no limit.
+    turn comes (``recomputed`` lists the layers, and the tokens [B] in each). None: no limit.
     """
 
     def __init__(
         self, adapter: ModelAdapter, method: Method, counts: NDArray[np.int64], memory_limit: int | None = None
     ) -> None:
         super().__init__(adapter, method, _First(counts[0]))
-        self.recomputed_flops = 0
+        self.recomputed: list[tuple[int, NDArray[np.int64]]] = []
         self._paths = counts
         self._memory_limit = memory_limit
         self._stack: list[Branching] = []
@@ -265,7 +264,7 @@ class SharedPrefill(PruningSession):
         for at in range(start, number):
             walk = self._run_layer(at, walk)
             tokens = walk.prefill.layers[-1].valid.sum(dim=1).cpu().numpy()
-            self.recomputed_flops += int(layer_flops(self.adapter.shape(), tokens, at).sum())
+            self.recomputed.append((at, tokens))
         if self._scored[members, number].any():
             walk.prefill.rank(number, walk.hidden, self._layer_calls[number])
         return walk

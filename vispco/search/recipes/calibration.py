@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.errors import ConfigError
-from vispco.evaluation.prepared import Batch, make_batch, render_prompt
+from vispco.evaluation.prepared import Batch, make_batch
 from vispco.problem import Problem
+from vispco.tasks.rendering import render_prompt
 
 
 @dataclass(frozen=True)

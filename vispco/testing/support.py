@@ -8,6 +8,7 @@ from vispco.models.base import ADAPTERS, adapter_for, register_builtin
 from vispco.pruning.methods import METHODS
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
+from vispco.testing.tiny import TINY
 
 LACKS = {"text_tower": "no text tower", "vision": "tower is not read", "pixels": "pixels are not read"}
 # Beside the defaults: parameters with which a method needs something else.
@@ -20,8 +21,6 @@ def support_rows() -> list[dict[str, str]]:
     Families are asked through small random models of their own configuration classes; a family without one is left
     out. Takes seconds.
     """
-    from vispco.testing.tiny import TINY
-
     register_builtin()
     adapters = {name: adapter_for(tiny.model()) for name, tiny in TINY.items() if name in ADAPTERS}
     rows = []

@@ -197,7 +197,7 @@ def _samples_content(samples: Sequence[Sample], pictures: Sequence[Any], prompts
 
 def calibration_content(problem: Problem, task: Task) -> dict[str, str]:
     """Of a task's split ``calibration``, read as it is for gradients."""
-    from vispco.evaluation.prepared import render_prompt
+    from vispco.tasks.rendering import render_prompt
 
     samples = task.samples("calibration")
     prompts = [render_prompt(problem.processor, sample) for sample in samples]
@@ -229,9 +229,3 @@ def changes(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[s
 def merged(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> Content:
     """Both, where they do not contradict each other."""
     return {part: {**before.get(part, {}), **now.get(part, {})} for part in {**before, **now}}
-
-
-def listed(found: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more there are."""
-    more = len(found) - most
-    return "; ".join(found[:most]) + (f"; and {more} more" if more > 0 else "")
