@@ -13,7 +13,7 @@ from typing import Any
 from vispco.dashboards.axis import name_of, share
 from vispco.dashboards.text import clean, in_markdown
 
-from vispco.cli.comparison import search_rows
+from vispco.analysis.rows import search_rows
 
 Rows = list[dict[str, Any]]
 FORMULA = ("=", "+", "-", "@", "\t")  # how a text begins that a spreadsheet would compute

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from vispco.analysis.rows import search_rows
 from vispco.cli.output import in_blocks, page_width, print_table, print_text
 from vispco.costs.bounds import amount
 from vispco.errors import ConfigError
@@ -16,34 +17,6 @@ SCHEDULE = 26  # columns for the best schedule: a step with four digits
 CELL = 6  # of an accuracy that is marked
 SPREAD_CELL = 12  # of one with the spread of its seeds
 Runs = Mapping[str, Sequence[str]]  # entry -> its searches, one for each seed
-
-
-def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per search."""
-    return [
-        {
-            "experiment": comparison["experiment"],
-            "search": search["name"],
-            "trials": search["trials"],
-            "cost_ratio_to_grid": search["cost_ratio_to_grid"],
-            "spent_ratio_to_grid": search["spent_ratio_to_grid"],
-            "seconds_ratio_to_grid": search["seconds_ratio_to_grid"],
-            "budget_score": search["budget_score"],
-            "budget_score_low": search["budget_score_ci"][0] if search["budget_score_ci"] else None,
-            "budget_score_high": search["budget_score_ci"][1] if search["budget_score_ci"] else None,
-            "budgets_missed": search["budgets_missed"],
-            "score_within_budget": search["score_within_budget"],
-            "hypervolume": search["hypervolume"],
-            "hypervolume_ratio_to_grid": search["hypervolume_ratio_to_grid"],
-            "igd_plus": search["igd_plus"],
-            "epsilon": search["epsilon"],
-            "charged_flops": search["charged_flops"],
-            "spent_flops": search["spent_flops"],
-            "propose_flops": search["propose_flops"],
-            "wall_seconds": search["wall_seconds"],
-        }
-        for search in comparison["searches"]
-    ]
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
@@ -199,25 +172,6 @@ def _limits(limits: dict[str, Any]) -> str:
     tasks = limits.get("tasks", {})
     told = [f"{name} {limit}" for name, limit in limits.items() if name != "tasks"]
     return ", ".join([*told, *(f"{name} at most {limit['max_drop']:g} points" for name, limit in tasks.items())])
-
-
-def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per task, budget and search: accuracy of the schedule that the search would choose."""
-    return [
-        {
-            "experiment": comparison["experiment"],
-            "task": task,
-            "budget": row["budget"],
-            "search": search,
-            "schedule": chosen["schedule"],
-            "flops_ratio": chosen["flops_ratio"],
-            "accuracy_held_out": chosen["tasks"].get(task),
-            "unpruned": unpruned,
-        }
-        for task, unpruned in comparison["unpruned"]["tasks"].items()
-        for row in comparison["by_budget"]
-        for search, chosen in row["chosen"].items()
-    ]
 
 
 def print_tasks(comparison: dict[str, Any]) -> None:

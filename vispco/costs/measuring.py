@@ -130,9 +130,7 @@ def measure_profile(
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    import vispco
-
-    return {"torch": torch.__version__, "transformers": version("transformers"), "vispco": vispco.__version__}
+    return {"torch": torch.__version__, "transformers": version("transformers"), "vispco": version("vispco")}
 
 
 class Measuring:

@@ -103,7 +103,8 @@ def compare(
             rows_of, show = published_rows, print_published
         else:
             from vispco.analysis.comparison import compare as compare_experiments
-            from vispco.cli.comparison import only, print_comparison, print_tasks, search_rows, task_rows
+            from vispco.analysis.rows import search_rows, task_rows
+            from vispco.cli.comparison import only, print_comparison, print_tasks
 
             if cost or profile:
                 from vispco.cli.choosing import repriced
