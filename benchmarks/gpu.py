@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import vispco
-from vispco.costs.measuring import Prompter
+from vispco.costs.prompter import Prompter
 from vispco.models.base import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.methods import make_method

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 import vispco
-from vispco.costs.measuring import Effort, Prompter, check_profile, measure_profile, summary
+from vispco.costs.checking import check_profile, summary
+from vispco.costs.measuring import Effort, measure_profile
+from vispco.costs.prompter import Prompter
 from vispco.models.base import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.methods import make_method

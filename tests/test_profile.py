@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from vispco.analysis.decision import Question, decide
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.costs import read_profile
+from vispco.costs.base import Setting, make_cost
+from vispco.costs.checking import Check, summary
 from vispco.costs.described import described
-from vispco.costs.measuring import Check, curve_of, random_schedule, search_edges, summary, token_grid
+from vispco.costs.measuring import curve_of, random_schedule, search_edges, token_grid
+from vispco.costs.profile import Curve, Scoring
+from vispco.costs.prompter import Prompted
+from vispco.costs.rounds import in_turn
+from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import stamped
 from vispco.fronts import front
 from vispco.models.base import adapter_for
+from vispco.pruning.methods.base import make_method
 from vispco.storage.store import Store
-from vispco.testing.costs import planted_profile
+from vispco.testing.costs import SHAPE, planted_profile
 from vispco.testing.tiny import TINY
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -35,7 +43,7 @@ def test_edges_are_found_where_they_are() -> None:
     """A clock that steps at 300 and 700 tokens, asked at the grid and then wherever it jumps."""
     clock = lambda tokens: 1.0 + tokens / 1e4 + (tokens > 300) * 0.5 + (tokens > 700) * 0.8  # noqa: E731
     times = {n: clock(n) for n in token_grid(1024)}
-    search_edges(times, clock)
+    search_edges(times, lambda asked: {n: clock(n) for n in asked})
     tokens = sorted(times)
     curve = curve_of(tokens, [[times[n]] for n in tokens])
     assert curve.monotone
@@ -58,6 +66,61 @@ def test_falls_within_the_noise_are_levelled_and_others_kept() -> None:
     falling = curve_of([1, 2, 3], [[3.0] * 9, [1.0] * 9, [2.0] * 9])
     assert not falling.monotone
     assert falling.ms == [3.0, 1.0, 2.0]
+
+
+def test_a_change_of_the_machines_speed_changes_nothing() -> None:
+    """Work of 2, 5 and 9 ms on a machine that is three times slower in the middle, and for one moment a hundred times;
+    each probe and the reference read the same speed."""
+    asked = 0
+
+    def speed() -> float:
+        return 100.0 if asked == 61 else 3.0 if 40 < asked < 160 else 1.0
+
+    def work(ms: float) -> Callable[[], Any]:
+        def call() -> Any:
+            nonlocal asked
+            asked += 1
+            return ms * speed()
+
+        return call
+
+    turns = in_turn({ms: work(ms) for ms in (2.0, 5.0, 9.0)}, work(1.0), 15, random.Random(0))
+    for ms, times in turns.times.items():
+        assert np.median(times) / turns.reference == pytest.approx(ms)
+        assert 5 <= len(times) <= 15
+
+
+def test_repetitions_end_once_the_median_is_known() -> None:
+    rng = np.random.default_rng(0)
+    probes = {"steady": lambda: 1.0, "noisy": lambda: 1.0 + rng.exponential()}
+    times = in_turn(probes, lambda: 1.0, 12, random.Random(0)).times
+    assert (len(times["steady"]), len(times["noisy"])) == (5, 12)
+
+
+def test_what_scoring_takes_is_told_from_whole_prefills() -> None:
+    """Planted: 0.3 ms once, 0.02 for each token first kept, 0.5 for each choice and 0.01 for each token before it."""
+    rng, layers = random.Random(1), 8
+    prompts = [Prompted({}, visual, text) for visual, text in ((64, 5), (64, 30), (128, 9))]
+    drawn = [Draw(random_schedule(rng, layers), rng.choice(prompts)) for _ in range(24)]
+    planted = Scoring(boundary=Curve(tokens=[1, 300], ms=[0.51, 3.5]), start=0.3, pick=0.02)
+    none = Scoring(boundary=Curve(tokens=[1, 300], ms=[0.0, 0.0]))
+    shape = replace(SHAPE, layers=layers)
+
+    def of(scoring: Scoring, some: Sequence[Draw]) -> Any:
+        made = planted_profile(shape, ())
+        times = made.batches[1].model_copy(update={"methods": {"fastv": scoring}})
+        times = times.model_copy(update={"layers": {"full": Curve(tokens=[1, 300], ms=[1.0, 9.0])}})
+        times = times.model_copy(update={"rest": none.boundary, "tower": none.boundary})
+        setting = Setting(shape, method=make_method("fastv"), profile=made.model_copy(update={"batches": {1: times}}))
+        counts = np.concatenate([draw.counts(layers) for draw in some])
+        visual, text = (np.array([getattr(draw.prompted, what) for draw in some]) for what in ("visual", "text"))
+        return make_cost("prefill_ms").of(setting, counts, visual, text)
+
+    whole = of(planted, drawn)
+    found = explain(drawn, whole - of(none, drawn), whole, layers, 300)
+    unseen = [Draw(random_schedule(rng, layers), rng.choice(prompts)) for _ in range(30)]
+    np.testing.assert_allclose(of(found, unseen), of(planted, unseen), rtol=1e-6)
+    assert found.pick + 64 * found.pair == pytest.approx(0.02, abs=1e-4)
 
 
 def hooks_of(layers: Sequence[torch.nn.Module]) -> list[list[object]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vispco.cli.output import print_json, print_rows
-from vispco.costs.measuring import Check, Effort, check_profile, measure_profile, summary
+from vispco.costs.checking import Check, check_profile, summary
+from vispco.costs.measuring import Effort, measure_profile
 from vispco.costs.profile import FORMAT, read_profile
 from vispco.models.loading import load_model
 from vispco.outputs import JSON, check_output, json_with, write_output

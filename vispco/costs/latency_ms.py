@@ -31,8 +31,12 @@ class LatencyMs(PrefillMs):
         if setting.method is None:
             return added
         pruned = (counts < visual[:, None]).any(axis=1)
-        return added + pruned * (setting.answer_tokens - 1) * timed(setting)[1].decode.hooks
+        if not pruned.any():
+            return added
+        profile, times = timed(setting)
+        hooks = times.decode.hooks + profile.method(setting.batch, setting.method.name).step
+        return added + pruned * (setting.answer_tokens - 1) * hooks
 
     def constant(self, setting: Setting, visual: Any, text: Any) -> Any:
-        steps = setting.answer_tokens - 1
-        return super().constant(setting, visual, text) + steps * timed(setting)[1].decode.rest
+        steps, decode = setting.answer_tokens - 1, timed(setting)[1].decode
+        return super().constant(setting, visual, text) + decode.start + steps * decode.rest

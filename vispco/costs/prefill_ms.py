@@ -8,6 +8,7 @@ import numpy as np
 
 from vispco.costs.base import COSTS, CostModel, Setting
 from vispco.costs.profile import Profile, Timings
+from vispco.pruning.forward.counts import first_kept
 from vispco.pruning.schedules import Counts
 
 
@@ -43,8 +44,9 @@ class PrefillMs(CostModel):
         pruned = (counts < visual[:, None]).any(axis=1)
         if not pruned.any():
             return np.zeros(len(visual))
-        hooks = profile.method(setting.batch, setting.method.name)
-        return np.where(pruned, hooks.start + hooks.layer * counts.shape[1], 0.0)
+        added, first = profile.method(setting.batch, setting.method.name), first_kept(counts, visual)
+        once = added.start + added.layer * counts.shape[1] + (added.pick + added.pair * visual) * first
+        return np.where(pruned, once, 0.0)
 
     def constant(self, setting: Setting, visual: Any, text: Any) -> Any:
         _, times = timed(setting)

@@ -19,7 +19,7 @@ from vispco.json_text import parse_json
 from vispco.models.base import ModelShape
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
-VERSION = 1
+VERSION = 2  # 1 had no pick, pair, step, reference and start of an answer
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -92,30 +92,38 @@ class Curve(Part):
 
 class Scoring(Part):
     """What pruning with one method adds. ``boundary``: choosing and gathering, over the tokens of the layer before;
-    ``start``: once per prefill; ``layer``: the hooks of each layer."""
+    ``start``: once per prefill; ``pick`` and ``pair``: for each visual token that the first choice keeps, alone and for
+    each it is chosen from; ``layer``: hooks of each layer; ``step``: hooks of each decode step."""
 
     boundary: Curve
     start: Milliseconds = 0.0
+    pick: Milliseconds = 0.0
+    pair: Milliseconds = 0.0
     layer: Milliseconds = 0.0
+    step: Milliseconds = 0.0
 
 
 class Decode(Part):
-    """One decode step: each kind of layer over the tokens in its cache, and everything else."""
+    """One decode step: each kind of layer over the tokens in its cache, and everything else (``rest``; ``hooks`` of any
+    method). ``start``: what an answer takes once beyond its prefill and steps."""
 
     layers: dict[str, Curve]
     rest: Milliseconds = 0.0
     hooks: Milliseconds = 0.0
+    start: Milliseconds = 0.0
 
 
 class Timings(Part):
     """All times at one batch size. ``layers``: by kind, over the tokens of a prompt that enter; ``rest``: embedding,
-    masks, norm and head, over the prompt's tokens; ``tower``: with projector, over visual tokens."""
+    masks, norm and head, over the prompt's tokens; ``tower``: with projector, over visual tokens. ``reference``: of the
+    work that stands for the machine's speed while it was measured; 0: not known."""
 
     layers: dict[str, Curve]
     rest: Curve
     tower: Curve
     methods: dict[str, Scoring] = {}
     decode: Decode
+    reference: Milliseconds = 0.0
 
 
 class Profile(Part):

@@ -57,3 +57,10 @@ def most_kept(counts: Counts) -> int:
     """The most tokens that any sample keeps where it loses some; ``counts`` int [..., 1 + L], of the prompt first."""
     left = counts[..., 1:]
     return int(np.where((left < counts[..., :-1]) & (left > 0), left, 0).max(initial=0))
+
+
+def first_kept(counts: Counts, visual: Counts) -> Counts:
+    """Visual tokens [B] that the first choice among ``visual`` [B] leaves, of ``counts`` [B, L]; 0 where nothing is
+    dropped."""
+    left: Counts = np.where(counts < visual[:, None], counts, 0).max(axis=1, initial=0)
+    return left

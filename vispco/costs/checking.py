@@ -1,0 +1,119 @@
+"""Check a profile: predict schedules that it has not seen, measure them, and say by how much it was wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vispco.costs.base import Setting, make_cost
+from vispco.costs.measuring import Effort, median, random_schedule, reference_of
+from vispco.costs.profile import Profile
+from vispco.costs.prompter import Prompter
+from vispco.costs.rounds import in_turn
+from vispco.costs.stamps import is_cuda, timed_call
+from vispco.models.base import adapter_for
+from vispco.pruning.methods.base import make_method
+from vispco.pruning.prune import prune
+
+COSTS = ("prefill_ms", "latency_ms")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A schedule that was not measured for the profile: milliseconds predicted and measured, and its FLOPs.
+
+    ``speed``: of the machine now as a share of its speed while the profile was made; ``measured`` is multiplied by it.
+    """
+
+    schedule: str
+    cost: str
+    visual: int
+    text: int
+    predicted: float
+    measured: float
+    flops: float
+    speed: float = 1.0
+
+
+def check_profile(
+    model: Any,
+    processor: Any,
+    profile: Profile,
+    *,
+    method: str = "fastv",
+    batch: int = 1,
+    schedules: int = 30,
+    answer_tokens: int = 16,
+    effort: Effort | None = None,
+) -> list[Check]:
+    """Predict random schedules and measure them, in turn and in random order: ``prefill_ms`` and ``latency_ms``.
+
+    Raises:
+        ConfigError: the profile is of another model, or lacks the method or the batch.
+    """
+    effort, adapter = effort or Effort(), adapter_for(model)
+    profile.check_model(profile.model, adapter.shape())
+    chosen, cuda = make_method(method), is_cuda(model)
+    profile.method(batch, method)
+    setting = replace(Setting.of(adapter), method=chosen, profile=profile, batch=batch, answer_tokens=answer_tokens)
+    rng, layers = random.Random(effort.seed + 1), adapter.shape().layers
+    prompter = Prompter(model, processor)
+    prompts = [prompter.make(1, words, batch) for words in (2, 12, 24)]
+    drawn = [(random_schedule(rng, layers), rng.choice(prompts)) for _ in range(schedules)]
+    answer = {"max_new_tokens": answer_tokens, "min_new_tokens": answer_tokens, "do_sample": False}
+
+    def probe(number: int, cost: str) -> Callable[[], float]:
+        schedule, prompted = drawn[number]
+
+        def call() -> float:
+            with prune(model, method=chosen, schedule=schedule):
+                if cost == "prefill_ms":
+                    return timed_call(lambda: model(**prompted.inputs, logits_to_keep=1), cuda)
+                return timed_call(lambda: model.generate(**prompted.inputs, **answer), cuda)
+
+        return call
+
+    keys = [(number, cost) for number in range(schedules) for cost in COSTS]
+    with torch.inference_mode():
+        turns = in_turn({key: probe(*key) for key in keys}, reference_of(model, batch), effort.repeats, rng)
+    known = profile.at(batch).reference
+    speed = known / turns.reference if known else 1.0
+    found = []
+    for number, cost in keys:
+        schedule, prompted = drawn[number]
+        visual, text = np.array([prompted.visual]), np.array([prompted.text])
+        counts = schedule.counts(visual, layers)
+        predicted = float(make_cost(cost).of(setting, counts, visual, text)[0])
+        flops = float(make_cost("flops").of(setting, counts, visual, text)[0])
+        measured = speed * median(turns.times[number, cost])
+        found.append(Check(schedule.text(), cost, prompted.visual, prompted.text, predicted, measured, flops, speed))
+    return found
+
+
+def summary(checks: Sequence[Check]) -> dict[str, float]:
+    """``median_error``, ``worst_error``, ``rank_correlation`` (Spearman's), the median error of the ratio of two
+    schedules' times, as the profile predicts it and as FLOPs would, and the machine's ``speed`` now over then."""
+    from scipy.stats import spearmanr
+
+    predicted, measured = np.array([c.predicted for c in checks]), np.array([c.measured for c in checks])
+    flops = np.array([c.flops for c in checks])
+    error = np.abs(predicted / measured - 1)
+    pairs = np.triu_indices(len(checks), 1)
+
+    def ratio_error(values: Any) -> float:
+        ratio = (values[:, None] / values[None, :])[pairs]
+        return float(np.median(np.abs(ratio / (measured[:, None] / measured[None, :])[pairs] - 1)))
+
+    return {
+        "median_error": float(np.median(error)),
+        "worst_error": float(error.max()),
+        "rank_correlation": float(spearmanr(predicted, measured).statistic),
+        "ratio_error": ratio_error(predicted),
+        "ratio_error_of_flops": ratio_error(flops),
+        "speed": checks[0].speed,
+    }

@@ -1,0 +1,50 @@
+"""Prompts to time a model with: noise pictures and so many words, as the model takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vispco.models.base import adapter_for
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """A batch as the model takes it: ``inputs`` with pixels, and the tokens of one of its rows."""
+
+    inputs: dict[str, Any]
+    visual: int
+    text: int
+
+    @property
+    def length(self) -> int:
+        return self.visual + self.text
+
+
+class Prompter:
+    """Prompts of equal rows, of noise pictures and so many words."""
+
+    def __init__(self, model: Any, processor: Any, size: int = 336) -> None:
+        self.model, self.processor, self.adapter = model, processor, adapter_for(model)
+        self._size = size
+
+    def make(self, pictures: int, words: int, batch: int) -> Prompted:
+        from PIL import Image
+
+        from vispco.tasks.base import Sample
+        from vispco.tasks.rendering import render_prompt
+
+        noise = np.random.default_rng(0).integers(0, 255, (pictures, self._size, self._size, 3), dtype=np.uint8)
+        images = [Image.fromarray(one) for one in noise]
+        text = render_prompt(self.processor, Sample("s", "g", images, " ".join(["the"] * words), ("a",)))
+        shown = [images] * batch if images else None
+        made = self.processor(images=shown, text=[text] * batch, return_tensors="pt", padding=True)
+        inputs = dict(made.to(self.model.device))
+        for key, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                inputs[key] = value.to(self.adapter.dtype())
+        visual = int(self.adapter.visual_mask(inputs["input_ids"], None)[0].sum())
+        return Prompted(inputs, visual, int(inputs["input_ids"].shape[1]) - visual)
