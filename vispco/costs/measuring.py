@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vispco.costs.base import Setting, make_cost
 from vispco.costs.profile import Curve, Decode, Profile, Scoring, Timings
-from vispco.costs.prompter import Prompted, Prompter
+from vispco.costs.prompter import SIZE, Prompted, Prompter
 from vispco.costs.rounds import in_turn
 from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import is_cuda, stamped, timed_call
@@ -233,8 +233,11 @@ class Measuring:
         return sorted(times)
 
     def _pictures(self) -> list[Prompted]:
-        made = [self.prompter.make(pictures, 1, self.batch) for pictures in (1, 2, 4)]
-        return [made[0], *(one for one in made[1:] if one.visual <= self.effort.max_tokens)]
+        """From a small picture, where the processor keeps sizes apart, to several."""
+        made = [self.prompter.make(1, 1, self.batch, size) for size in (SIZE // 4, SIZE // 2)]
+        made += [self.prompter.make(pictures, 1, self.batch) for pictures in (1, 2, 4)]
+        most = max(self.effort.max_tokens, self.one.visual)
+        return list({one.visual: one for one in made if one.visual <= most}.values())
 
     def _prompts(self) -> list[Prompted]:
         """From short to long ones, of one picture and of two where there is room."""

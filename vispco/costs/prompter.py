@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vispco.models.base import adapter_for
 
+SIZE = 336
+
 
 @dataclass(frozen=True, eq=False)
 class Prompted:
@@ -27,17 +29,17 @@ class Prompted:
 class Prompter:
     """Prompts of equal rows, of noise pictures and so many words."""
 
-    def __init__(self, model: Any, processor: Any, size: int = 336) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter_for(model)
-        self._size = size
 
-    def make(self, pictures: int, words: int, batch: int) -> Prompted:
+    def make(self, pictures: int, words: int, batch: int, size: int = SIZE) -> Prompted:
+        """``size``: of a picture's sides, in pixels, where the processor keeps sizes apart."""
         from PIL import Image
 
         from vispco.tasks.base import Sample
         from vispco.tasks.rendering import render_prompt
 
-        noise = np.random.default_rng(0).integers(0, 255, (pictures, self._size, self._size, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 255, (pictures, size, size, 3), dtype=np.uint8)
         images = [Image.fromarray(one) for one in noise]
         text = render_prompt(self.processor, Sample("s", "g", images, " ".join(["the"] * words), ("a",)))
         shown = [images] * batch if images else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from vispco.config import Study
 from vispco.errors import ConfigError
-from vispco.experiment.planning import plan, resolutions
+from vispco.experiment.planning import plan
 from vispco.problem import Problem, make_family
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.families.resolutions import Resolutions
@@ -15,7 +15,7 @@ from vispco.pruning.needs import LAYER_BEFORE
 from vispco.pruning.targets import target_named
 from vispco.search import SEARCHES
 from vispco.search.base import Search
-from vispco.search.study_cost import check_cost, drops_of, has_plain_cost
+from vispco.search.study_cost import check_cost, check_measured, drops_of, has_plain_cost
 
 PROBE_LAYERS = 8  # any depth will do to ask a family whether it has a grid
 
@@ -43,12 +43,13 @@ def validate(problem: Problem) -> None:
             methods = problem.methods(planned.config)
             if len(methods) > 1:
                 kind.check_several(planned.options)
+            check_measured(problem, methods)
             for method in methods:
                 target.check(method, FAMILIES[kind.fixed_family or family])
                 _before_decoder(kind, method, made)
                 _at_resolutions(kind, planned.options, made)
                 kind.check(planned.options, method, made)
-            _able(kind, planned.options, len(methods), problem.study)
+            _able(kind, planned.options, problem.study)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
         if planned.config.kind == "grid":
@@ -58,17 +59,16 @@ def validate(problem: Problem) -> None:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
 
 
-def _able(kind: type[Search], options: Any, methods: int, study: Study) -> None:
+def _able(kind: type[Search], options: Any, study: Study) -> None:
     """Refuse a search that knows no cost but FLOPs, or no limits, in a study that has them."""
-    if not has_plain_cost(study) and methods > 1:
-        raise ConfigError("method: several are searched under budgets in FLOPs without limits; give each its own entry")
-    if not has_plain_cost(study) and resolutions(study):
-        raise ConfigError(
-            "resolution: is searched under budgets in FLOPs without limits; remove it, or cost: and limits:"
-        )
     if not has_plain_cost(study) and not kind.any_cost:
         able = ", ".join(name for name, known in SEARCHES.items() if known.any_cost)
         raise ConfigError(f"kind {kind.kind!r} knows FLOPs only, and the study has cost: or limits:; use {able}")
+    if kind.stops_early and drops_of(study):
+        raise ConfigError(
+            f"kind {kind.kind!r} stops schedules before it knows what each task loses; remove limits.tasks, or use "
+            "tpe, nsga2 or gp"
+        )
     if getattr(options, "race", None) is not None and study.limits and (kind.kind != "grid" or drops_of(study)):
         raise ConfigError("race: cannot tell whether a schedule keeps the study's limits; remove race:, or limits:")
 

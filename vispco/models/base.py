@@ -188,6 +188,16 @@ class ModelAdapter(ABC):
         alike = LayerShape(shape.heads, shape.kv_heads, shape.head_dim, shape.weights)
         return shape if set(each) == {alike} else replace(shape, each=each)
 
+    @cached_property
+    def known_shape(self) -> ModelShape:
+        """:meth:`shape`, read once: for what is asked in every forward."""
+        return self.shape()
+
+    @cached_property
+    def recurrent_layers(self) -> frozenset[int]:
+        """Layers that are :meth:`recurrent`, read once."""
+        return frozenset(filter(self.recurrent, range(len(self.layers()))))
+
     def layer_config(self, number: int) -> Any:
         """The configuration that says the sizes of layer ``number``. Default: that of the text decoder."""
         return self.model.config.get_text_config()

@@ -37,8 +37,10 @@ def refuse_uncuttable(adapter: ModelAdapter, attention: str, cache: Any, length:
         raise ModelError(
             f"a cache of type {type(cache).__name__} cannot hold a pruned prompt; use transformers' DynamicCache"
         )
+    if "flash" not in attention:
+        return
     windows = [w for w in map(adapter.sliding_window, range(len(adapter.layers()))) if w is not None]
-    if "flash" in attention and windows and length > min(windows):
+    if windows and length > min(windows):
         raise ModelError(
             f"flash kernels count a sliding window in cache entries, so a pruned prompt of {length} tokens would "
             f"see past its window of {min(windows)}; load the model with attn_implementation='sdpa'"

@@ -52,7 +52,7 @@ class PruningSession(Record):
         self._drafts = DraftWatch(adapter.model)
         check_needs(method, adapter)
         self._tower = TowerReader(adapter, method)
-        self._recurrent = any(map(adapter.recurrent, range(len(adapter.layers()))))
+        self._recurrent = bool(adapter.recurrent_layers)
 
     # --- hooks -----------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class PruningSession(Record):
         thread, cache = self._thread, kwargs.get("past_key_values")
         if thread.prefill is not None:
             call = thread.prefill.on_layer(number, args, kwargs)
-            if cache is not None and thread.prefill.cuts and not self.adapter.recurrent(number):
+            if cache is not None and thread.prefill.cuts and number not in self.adapter.recurrent_layers:
                 kept, thread.cache = self._kept(thread.prefill), cache
                 layer = to_be_pruned(cache, number)
                 layer.beside_recurrent = self._recurrent

@@ -115,6 +115,7 @@ class Search(ABC):
     ``before_decoder``: it can use families that drop tokens before layer 0.
     ``resolutions``: it can search the pictures' resolution together with the schedule.
     ``any_cost``: it can search under budgets in another cost than FLOPs, and under limits.
+    ``stops_early``: it stops schedules before they saw all samples.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
     (:meth:`as_begun`), so that its trials are never mixed.
@@ -129,6 +130,7 @@ class Search(ABC):
     resolutions: ClassVar[bool] = False
     among_methods: ClassVar[bool] = False
     any_cost: ClassVar[bool] = False
+    stops_early: ClassVar[bool] = False
     defaults: ClassVar[int] = 1
 
     @classmethod

@@ -161,7 +161,7 @@ class SamplingSearch(Search):
             wanted = [
                 Proposal(
                     schedule,
-                    parameters if schedule == self.drawn_schedule(parameters) else None,
+                    self._parameters(schedule, parameters),
                     seconds=seconds,
                     attributes={"proposal": number, **notes},
                     distributions=self.distributions,
@@ -176,6 +176,12 @@ class SamplingSearch(Search):
                 context.say("not one schedule was measured: the first one alone exceeds the compute")
             known = self.outcomes(start, wanted) if wanted else None
             self.measure(wanted, partial(self._advance, len(settled), wanted), known)
+
+    def _parameters(self, schedule: Schedule, drawn: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of what is measured for a draw: where it was moved, the family's of where it is now."""
+        if schedule == self.drawn_schedule(drawn):
+            return drawn
+        return {**drawn, **self.context.family.parameters(schedule)}
 
     def _affordable(self, start: int, drawn: Sequence[Drawn], settled: Mapping[int, FrozenTrial]) -> int:
         """How many of the proposals from ``start`` on may be charged and paid, after those before."""

@@ -4,7 +4,7 @@ limit."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from vispco.evaluation.records import Evaluation
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.forward.counts import checked_counts
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Counts, Policy, Schedule, keep_all
+from vispco.pruning.schedules import Counts, Policy, Schedule, keep_all, resolution_of
 from vispco.registry import suggest
 
 if TYPE_CHECKING:
@@ -76,6 +76,34 @@ def check_cost(problem: Problem) -> None:
                 parse_bound(study.cost.name, budget)
 
 
+def check_measured(problem: Problem, methods: Sequence[Method]) -> None:
+    """Refuse methods whose scoring the profile does not have, where the study has a cost or a limit in time.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    study, profile = problem.study, problem.profile
+    timed = [make_cost(name).needs_profile for name in (study.cost.name, *(bound.cost for bound in bounds_of(study)))]
+    if profile is not None and any(timed):
+        for method in methods:
+            profile.method(study.cost.batch, method.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Prompts of one task: ``counts`` [P, L], ``visual`` and ``text`` tokens [P], and each sample's place among them.
+
+    ``whole``: visual and text tokens of the same prompts with whole pictures; ``vision_flops`` of the tower, per token.
+    """
+
+    counts: Counts
+    visual: Counts
+    text: Counts
+    which: Any
+    whole: tuple[Counts, Counts]
+    vision_flops: float
+
+
 class StudyCost:
     """The cost of policies on a split.
 
@@ -91,6 +119,7 @@ class StudyCost:
         self.bounds, self.drops = bounds_of(study), drops_of(study)
         self.unpruned_tasks: dict[str, float] = {}
         self._whole: dict[str, float] = {}
+        self._vision: dict[float, float] = {}
 
     @property
     def name(self) -> str:
@@ -264,37 +293,50 @@ class StudyCost:
 
     # --- parts ---------------------------------------------------------------------------------------
 
-    def _distinct(self, policy: Policy, method: Method | None, split: str) -> list[tuple[Counts, Counts, Counts, Any]]:
-        """Counts, visual and text tokens of distinct prompts, and each sample's place among them, task by task."""
+    def _distinct(self, policy: Policy, method: Method | None, split: str) -> list[Row]:
+        """Distinct prompts, task by task; of a schedule for smaller pictures, each sample's."""
         evaluator = self._evaluator
-        if not isinstance(policy, Schedule):
-            return self._given(evaluator.counts(policy, split, method), split)
-        chosen = method or evaluator.problem.default_method
+        home = evaluator.at(resolution_of(policy))
+        if not isinstance(policy, Schedule) or home is not evaluator:
+            return self._given(evaluator.counts(policy, split, method), split, home)
+        chosen, vision = method or evaluator.problem.default_method, self.setting.vision_flops
         rows, layers = [], evaluator.problem.shape.layers
         for part in evaluator.prepared(split):
             visual, text, which = part.lengths
-            rows.append((checked_counts(policy.counts(visual, layers), visual, layers, chosen), visual, text, which))
+            counts = checked_counts(policy.counts(visual, layers), visual, layers, chosen)
+            rows.append(Row(counts, visual, text, which, (visual, text), vision))
         return rows
 
-    def _given(self, counts: Sequence[Counts], split: str = "search") -> list[tuple[Counts, Counts, Counts, Any]]:
-        parts = zip(counts, self._evaluator.prepared(split), strict=True)
-        return [(given, part.n_visual, part.n_text, slice(None)) for given, part in parts]
+    def _given(self, counts: Sequence[Counts], split: str = "search", home: Evaluator | None = None) -> list[Row]:
+        """Each sample's, at the resolution of ``home``."""
+        home = home or self._evaluator
+        vision = self._vision_flops(home)
+        parts = zip(counts, home.prepared(split), self._evaluator.prepared(split), strict=True)
+        return [
+            Row(given, part.n_visual, part.n_text, slice(None), (whole.n_visual, whole.n_text), vision)
+            for given, part, whole in parts
+        ]
 
-    def _mean(
-        self, model: CostModel, rows: Sequence[tuple[Counts, Counts, Counts, Any]], method: Method | None
-    ) -> tuple[float, float]:
+    def _vision_flops(self, home: Evaluator) -> float:
+        """Of the tower at a resolution, where the study asks for them."""
+        if home is self._evaluator or not self.setting.vision_flops:
+            return self.setting.vision_flops
+        if home.resolution not in self._vision:
+            self._vision[home.resolution] = vision_flops(home.problem)
+        return self._vision[home.resolution]
+
+    def _mean(self, model: CostModel, rows: Sequence[Row], method: Method | None) -> tuple[float, float]:
         """(absolute, share prompt by prompt), means over tasks."""
         plain, own = self.setting, self.setting.with_method(method)
         values, shares = [], []
-        for counts, visual, text, which in rows:
-            costs = model.of(own, counts, visual, text)
-            values.append(float(costs[which].mean()))
-            shares.append(float((costs / model.unpruned(plain, visual, text))[which].mean()))
+        for row in rows:
+            setting = own if row.vision_flops == own.vision_flops else replace(own, vision_flops=row.vision_flops)
+            costs = model.of(setting, row.counts, row.visual, row.text)
+            values.append(float(costs[row.which].mean()))
+            shares.append(float((costs / model.unpruned(plain, *row.whole))[row.which].mean()))
         return float(np.mean(values)), float(np.mean(shares))
 
-    def _over(
-        self, bound: Bound, rows: Sequence[tuple[Counts, Counts, Counts, Any]], method: Method
-    ) -> tuple[float, float]:
+    def _over(self, bound: Bound, rows: Sequence[Row], method: Method) -> tuple[float, float]:
         """A limited cost in its unit, and by how much it exceeds its limit."""
         model = make_cost(bound.cost)
         absolute, share = self._mean(model, rows, method)

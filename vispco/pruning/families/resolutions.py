@@ -68,7 +68,10 @@ class Resolutions(ScheduleFamily):
         self._no_gradient()
 
     def snap(self, schedule: Schedule, fits: Fits) -> Schedule:
-        self._no_gradient()
+        """The family's snap, at the schedule's resolution."""
+        share = resolution_of(schedule) or 1.0
+        inner = schedule.schedule if isinstance(schedule, AtResolution) else schedule
+        return self.at(self.family.snap(inner, lambda one: fits(self.at(one, share))), share)
 
     def _no_gradient(self) -> NoReturn:
         raise ConfigError(

@@ -40,7 +40,7 @@ class LayerAttention:
         mask: Tensor | None = None,
     ) -> None:
         self._adapter, self._scale = adapter, adapter.attention_scale(layer)
-        self._shape = adapter.shape().at(layer)
+        self._shape = adapter.known_shape.at(layer)
         self._queries, self._keys = queries, keys
         self._valid, self._mask = valid, mask
         cos, sin = position_embeddings

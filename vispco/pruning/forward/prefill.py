@@ -183,7 +183,7 @@ class Prefill:
             index=tokens.index,
             rank=tokens.rank,
             prompt=self.prompt,
-            shape=self.adapter.shape(),
+            shape=self.adapter.known_shape,
             attention=cache(partial(self._attention_of, boundary - 1, self._captured)),
             begun=self._begun,
             final_norm=self.adapter.norm,
@@ -241,7 +241,7 @@ class Prefill:
             short["position_ids"] = self._once(kwargs["position_ids"], self._position_ids)
         if "attention_mask" in kwargs:
             mask = kwargs["attention_mask"]
-            if self.adapter.recurrent(layer):
+            if layer in self.adapter.recurrent_layers:
                 short["attention_mask"] = self.tokens.valid.long() if bool(self.tokens.filler.any()) else None
             else:
                 short["attention_mask"] = self._once(mask, lambda m: self._mask(m, short["position_embeddings"][0]))

@@ -2,13 +2,13 @@
 
 Proposals come in brackets. All of a bracket are measured on the first samples of the split, which are drawn at random;
 the better half goes on to twice as many, and so on. Which half is better is decided by non-dominated sorting of
-(accuracy so far, flops_ratio), then by crowding distance. Optuna prunes no trial with several objectives, so the
+(accuracy so far, cost), then by crowding distance. Optuna prunes no trial with several objectives, so the
 sampler is told the accuracy so far of what was stopped. Only schedules that saw all samples are COMPLETE trials, which
 fronts and choices are made of.
 
 After Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization" (AISTATS 2016), and
 for several objectives Schmucker et al., "Multi-objective asynchronous successive halving" (arXiv 2106.12639).
-Deviations: synchronous, so that a resumed search proposes the same; flops_ratio is exact from the start.
+Deviations: synchronous, so that a resumed search proposes the same; the cost is exact from the start.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pydantic import Field
 
 from vispco.evaluation.prepared import PreparedSplit, block_ends
 from vispco.evaluation.records import Outcome
-from vispco.pruning.schedules import Schedule
+from vispco.pruning.schedules import Counts, Schedule
 from vispco.search.base import SEARCHES, Options, Proposal
 from vispco.search.racing import Order, order_by
 from vispco.search.samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
 from vispco.search.sampling import Drawn, SamplingOptions
+from vispco.search.study_cost import TIE
 
 SAMPLERS: dict[str, type[OptunaSearch]] = {"tpe": TPESearch, "nsga2": NSGA2Search, "gp": GPSearch}
 
@@ -50,7 +51,7 @@ class Halving:
     """Which of P schedules go on: what :meth:`Evaluator.race` asks for.
 
     Args:
-        costs: flops_ratio, [P].
+        costs: as shares, [P]; infinite beyond a limit.
         order: of the samples.
         rungs: samples seen at each decision, ascending, and last all of them.
         going: how many schedules go on from each decision.
@@ -80,9 +81,16 @@ class Halving:
 
 
 def best(accuracy: NDArray[np.float64], cost: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Places of the ``count`` best of [P], by the front that they are on, then by crowding distance."""
+    """Places of the ``count`` best of [P], by the front that they are on, then by crowding distance.
+
+    What costs infinitely much, beyond a limit, comes after all that does not.
+    """
     from moocore import pareto_rank
 
+    within = np.isfinite(cost)
+    if not within.all():
+        fit, over = np.flatnonzero(within), np.flatnonzero(~within)
+        return np.concatenate([fit[best(accuracy[fit], cost[fit], count)], over])[:count]
     if not len(accuracy):
         return np.zeros(0, dtype=np.int64)
     rank = pareto_rank(np.column_stack([accuracy, cost]), maximise=[True, False])
@@ -122,7 +130,7 @@ class HalvingSearch(OptunaSearch):
     kind: ClassVar[str] = "halving"
     Options: ClassVar[type[Options]] = HalvingOptions
     among_methods: ClassVar[bool] = False
-    any_cost: ClassVar[bool] = False
+    stops_early: ClassVar[bool] = True
     resolutions: ClassVar[bool] = False
 
     def sampler(self, seed: int) -> BaseSampler:
@@ -155,9 +163,17 @@ class HalvingSearch(OptunaSearch):
             return Halving(costs, order, self._rungs, self._going(len(costs)))
 
         found: dict[str, Outcome] = {}
-        for outcome in context.evaluator.race(drawn, make, "search", context.method, context.watch):
+        ratio = None if context.cost.in_flops and not context.cost.bounds else self._cost_of
+        for outcome in context.evaluator.race(drawn, make, "search", context.method, context.watch, ratio):
             found.setdefault(outcome.schedule, outcome)
         return found
+
+    def _cost_of(self, counts: Sequence[Counts]) -> float:
+        """The cost as a share, from counts [S, L] of each task's samples; infinite beyond a limit."""
+        cost, method = self.context.cost, self.context.method
+        if cost.excess_of_counts(counts, method) > TIE:
+            return np.inf
+        return cost.ratio_of_counts(counts, method)
 
     @property
     def _rungs(self) -> list[int]:
@@ -201,8 +217,9 @@ class HalvingSearch(OptunaSearch):
 def _as_measured(trial: FrozenTrial) -> FrozenTrial:
     """A stopped trial with what is known of it in place of values."""
     return create_trial(
-        values=[trial.user_attrs["accuracy"], trial.user_attrs["flops_ratio"]],
+        values=[trial.user_attrs["accuracy"], trial.user_attrs.get("cost_ratio", trial.user_attrs["flops_ratio"])],
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
     )
