@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,60 @@ def test_reading_an_old_database_shows_it_and_migrates_nothing(
     code, _, err = cli(*command, "--storage", f"sqlite:///{old}")
     assert (code, "Traceback" in err) == (0, False), err
     assert contents(old) == before
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that a test may make read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def read_only(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
+def test_a_read_only_file_system_is_read(
+    disk: Path, old: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SQLite itself opens no database with a write-ahead log where it cannot make files beside it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(old, disk / "a #1%.db")
+    with sqlite3.connect(disk / "a #1%.db") as connection:
+        assert connection.execute("pragma journal_mode=wal").fetchone() == ("wal",)
+    connection.close()
+    url = f"sqlite:///{disk}/a #1%.db"
+    read_only(disk)
+    for command in READING:
+        code, out, err = cli(*command, "--storage", url)
+        assert code == 0, (command, err)
+        if "--json" in command:
+            assert out == cli(*command, "--storage", f"sqlite:///{old}")[1]
+    assert cli("copy", url, f"sqlite:///{tmp_path}/copied.db")[0] == 0
+    for command in (["resume", "old"], ["rm", "old", "--yes"]):
+        code, _, err = cli(*command, "--storage", url)
+        assert code == 2
+        assert "it or its folder is read-only; give a --storage URL elsewhere" in err
+    assert [file.name for file in disk.iterdir()] == ["a #1%.db"]
+
+
+def test_changes_that_cannot_be_read_there_are_not_left_out(disk: Path, old: Path, cli: Cli) -> None:
+    connection = sqlite3.connect(old, isolation_level=None)
+    connection.execute("pragma journal_mode=wal")
+    connection.execute("create table vispco_more (a int)")
+    for file in (old, Path(f"{old}-wal")):
+        shutil.copy(file, disk / file.name)
+    connection.close()
+    read_only(disk)
+    code, _, err = cli("status", "--storage", f"sqlite:///{disk}/old.db")
+    assert code == 2
+    assert f"its last changes are in {disk}/old.db-wal; copy both files" in err
 
 
 @pytest.mark.parametrize("command", READING, ids=" ".join)

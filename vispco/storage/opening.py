@@ -7,6 +7,7 @@ import random
 import sqlite3
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -69,6 +70,11 @@ def open_database(url: str, *, create: bool, patience: float, read_only: bool = 
         )
     if (read_only or not create) and backend == "sqlite" and not os.path.exists(parsed.database or ""):
         raise StorageError(f"no database at {shown}; run a study first (vispco run studies/quickstart.yaml)")
+    if not read_only and backend == "sqlite" and not _is_written(parsed.database or ""):
+        raise StorageError(
+            f"cannot write database {shown}: it or its folder is read-only; give a --storage URL elsewhere, "
+            "and take along what is in it with: vispco copy"
+        )
     # Optuna fills a template in the URL, so braces are doubled.
     text = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     settings: dict[str, Any] = {"pool_pre_ping": True}
@@ -87,16 +93,46 @@ def open_database(url: str, *, create: bool, patience: float, read_only: bool = 
     except StorageError:
         raise
     except (*DATABASE_ERRORS, *UNREADABLE, ImportError, RuntimeError) as error:
-        raise StorageError(f"cannot open database {shown}: {reason(error)}; give another --storage URL") from error
+        why = _why_not_read(parsed.database or "") if backend == "sqlite" and read_only else None
+        raise StorageError(
+            f"cannot open database {shown}: {why or f'{reason(error)}; give another --storage URL'}"
+        ) from error
     return storage
 
 
 class _ReadOnlyConnection(sqlite3.Connection):
     """A connection whose every statement that would change the database fails."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, database: str, **settings: Any) -> None:
+        if os.path.isfile(database) and not os.access(_folder(database), os.W_OK) and not _log_of(database):
+            # SQLite would make files beside it, even to read; nobody who writes has it open, or there would be a log.
+            database, settings = f"{Path(database).resolve().as_uri()}?immutable=1", {**settings, "uri": True}
+        super().__init__(database, **settings)
         self.execute("PRAGMA query_only=ON")
+
+
+def _folder(database: str) -> str:
+    return os.path.dirname(os.path.abspath(database))
+
+
+def _log_of(database: str) -> str | None:
+    """The file of changes that are not in the database's own file yet."""
+    log = f"{database}-wal"
+    return log if os.path.exists(log) and os.path.getsize(log) else None
+
+
+def _is_written(database: str) -> bool:
+    """Whether SQLite can write; True also for what is not there, which it refuses with a reason of its own."""
+    places = (database, _folder(database))
+    return all(os.access(place, os.W_OK) for place in places if os.path.exists(place))
+
+
+def _why_not_read(database: str) -> str | None:
+    """Why a database in a read-only folder cannot be read; None where that is not the reason."""
+    log = _log_of(database)
+    if log is None or os.access(_folder(database), os.W_OK):
+        return None
+    return f"its folder is read-only, and its last changes are in {log}; copy both files to a folder that is not"
 
 
 def _in_memory(url: URL) -> bool:
