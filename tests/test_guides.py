@@ -109,26 +109,16 @@ def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyP
     lengths = {split: [[64, 10, 1.0]] for split in ("search", "held_out")}
     facts = store.require_experiment("quickstart")["facts"]
     store.save_facts("quickstart", {**facts, "costs": {**described("demo").to_dict(), "prompts": lengths}})
+    printed_all = ""
     for line in "".join(blocks("docs/choose.md", "bash")).strip().splitlines():
         made = line.replace("--max-drop 3", "--max-drop 40")  # the trials are made up
         code, out, err = cli(*shlex.split(made)[1:])
         assert code == 0, (line, err)
         if "--per-task" in line:
             assert "read: unpruned" in out
-    assert "accuracy" in out
-    assert "kv_bytes" in out
-
-
-def test_a_cost_of_your_own() -> None:
-    """In a process of its own, so that the name is not registered here."""
-    (code,) = blocks("docs/costs.md", "python")
-    check = """
-from vispco.costs import make_cost
-from vispco.testing.costs import a_setting, some_counts
-assert (make_cost("joules").of(a_setting(), *some_counts(1)) > 0).all()
-"""
-    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+        printed_all += out
+    assert "kv_bytes" in printed_all
+    assert "mean score" in printed_all
 
 
 def test_the_page_about_gpus(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -320,7 +320,7 @@ def test_a_task_limit_is_kept_by_every_choice(timed: Any) -> None:
 
 
 def test_the_page_shows_a_study_that_is_valid(timed: Any, cli: Cli, tmp_path: Path) -> None:
-    (block,) = blocks("docs/costs.md", "yaml")
+    (block,) = blocks("docs/choose.md", "yaml")
     profile = planted_profile(timed[1].shape, (), "demo")
     batch = profile.model_copy(update={"batches": {16: profile.batches[1]}})
     (tmp_path / "profile.json").write_text(batch.to_json())
