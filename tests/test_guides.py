@@ -118,7 +118,7 @@ def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert "read: unpruned" in out
         printed_all += out
     assert "kv_bytes" in printed_all
-    assert "mean score" in printed_all
+    assert "accuracy" in printed_all
 
 
 def test_the_page_about_gpus(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
