@@ -37,6 +37,7 @@ from vispco.pruning.methods import make_method
 from vispco.pruning.prune import prune
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import MultiStep, Ratios, Step, parse_schedule
+from vispco.search.recipes.autoprune import Bits, counts_behind, mutual_information
 from vispco.search.recipes.calibration import observe
 from vispco.search.recipes.dop import solve
 from vispco.search.recipes.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops
@@ -799,3 +800,79 @@ def test_samplers_start_from_what_is_enqueued(problem: Problem, tmp_path: Path) 
     wrong = text.replace("'fitprune:50'", "'fitprune:55'")
     with pytest.raises(ScheduleError, match="no published configuration 'fitprune:55'"):
         Run(Problem(parse_study(wrong), wrong, model=problem.model, processor=problem.processor), store).run(fresh=True)
+
+
+# --- AutoPrune ----------------------------------------------------------------------------------------
+
+
+def test_autoprune_counts_are_those_of_the_official_code() -> None:
+    """Golden values of its function for 32 layers, 160 tokens behind layer 0 and a target of 64."""
+    steep = [124, 123, 122, 121, 120, 118, 116, 113, 109, 104, 98, 91, 83, 74, 65, 56, 47, 38, 31, 24, 19, 15]
+    steep += [11, 9, 7, 5, 4, 3, 2, 2, 2]
+    assert counts_behind(0.3, 160, 64, 32, clusters=True) == steep
+    flat = counts_behind(0.1, 160, 64, 32, clusters=True)
+    assert (flat[0], flat[-1]) == (100, 21)
+    for target in (10.0, 30.5, 60.0):
+        behind = counts_behind(0.3, 64, target, 8)
+        assert behind == sorted(behind, reverse=True)
+        assert 8 * target - 8 < 64 + sum(behind) <= 8 * target
+
+
+def test_mutual_information_in_bits() -> None:
+    """Two words that look at two tokens: at one each, 1 bit; both at both, none; heads add up."""
+    each = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    both = torch.full((2, 2), 0.5)
+    found = mutual_information(
+        torch.stack([torch.stack([each, each]), torch.stack([each, both]), 0 * each.repeat(2, 1, 1)])
+    )
+    assert found.tolist() == pytest.approx([2.0, 1.0, 0.0], abs=1e-4)
+    half = mutual_information(0.5 * each[None, None])  # half of the attention on text: not divided by its sum
+    assert half.item() == pytest.approx(0.5 * np.log2(0.25 / (0.5 * 0.25)), abs=1e-4)
+
+
+def test_autoprune_gives_every_sample_its_own_curve(problem: Problem, tmp_path: Path) -> None:
+    text = BASELINES[: BASELINES.index("  random:")] + "  autoprune: {kind: autoprune, gamma: 0.05}\n"
+    study, store = fresh(problem, text), Store(f"sqlite:///{tmp_path}/a.db")
+    run = Run(study, store)
+    run.run()
+    trials = complete(store, "autoprune")
+    assert len(trials) == 3
+    first, *rest = trials
+    assert first.user_attrs["propose_flops"] > 0
+    assert [trial.user_attrs["propose_flops"] for trial in rest] == [0, 0]
+    part = run.evaluator.prepared("search")[0]
+    prompt = part.batches[0].prompt(study.adapter)
+    for trial in trials:
+        assert trial.values[1] <= trial.user_attrs["budget"]
+        assert trial.values[1] == pytest.approx(trial.user_attrs["budget"], abs=0.03)
+        policy = run._policies["small/autoprune"](trial.user_attrs["schedule"])
+        assert policy.text() == trial.user_attrs["schedule"]
+        counts = policy.counts(part.n_visual[part.batches[0].rows], study.shape.layers, prompt)
+        assert len(np.unique(counts, axis=0)) > 1
+        with pytest.raises(ScheduleError, match="reads prompts"):
+            policy.counts(part.n_visual, study.shape.layers)
+    found = Comparison(store, "small").to_dict()["searches"][0]
+    assert found["budget_score"] is not None
+    assert Run(study, store).run() == 0
+    assert len(complete(store, "autoprune")) == 3
+
+
+def test_autoprune_reads_what_the_model_attends_to(problem: Problem) -> None:
+    """Bits by the model's own eager attention at layer 1, of a sample alone, without padding."""
+    evaluator = Evaluator(fresh(problem))
+    bits, part = Bits(evaluator), evaluator.prepared("search")[0]
+    batch = part.batches[0]
+    model, adapter = problem.model, problem.adapter
+    inputs = adapter.with_features(batch.inputs, batch.features)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        attention = model(**inputs, output_attentions=True).attentions[1].detach()
+    finally:
+        model.set_attn_implementation(before)
+    visual = adapter.visual_mask(batch.inputs["input_ids"], None)
+    last = visual.shape[1] - 1 - visual.flip(1).int().argmax(dim=1)
+    for row, key in enumerate(batch.keys):
+        text = [n for n in range(int(last[row]) + 1, visual.shape[1]) if batch.inputs["attention_mask"][row, n]]
+        rows = attention[row : row + 1, :, text][..., visual[row]]
+        assert bits.of(key) == pytest.approx(float(mutual_information(rows)), rel=1e-3, abs=1e-5)

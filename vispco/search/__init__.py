@@ -5,7 +5,7 @@ from vispco.search import grid, samplers, sampling
 from vispco.search.base import SEARCHES, Proposal, Search, SearchContext
 from vispco.search.base import Options as SearchOptions
 from vispco.search.gradient import lagrangian
-from vispco.search.recipes import dop, fitprune_fit, gsearch, halving, published, vtw
+from vispco.search.recipes import autoprune, dop, fitprune_fit, gsearch, halving, published, vtw
 
 __all__ = [
     "SEARCHES",
@@ -13,6 +13,7 @@ __all__ = [
     "Search",
     "SearchContext",
     "SearchOptions",
+    "autoprune",
     "dop",
     "fitprune_fit",
     "grid",
