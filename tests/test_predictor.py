@@ -16,10 +16,12 @@ from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.run import Run
 from vispco.exporting import export_schedule
+from vispco.fronts import choose
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
+from vispco.search.gradient.constraints import ByLagrangian
 from vispco.search.gradient.descent import Descent
 from vispco.search.gradient.kkt import residuals
 from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch, not_held, widest
@@ -248,6 +250,96 @@ def test_a_raced_search_is_resumed_as_it_was(problem: Problem, tmp_path: Path, m
     assert Run(study, store).run() == 0
 
 
+def with_budgets(study: Problem, budgets: int) -> Problem:
+    text = study.text.replace("budgets: 3", f"budgets: {budgets}")
+    return Problem(parse_study(text), text, model=study.model, processor=study.processor)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_what_is_good_enough_serves_larger_budgets(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Of six budgets the lower three are measured, whose best may lose everything here; also after a stop."""
+    entry = f"  one: {{kind: lagrangian, {COST}, enough: 1}}\n"
+    study = with_budgets(made(problem, entry), 6)
+    whole = Store(f"sqlite:///{tmp_path}/whole.db")
+    Run(study, whole).run()
+    trials = [t for t in whole.trial_log("learned/one").complete() if not t.user_attrs.get("interpolated")]
+    measured, taken = trials[:3], trials[3:]
+    assert [len({t.user_attrs["budget"] for t in some}) for some in (measured, taken)] == [3, 3]
+    assert max(t.user_attrs["budget"] for t in measured) < min(t.user_attrs["budget"] for t in taken)
+    best = choose(measured, 1.0)
+    for trial in taken:
+        said = trial.user_attrs
+        assert (said["schedule"], said["taken_over"]) == (best.user_attrs["schedule"], best.number)
+        assert said["charged_flops"] == said["spent_flops"] == said["propose_flops"] == 0
+        assert said["relaxed_flops_ratio"] == pytest.approx(said["budget"], abs=0.0051)
+    store, add, stored = Store(f"sqlite:///{tmp_path}/a.db"), TrialLog.add, 0
+
+    def some(self: TrialLog, *args: Any, **kwargs: Any) -> None:
+        nonlocal stored
+        if stored == stop:
+            raise KeyboardInterrupt
+        stored += 1
+        add(self, *args, **kwargs)
+
+    monkeypatch.setattr(TrialLog, "add", some)
+    with pytest.raises(KeyboardInterrupt):
+        Run(study, store).run()
+    monkeypatch.setattr(TrialLog, "add", add)
+    Run(study, store).run()
+    assert outcomes(store, "learned/one") == outcomes(whole, "learned/one")
+
+
+def test_without_enough_every_budget_is_measured(problem: Problem, tmp_path: Path) -> None:
+    study = with_budgets(made(problem, f"  one: {{kind: lagrangian, {COST}, enough: never}}\n"), 6)
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(study, store).run()
+    trials = [t for t in store.trial_log("learned/one").complete() if not t.user_attrs.get("interpolated")]
+    assert [t.user_attrs["budget"] for t in trials] == sorted((t.user_attrs["budget"] for t in trials), reverse=True)
+    assert all(t.user_attrs["charged_flops"] > 0 and "taken_over" not in t.user_attrs for t in trials)
+
+
+@pytest.mark.parametrize("budgets", [1, 2, 3, 5, 12])
+def test_budgets_are_measured_from_the_least_up(budgets: int) -> None:
+    search = object.__new__(LagrangianSearch)
+    search.options = GradientOptions().settled()
+    falling = [1 - number / 20 for number in range(budgets)]
+    groups = search._groups(falling)
+    assert sorted(one for group in groups for one in group) == list(enumerate(falling))
+    assert [len(group) for group in groups[1:-1]] == list(range(1, len(groups) - 1))
+    least = [min(budget for _, budget in group) for group in groups]
+    assert least == sorted(least)
+    assert all(group == sorted(group) for group in groups)
+
+
+def test_many_budgets_are_restored_together() -> None:
+    """A network for 12 budgets, moved away: the least change brings all back, in a few steps."""
+    family = FAMILIES["multistep"](8)
+    budgets = torch.linspace(1, 0.2, 12, dtype=torch.float64)
+    module, asked = RatioPredictor(family.start(), seed=0), 0
+
+    def cost(ratios: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += 1
+        return 0.1 + 0.9 * ratios.double().mean(dim=-1)
+
+    options = GradientOptions().settled()
+    held = ByLagrangian(12, options.penalty, options.penalty_cap, True)
+    descent = Descent(None, cost, family, module, held, options, budgets, (0.2, 1.0), "x", 24, tolerance=0.01)
+    descent._back_on_budget()
+    rng = torch.Generator().manual_seed(0)
+    for steps in (6, 12):
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight += 0.02 * torch.randn(weight.shape, generator=rng).double()
+        descent.steps, asked = steps, 0
+        assert max(abs(descent.realised()[n] - float(b)) for n, b in enumerate(budgets)) > 0.01
+        descent._back_on_budget()
+        assert asked < 20
+        assert descent.realised() == pytest.approx(budgets.tolist(), abs=0.0051)
+
+
 def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem, tmp_path: Path) -> None:
     """Without that, its new seeds would be another search under the same name."""
     cost = "dual_steps: 1, primal_steps: 1, batch: 8, check: 8"
@@ -255,7 +347,7 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
     Run(study, store).run()
     facts = store.require_experiment("learned")["facts"]
-    assert facts["studies"]["learned/one@0"].pop("defaults") == 2
+    assert facts["studies"]["learned/one@0"].pop("defaults") == 3
     store.save_facts("learned", facts)
     more = Problem(
         parse_study(study.text.replace("seeds: [0]", "seeds: [1]")),
@@ -267,7 +359,8 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     monitor = run.progress
     monitor.say = said.append  # type: ignore[method-assign]
     run.run()
-    assert "learned/one@1: goes on with the defaults that it began with (predictor: static, learning_rate: 0.3)" in said
+    begun = "predictor: static, learning_rate: 0.3, samples: 0, enough: never"
+    assert f"learned/one@1: goes on with the defaults that it began with ({begun})" in said
     assert store.trajectory("learned/one@0").keys() - store.trajectory("learned/one@1").keys() == {"predictor"}
     assert store.require_experiment("learned")["facts"]["studies"]["learned/one@1"]["defaults"] == 1
 
@@ -275,12 +368,7 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
 def test_a_short_training_for_many_budgets_ends_on_each(problem: Problem, tmp_path: Path) -> None:
     cost = "dual_steps: 4, primal_steps: 6, batch: 4, check: 8, between: 0"
     study = made(problem, f"  one: {{kind: lagrangian, predictor: budget, family: step, {cost}}}\n")
-    twelve = Problem(
-        parse_study(study.text.replace("budgets: 3", "budgets: 12")),
-        study.text.replace("budgets: 3", "budgets: 12"),
-        model=problem.model,
-        processor=problem.processor,
-    )
+    twelve = with_budgets(study, 12)
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(twelve, store).run()
     trials = store.trial_log("learned/one").complete()
@@ -411,6 +499,10 @@ def test_snapping_a_policy(problem: Problem) -> None:
 def test_defaults_depend_on_the_predictor() -> None:
     one = GradientOptions().settled()
     assert (one.predictor, one.dual_steps, one.check, one.between) == ("budget", 4, 32, 2)
+    assert (one.samples, one.enough) == (128, 0.005)
+    assert GradientOptions().as_begun(2).settled() == one.model_copy(update={"samples": 0, "enough": "never"})
+    assert GradientOptions(enough=0.1).as_begun(2).enough == 0.1
+    assert GradientOptions().as_begun(1).settled() == GradientOptions(predictor="static").settled()
     static = GradientOptions(predictor="static", check=0).settled()
     assert (static.dual_steps, static.check, static.between) == (3, 0, 6)
     assert GradientOptions(predictor="input", dual_steps=5).settled().dual_steps == 5

@@ -196,13 +196,16 @@ def prepare_split(problem: Problem, split: str) -> list[PreparedSplit]:
 
 
 def prepare(
-    problem: Problem, task: Task, split: str, *, batch_size: int | None = None, shuffle: int = 0
+    problem: Problem, task: Task, split: str, *, batch_size: int | None = None, shuffle: int = 0, most: int = 0
 ) -> PreparedSplit:
-    """One task's samples in random batches drawn with the seed ``shuffle``."""
+    """One task's samples in random batches drawn with the seed ``shuffle``; at ``most`` so many, if not 0."""
     samples = task.samples(split)
     lengths = _lengths(problem, samples)
     rows = sorted(range(len(samples)), key=lambda row: (lengths[row], samples[row].id))
     random.Random(shuffle).shuffle(rows)
+    if most:
+        samples = [samples[row] for row in rows[:most]]
+        rows = list(range(len(samples)))
     place = np.empty(len(rows), dtype=np.int64)
     place[rows] = np.arange(len(rows))
     return _prepare(problem, task, samples, [rows], place, batch_size or problem.study.batch_size, by_length=False)

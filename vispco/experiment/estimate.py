@@ -102,6 +102,7 @@ def _gradients(
 ) -> tuple[int, float]:
     """Trials and FLOPs of a gradient search: the teacher, the steps, the check of neighbouring shapes, and measuring.
 
+    With ``enough`` it is the most: larger budgets may take a schedule over, which costs nothing.
     Prompts for gradients are taken to be as long as those of the search split.
     """
     parts, shape = evaluator.prepared("search"), problem.shape
@@ -113,7 +114,7 @@ def _gradients(
     trials = budgets * options.measure + (options.between or 0)
     descents = budgets if options.predictor == "static" else 1
     samples = sum(task.sizes["calibration"] for task in problem.calibration_tasks)
-    teacher = samples * plain
+    teacher = min(samples, options.samples or samples) * plain
     steps = descents * (options.dual_steps or 0) * options.primal_steps * options.batch * step
     pruned = float(np.mean(_priced_grid(problem, evaluator, entry, DRAWN)))
     family = problem.family(entry)

@@ -29,8 +29,7 @@ from vispco.search.gradient.relaxed_cost import Relaxed
 MEMORY = 0.8  # of the running mean of a budget's loss
 LEVEL, LEAST = 0.3, 0.02  # what losses are scaled to, and the loss below which they no longer are
 SAVE_SECONDS = 20.0
-RESTORING, FINISHING = 400, 4000  # most steps on the constraints alone: on the way, and at the end
-RESTORING_RATE = 0.003
+RESTORING, FINISHING = 40, 400  # most steps on the constraints alone: on the way, and at the end
 DAMPING = 1e-3, 1e-9, 1e6  # of Levenberg-Marquardt steps: the first, the least and the most
 RESTORED_ON = 4  # mini-batches, where samples are read
 
@@ -117,41 +116,30 @@ class Descent:
         if self.tolerance is None or self.restored == self.steps:
             return
         self.restored, features = self.steps, self._features_of(RESTORED_ON)
-        if len(self.budgets) == 1:
-            self._least_change(most, features)
-            return
-        optimizer = torch.optim.Adam(self.module.parameters(), lr=RESTORING_RATE)
-        for _ in range(most):
-            relative = self._tightest(self.family.relaxed(self.free(features), self.sharpness))
-            if float((relative * self.budgets).detach().abs().max()) <= self.tolerance / 2:
-                return
-            optimizer.zero_grad()
-            relative.square().mean().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        self._least_change(most, features)
 
     def _least_change(self, most: int, features: Tensor | None) -> None:
-        """Levenberg-Marquardt steps: the least change by which, to first order, the violation vanishes.
-
-        For one budget; a network that many budgets share takes Adam's small steps.
-        """
+        """Levenberg-Marquardt steps: the least change by which, to first order, all violations vanish."""
         weights = [weight for weight in self.module.parameters() if weight.requires_grad]
         (damping, least, largest), tolerance = DAMPING, (self.tolerance or 0.0) / 2
         violation = self._over(features)
         for _ in range(most):
-            if float(violation.detach().abs().max()) <= tolerance or damping > largest:
+            here, before = violation.detach(), [weight.detach().clone() for weight in weights]
+            if float(here.abs().max()) <= tolerance or damping > largest:
                 return
-            here, before = float(violation.detach()), [weight.detach().clone() for weight in weights]
-            slope = _flat(torch.autograd.grad(violation.sum(), weights, allow_unused=True), weights)
-            square = float(slope @ slope)
+            slopes = _jacobian(violation, weights)
+            gram = slopes @ slopes.T
+            scale = gram.diagonal().clamp(min=float(gram.diagonal().mean()))
             while damping <= largest:
-                self._move(weights, before, -slope * here / (square * (1 + damping) + 1e-12))
+                damped = gram + torch.diag(damping * scale + 1e-12)
+                self._move(weights, before, -torch.linalg.solve(damped, here) @ slopes)
                 violation = self._over(features)
-                if abs(float(violation.detach())) < abs(here):
+                if float(violation.detach().norm()) < float(here.norm()):
                     damping = max(least, damping / 10)
                     break
                 damping *= 10
             else:
-                self._move(weights, before, torch.zeros_like(slope))
+                self._move(weights, before, torch.zeros_like(slopes[0]))
 
     def _over(self, features: Tensor | None) -> Tensor:
         """Relaxed flops_ratio minus budget [K], absolute."""
@@ -305,6 +293,12 @@ class Descent:
             self.limits.restore([_infinite(one) for one in state["limits"]])
         if self.calibration is not None:
             self.calibration.charged = state["charged"]
+
+
+def _jacobian(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """[K, W] of ``values`` [K] in all weights as one vector."""
+    rows = [torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True) for value in values]
+    return torch.stack([_flat(row, weights) for row in rows])
 
 
 def _flat(row: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:

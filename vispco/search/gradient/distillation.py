@@ -68,6 +68,7 @@ class Calibration:
 
     Args:
         batch_size: samples per mini-batch.
+        samples: at most so many random ones, shared evenly by the tasks; 0: all of the split.
         micro: samples per micro-batch, a divisor of ``batch_size``; 0: the whole mini-batch.
         recompute: as in :func:`~vispco.pruning.forward.relaxed.relaxed`; the additional forward passes are charged.
         team: the processes that share the work; this one's share is every ``size``-th micro-batch.
@@ -80,6 +81,7 @@ class Calibration:
         batch_size: int,
         seed: int,
         *,
+        samples: int = 0,
         micro: int = 0,
         recompute: bool = False,
         team: Team | None = None,
@@ -99,13 +101,17 @@ class Calibration:
                     "parameters": method.parameters(),
                     "batch": batch_size,
                     "seed": seed,
+                    "samples": samples,
                     "micro": micro,
                     "recompute": recompute,
                 }
             )
         by_task: list[list[list[int]]] = []
-        for task in self.problem.calibration_tasks:
-            part = prepare(self.problem, task, "calibration", batch_size=micro or batch_size, shuffle=seed)
+        tasks = self.problem.calibration_tasks
+        each = -(-samples // len(tasks))
+        for task in tasks:
+            size = micro or batch_size
+            part = prepare(self.problem, task, "calibration", batch_size=size, shuffle=seed, most=each)
             together = batch_size // (micro or batch_size)
             numbers = list(range(len(self.micros), len(self.micros) + len(part.batches)))
             by_task.append([numbers[start : start + together] for start in range(0, len(numbers), together)])

@@ -33,10 +33,10 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from vispco.errors import ConfigError, ScheduleError
-from vispco.fronts import HELD, relaxed_ratio
+from vispco.fronts import HELD, choose, is_measured, relaxed_ratio
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Policy, Schedule, parse_schedule
+from vispco.pruning.schedules import Policy, Schedule, keep_all, parse_schedule
 from vispco.search.base import SEARCHES, Options, Proposal, Search, SearchContext
 from vispco.search.gradient.constraints import ByConstruction, ByLagrangian, Constraint, Limits
 from vispco.search.gradient.descent import Descent
@@ -68,13 +68,13 @@ class GradientSearch(Search):
     Options: ClassVar[type[Options]] = GradientOptions
     reads_calibration: ClassVar[bool] = True
     among_methods: ClassVar[bool] = True
-    defaults: ClassVar[int] = 2
+    defaults: ClassVar[int] = 3
     tolerance: ClassVar[float | None] = None
     any_cost: ClassVar[bool] = True
 
     @classmethod
     def as_begun(cls, options: Any, defaults: int) -> Any:
-        return options if defaults >= cls.defaults else options.as_begun()
+        return options if defaults >= cls.defaults else options.as_begun(defaults)
 
     @classmethod
     def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
@@ -128,6 +128,7 @@ class GradientSearch(Search):
                 context.method,
                 options.batch,
                 context.seed,
+                samples=options.samples,
                 micro=options.micro_batch,
                 recompute=options.recompute,
                 team=context.team,
@@ -215,17 +216,79 @@ class GradientSearch(Search):
             descent.standardise()
         descent.run()
         descent.save(descent.text())
-        proposals = []
-        if reads:
-            proposals = [self._policy_proposal(number, budget, descent) for number, budget in missing]
-        else:
-            frees = descent.free().detach()
-            snapped = [(budget, self._snapped(frees[number], budget)) for number, budget in missing]
-            for (number, budget), ranked in zip(missing, self._nearest_each(snapped), strict=True):
-                proposals += self._proposals(number, budget, frees[number], ranked, descent)[1]
         if done:
             self._forget()
-        self._measure_together(self._billed(proposals, started), done)
+        elif self._enough is not None:  # alone, it would have to measure the plain model
+            self.calibration.charged += context.evaluator.price(keep_all(), "search")
+        seen: list[float] = []
+        for group in self._groups(budgets):
+            before = {budget: done[budget] for _, budget in group if budget in done}
+            proposals = self._proposed([one for one in group if one[1] not in before], descent)
+            if before:
+                self._forget()
+            self._measure_together(self._billed(proposals, started), before)
+            started, seen = time.monotonic(), [*seen, *(budget for _, budget in group)]
+            if (best := self._good_enough(seen)) is not None:
+                rest = [one for one in enumerate(budgets) if one[1] > max(seen) and one[1] not in done]
+                self._take_over(best, rest, descent)
+                return
+
+    @property
+    def _enough(self) -> float | None:
+        """Loss of accuracy with which larger budgets need no schedule of their own."""
+        options = self.options
+        all_together = options.race is not None or options.predictor != "budget"
+        return None if options.enough == "never" or all_together else options.enough
+
+    def _groups(self, budgets: list[float]) -> list[list[tuple[int, float]]]:
+        """Numbers and budgets that are measured together, from the least up; in a group the largest first.
+
+        The lower half, of which most are needed, then one, two, three, ...
+        """
+        numbered = list(enumerate(budgets))
+        if self._enough is None:
+            return [numbered]
+        end = len(numbered) // 2
+        groups = [numbered[end:]]
+        while end > 0:
+            start = max(0, end - len(groups))
+            groups.append(numbered[start:end])
+            end = start
+        return groups
+
+    def _proposed(self, wanted: Sequence[tuple[int, float]], descent: Descent) -> list[Proposal]:
+        """Schedules or policies to be measured for budgets, from a finished training."""
+        if self.options.predictor == "input":
+            return [self._policy_proposal(number, budget, descent) for number, budget in wanted]
+        proposals = []
+        frees = descent.free().detach()
+        snapped = [(budget, self._snapped(frees[number], budget)) for number, budget in wanted]
+        for (number, budget), ranked in zip(wanted, self._nearest_each(snapped), strict=True):
+            proposals += self._proposals(number, budget, frees[number], ranked, descent)[1]
+        return proposals
+
+    def _good_enough(self, seen: Sequence[float]) -> FrozenTrial | None:
+        """The trial of the budgets ``seen`` that serves all larger ones too, if there is one."""
+        context, enough = self.context, self._enough
+        if enough is None:
+            return None
+        trials = [t for t in context.log.complete() if t.user_attrs["budget"] in seen and is_measured(t)]
+        best: FrozenTrial | None = choose(trials, max(seen))
+        plain = context.evaluator.unpruned("search").accuracy
+        return best if best is not None and best.values[0] >= plain - enough - TIE else None
+
+    def _take_over(self, best: FrozenTrial, wanted: Sequence[tuple[int, float]], descent: Descent) -> None:
+        """Trials of larger budgets with the schedule of ``best``, which is not paid again."""
+        schedule, proposals = parse_schedule(best.user_attrs["schedule"]), []
+        for number, budget in wanted:
+            attributes = {
+                **self._attributes(number, budget, descent),
+                "violation": self._violation(schedule, budget),
+                "taken_over": best.number,
+                "charged_flops": 0,
+            }
+            proposals.append(Proposal(schedule, attributes=attributes))
+        self.measure(proposals)
 
     def _measure_together(self, proposals: list[Proposal], done: Mapping[float, list[FrozenTrial]]) -> None:
         """Measure the budgets' proposals, and what an earlier run left to measure of the budgets that are ``done``."""
@@ -237,7 +300,8 @@ class GradientSearch(Search):
             texts = [trial.user_attrs["schedule"] for trials in solved for trial in trials]
             texts += [proposal.schedule.text() for proposal in wanted]
             known = self.race([parse_schedule(text) for text in dict.fromkeys(texts)], race)
-        total, before = len(context.budgets) + self.options.between, len(solved)
+        total = len(context.budgets) + self.options.between
+        before = sum(not trials[0].user_attrs.get("interpolated", False) for trials in self._done().values())
 
         def tell(landed: int) -> None:
             context.advance(min(total, before + landed), total, f"budget {wanted[landed - 1].attributes['budget']:.3f}")

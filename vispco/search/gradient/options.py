@@ -11,11 +11,12 @@ from vispco.search.racing import RacingOptions
 
 # Defaults that depend on the predictor. One network for all budgets needs few steps, a small check, and little between.
 BY_PREDICTOR: dict[str, dict[str, Any]] = {
-    "budget": {"dual_steps": 4, "learning_rate": 0.01, "check": 32, "between": 2},
-    "static": {"dual_steps": 3, "learning_rate": 0.3, "check": 128, "between": 6},
-    "input": {"dual_steps": 12, "learning_rate": 0.01, "check": 128, "between": 0},
+    "budget": {"dual_steps": 4, "learning_rate": 0.01, "check": 32, "between": 2, "samples": 128, "enough": 0.005},
+    "static": {"dual_steps": 3, "learning_rate": 0.3, "check": 128, "between": 6, "samples": 0, "enough": "never"},
+    "input": {"dual_steps": 12, "learning_rate": 0.01, "check": 128, "between": 0, "samples": 0, "enough": "never"},
 }
 EARLIER = {"dual_steps": 12, "check": 128, "between": 6}  # with a predictor, when static was the default
+EVERYTHING = {"samples": 0, "enough": "never"}  # before these options were there
 
 Sharpness = Annotated[float, Field(gt=0)]
 
@@ -29,6 +30,11 @@ class GradientOptions(Options):
     (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``climb`` goes on,
     at most so many times, from the nearest to the teacher to its own neighbours, those 2, 4, ... layers away and what
     was found for the budget above included: in deep models gradients of a layer stop before layers far from it.
+    ``samples``: of the calibration split that are used (0: all).
+    ``enough``: accuracy on the search split. Budgets are measured from the least up, half of them and then one, two,
+    three, ... together, until a schedule loses no more than that of the unpruned model's; the larger budgets take it
+    over, and are neither checked nor measured. ``never``: all are measured, together, as with ``race`` and the other
+    predictors.
     ``between``: how many more budgets are tried where the front found so far leaves gaps. ``race``, with a predictor:
     stop what is shown not to matter before it has seen all search samples.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
@@ -51,6 +57,8 @@ class GradientOptions(Options):
     climb: int = Field(0, ge=0)
     measure: int = Field(1, ge=1)
     between: int | None = Field(None, ge=0)
+    samples: int | None = Field(None, ge=0)
+    enough: Annotated[float, Field(ge=0, le=1)] | Literal["never"] | None = None
     race: RacingOptions | None = None
 
     @field_validator("micro_batch")
@@ -66,8 +74,14 @@ class GradientOptions(Options):
         given = BY_PREDICTOR[self.predictor]
         return self.model_copy(update={k: v for k, v in given.items() if getattr(self, k) is None})
 
-    def as_begun(self) -> GradientOptions:
-        """With the defaults of entries that began when ``static`` was the default predictor."""
-        said = self if "predictor" in self.model_fields_set else self.model_copy(update={"predictor": "static"})
-        given = EARLIER if said.predictor != "static" else BY_PREDICTOR["static"]
+    def as_begun(self, defaults: int) -> GradientOptions:
+        """With the defaults of entries that began under number ``defaults``; at 1 ``static`` was the predictor."""
+        said = self
+        if defaults < 2 and "predictor" not in self.model_fields_set:
+            said = self.model_copy(update={"predictor": "static"})
+        given: dict[str, Any] = {}
+        if defaults < 2:
+            given = BY_PREDICTOR["static"] if said.predictor == "static" else EARLIER
+        if said.predictor == "budget":
+            given = {**given, **EVERYTHING}
         return said.model_copy(update={k: v for k, v in given.items() if getattr(said, k) is None})

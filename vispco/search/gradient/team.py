@@ -217,6 +217,7 @@ def follow() -> None:
                     method,
                     command["batch"],
                     command["seed"],
+                    samples=command["samples"],
                     micro=command["micro"],
                     recompute=command["recompute"],
                     team=team,
