@@ -16,9 +16,9 @@ import torch
 
 from vispco.cli.output import print_rows
 from vispco.config import parse_study
+from vispco.experiment.run import Run
 from vispco.problem import Problem
 from vispco.pruning.schedules import Ratios, Schedule, TextPolicy
-from vispco.running import Run
 from vispco.search.base import SearchContext
 from vispco.search.gradient.descent import Descent
 from vispco.search.gradient.lagrangian import TIE, LagrangianSearch
