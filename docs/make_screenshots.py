@@ -33,7 +33,7 @@ from vispco.storage.store import Store, open_store
 
 FOLDER = Path(__file__).parent / "screenshots"
 EXPERIMENT = "quickstart"
-COLORS = 96  # of a picture's palette: a third of the bytes, and no difference to be seen
+COLORS = 250  # of a picture's palette: half the bytes, and no difference to be seen
 PATIENCE = 180
 REPORT = [(1280, "light", 1250), (1280, "dark", 1250), (768, "light", 1250), (768, "dark", 1250)]
 REPORT += [(390, "light", 1400), (390, "dark", 1400)]
@@ -109,8 +109,9 @@ def terminal(browser: Any, command: list[str], storage: str, scratch: Path) -> N
     )
     window(browser, 820, 100, "dark")
     browser.get(page.as_uri())
-    size = browser.execute_script("const r = document.querySelector('pre').scrollHeight; return r;")
-    window(browser, 820, size, "dark")
+    height = browser.execute_script("return document.querySelector('pre').scrollHeight")
+    window(browser, 820, height, "dark")
+    browser.get(page.as_uri())
     save(browser, "terminal")
 
 

@@ -22,9 +22,12 @@ WRITING = (
     ".MuiCard-root:has(> button [data-testid=UploadFileIcon])",
 )
 STYLE = f"""
-main > div:has(> .MuiGrid-container {OURS}) {{ display: flex; flex-direction: column; }}
-main > div > .MuiGrid-container:has({OURS}) {{ order: -1; }}
-.MuiGrid-container:has({OURS}) > .MuiGrid-grid-xs-6:has({OURS}) {{ max-width: 100%; width: 100%; flex-basis: 100%; }}
+main > div:has(> .MuiGrid-container {OURS}) {{ display: flex; flex-flow: row wrap; align-content: flex-start; }}
+main > div:has(> .MuiGrid-container {OURS}) > * {{ flex: 1 1 100%; min-width: 0; }}
+main > div > .MuiGrid-container:has({OURS}) {{ display: contents; }}
+main > div > .MuiGrid-container:has({OURS}) > * {{ flex: 1 1 45%; max-width: 50%; min-width: 0; }}
+main > div > .MuiGrid-container:has({OURS}) > :has({OURS}) {{ flex-basis: 100%; max-width: 100%; order: -1; }}
+main > div > .MuiGrid-container > :has([id$="held_out"]) {{ order: -2 !important; }}
 div:has([id^="user-defined-plot:{COMPARISON}"]) .MuiGrid-item:has(> .MuiCard-root #graph-hyperparameter-importances) {{
   display: none;
 }}

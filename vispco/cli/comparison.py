@@ -48,15 +48,16 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     runs = runs_of(comparison)
     by_name = {row["search"]: row for row in search_rows(comparison)}
     rows = [_merged(entry, [by_name[name] for name in names]) for entry, names in runs.items()]
-    rows.sort(key=lambda row: -(row["budget_score"] or 0.0))
-    if all(row["hv/grid"] is None for row in rows):
-        for row in rows:
-            del row["hv/grid"]
+    rows.sort(key=lambda row: -(row["score"] or 0.0))
+    for column in ("seeds", "hv/grid"):
+        if all(row[column] is None for row in rows):
+            for row in rows:
+                del row[column]
     print_table(rows, page_width())
     several = any(len(names) > 1 for names in runs.values())
     print()
     print_text(
-        "budget_score: mean held-out accuracy over budgets, from 0 to 1; interval: 95 % over samples"
+        "score: budget_score, the mean held-out accuracy over budgets, from 0 to 1; interval: 95 % over samples"
         + (", of several seeds their range (--search NAME@SEED shows one)" if several else "")
         + "; missed: budgets that nothing fits"
     )
@@ -107,8 +108,9 @@ def _merged(entry: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         low, high = (pick(row["budget_score"] for row in rows) for pick in (min, max))
     missed = mean("budgets_missed")
     return {
-        "search": f"{entry} ({len(rows)} seeds)" if several else entry,
-        "budget_score": score,
+        "search": entry,
+        "seeds": len(rows) if several else None,
+        "score": score,
         "interval": _interval(low, high),
         "missed": missed if several and missed % 1 else round(missed),
         "charged": _cost(mean("cost_ratio_to_grid"), mean("charged_flops")),

@@ -133,7 +133,7 @@ def print_status(rows: Sequence[Mapping[str, Any]], working: Sequence[Mapping[st
                 del row[name]
     if shown:
         print_table(shown, page_width())
-        print("\ncomplete, pruned, failed: trials; best_accuracy: on the search split, from 0 to 1")
+        print("\nstates count trials; best_accuracy is of the search split, from 0 to 1")
     else:
         print("nothing yet")
     if working:
