@@ -178,11 +178,12 @@ def glm(model: Any) -> Any:
     kind = "Glm46V" if model.config.model_type == "glm46v" else "Glm4v"
     area = {"shortest_edge": 2 * 256, "longest_edge": 2 * 1600}  # of the two equal frames of a picture
     cells = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    marks = {"video_start_token": "<|begin_of_video|>", "video_end_token": "<|end_of_video|>"}
     return getattr(transformers, f"{kind}Processor")(
         getattr(transformers, f"{kind}ImageProcessor")(**cells, size=area),
-        tokenizer_with(image_token="<image>", video_token="<video>"),
+        tokenizer_with(image_token="<image>", video_token="<video>", **marks),
         getattr(transformers, f"{kind}VideoProcessor")(**cells, size={**area, "longest_edge": 8 * 1600}),
-        chat_template=chat(),
+        chat_template=chat(video="<|begin_of_video|><video><|end_of_video|>"),
     )
 
 

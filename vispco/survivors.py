@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.errors import ModelError
+from vispco.errors import ConfigError, ModelError
+from vispco.evaluation.showing import check_shown, video_arguments
 from vispco.models.resolution import rescaled
 from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, resolution_of
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 class Survivors:
     """``pictures`` as the model saw them; ``kept[layer][picture]``: bool [rows, columns], patches that enter it.
 
-    A picture that the model saw as several views (a thumbnail, tiles) is several pictures here. Layers are 0 and
-    those that fewer tokens enter than the layer before.
+    A picture that the model saw as several views (a thumbnail, tiles) is several pictures here, and so are the frames
+    of a video; where a model joins frames, the first of them is shown. Layers are 0 and those that fewer tokens enter
+    than the layer before.
     """
 
     pictures: list[Image]
@@ -54,8 +56,8 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
         share = problem.study.model.resolution
     else:
         schedule = Ratios(schedule.keep_ratio(problem.shape.layers))
-    images, sizes = rescaled(processor, sample.images, share)
-    inputs = processor(images=[images], text=[render_prompt(processor, sample)], return_tensors="pt", **sizes)
+    shown_as = _shown(processor, sample, share)
+    inputs = processor(text=[render_prompt(processor, sample)], return_tensors="pt", **shown_as)
     inputs = dict(inputs.to(model.device))
     visual = adapter.visual_mask(inputs["input_ids"], None)
     with torch.inference_mode(), prune(model, method=method, schedule=schedule) as session:
@@ -64,20 +66,35 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
     layers = problem.shape.layers
     shown = [layer for layer in range(layers) if layer == 0 or session.kept(layer) != session.kept(layer - 1)]
     grids = adapter.views(inputs, visual)
+    starts = [0, *itertools.accumulate(grid.frames for grid in grids)]
     kept: dict[int, list[NDArray[np.bool_]]] = {}
     for layer in shown:
-        kept[layer] = [np.zeros((grid.rows, grid.columns), dtype=bool) for grid in grids]
-        for picture, _, row, column in places[session.kept(layer)[0]]:
-            if column < grids[picture].columns:
-                kept[layer][picture][row, column] = True
+        kept[layer] = [np.zeros((grid.rows, grid.columns), dtype=bool) for grid in grids for _ in range(grid.frames)]
+        for picture, frame, row, column in places[session.kept(layer)[0]]:
+            if column < grids[picture].columns and row < grids[picture].rows:
+                kept[layer][starts[picture] + frame][row, column] = True
     text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     return Survivors(_as_seen(problem, inputs, sample, grids), kept, text)
 
 
+def _shown(processor: Any, sample: Sample, share: float) -> dict[str, Any]:
+    """Arguments of the processor's call that show the sample's pictures, at ``share`` of their tokens, or its video."""
+    if sample.show == "pictures":
+        images, sizes = rescaled(processor, sample.images, share)
+        return {"images": [images], **sizes}
+    check_shown(processor, sample.show)
+    if share != 1:
+        raise ConfigError("a resolution is for pictures and does not go with show: video; leave one of the two")
+    return video_arguments([sample], [list(sample.images)])
+
+
 def _as_seen(problem: Problem, inputs: dict[str, Any], sample: Sample, grids: list[Grid]) -> list[Image]:
-    """A picture for each grid: after the processor's crop, where a grid covers that; else the original."""
+    """A picture for each frame of a grid: after the processor's crop, where a grid covers that; else the original."""
     from PIL import Image
 
+    if sample.show == "video":
+        frames, seen = list(sample.images), sum(grid.frames for grid in grids)
+        return [frames[number * len(frames) // seen] for number in range(seen)]
     pixels, processor = problem.adapter.seen(inputs), problem.processor
     if pixels is None:
         return [sample.images[n - 1] for n in itertools.accumulate(grid.view == 0 for grid in grids)]

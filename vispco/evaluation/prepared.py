@@ -20,6 +20,7 @@ from vispco.config import content_hash
 from vispco.errors import ConfigError, DataError, ModelError, shortened
 from vispco.evaluation.content import picture_key, sample_rows
 from vispco.evaluation.pixels import limited
+from vispco.evaluation.showing import check_shown, video_arguments
 from vispco.models.resolution import rescaled
 from vispco.pruning.forward.tokens import Prompt
 from vispco.tasks.base import Sample, Task
@@ -319,6 +320,20 @@ def _at_resolution(problem: Problem, images: Sequence[list[Any]]) -> tuple[list[
     return [[next(pictures) for _ in row] for row in images], sizes
 
 
+def _shown(problem: Problem, task: Task, samples: Sequence[Sample], images: Sequence[list[Any]]) -> dict[str, Any]:
+    """Arguments of the processor's call that show ``images`` of ``samples``."""
+    if task.show == "video":
+        check_shown(problem.processor, task.show)
+        if problem.study.model.resolution != 1:
+            raise ConfigError("a resolution is for pictures and does not go with show: video; leave one of the two")
+        return video_arguments(samples, images)
+    scaled, sizes = _at_resolution(problem, images)
+    limits = limited(problem.processor, *task.pixels)
+    if limits and sizes:
+        raise ConfigError("min_pixels and max_pixels do not go with a resolution; give one of the two")
+    return {"images": scaled if any(scaled) else None, **limits, **sizes}
+
+
 def _processed(
     problem: Problem,
     task: Task,
@@ -329,18 +344,12 @@ def _processed(
 ) -> dict[str, Tensor]:
     """What the processor makes of samples ``rows`` with ``images``, pixels included."""
     try:
-        scaled, sizes = _at_resolution(problem, images)
-        limits = limited(problem.processor, *task.pixels)
-        if limits and sizes:
-            raise ConfigError("min_pixels and max_pixels do not go with a resolution; give one of the two")
         inputs = problem.processor(
-            images=scaled if any(scaled) else None,
             text=[prompts[row] for row in rows],
             return_tensors="pt",
             padding=True,
             padding_side="left",
-            **limits,
-            **sizes,
+            **_shown(problem, task, [samples[row] for row in rows], images),
         ).to(problem.model.device)
     except ConfigError as error:
         raise ConfigError(f"task {task.name!r}: {error}") from None

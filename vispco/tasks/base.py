@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from string import ascii_uppercase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from vispco.tasks.aggregation import MEAN, aggregate
 TASKS = Registry("task", "tasks", "name")
 SPLITS = ("calibration", "search", "held_out")
 PLACE = "<image>"
+Show = Literal["pictures", "video"]
 
 # Modules of the built-in tasks; importing one registers it.
 BUILTIN = (
@@ -55,12 +56,26 @@ ALIASES = {
 
 
 @dataclass(frozen=True)
+class FrameTimes:
+    """Which frames of a video the pictures of a sample are: their ``numbers``, at ``rate`` a second.
+
+    ``total``: frames of the video, or of the part of it that is shown.
+    """
+
+    rate: float
+    numbers: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question in canonical form.
 
     ``group_id``: samples of one group (several questions about one picture) are resampled together.
     ``options``: texts of A, B, ...; ``answers`` is then the right letter. ``prompt``: what the model reads, if that is
     not the question alone; pictures stand at its marks :data:`PLACE`, or before the text if there is none.
+    ``show``: ``pictures``, or ``video``, where ``images`` are the frames of one video and the model gets them as that,
+    before the text.
     """
 
     id: str
@@ -72,6 +87,14 @@ class Sample:
     options: tuple[str, ...] = ()
     category: str = ""
     prompt: str = ""
+    show: Show = "pictures"
+
+    @property
+    def frame_times(self) -> FrameTimes:
+        """When the pictures are seen in their video; one a second if they do not know."""
+        times: Callable[[], FrameTimes] | None = getattr(self.images, "times", None)
+        count = len(self.images)
+        return times() if times is not None else FrameTimes(1.0, tuple(range(count)), count)
 
     @property
     def lettered(self) -> dict[str, str]:
@@ -85,7 +108,7 @@ class Task(ABC):
     ``version`` changes whenever a prompt, a scorer or the data change, so that old results are not reused.
     ``scorer`` names the rule that :meth:`score` applies. ``answer_by``: ``generate``, or ``likelihood``, where the
     answer is the option letter that the model would most probably begin with. ``pixels``: limits (least, most) that
-    the task asks of the processor, None for the processor's own.
+    the task asks of the processor, None for the processor's own. ``show``: as what the samples are shown.
     """
 
     name: ClassVar[str]
@@ -94,6 +117,7 @@ class Task(ABC):
     scorer: str = "standard"
     answer_by: str = "generate"
     pixels: tuple[int | None, int | None] = (None, None)
+    show: Show = "pictures"
 
     def __init__(self, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> None:
         self.sizes = dict(sizes)
@@ -166,7 +190,8 @@ class Task(ABC):
         """What a cached result depends on, beside the split."""
         found = {"task": self.name, "version": self.version, "max_new_tokens": self.max_new_tokens}
         # Results from before there was a choice keep their identity.
-        return found if self.answer_by == "generate" else {**found, "answer_by": self.answer_by}
+        chosen = {"answer_by": (self.answer_by, "generate"), "show": (self.show, "pictures")}
+        return {**found, **{key: value for key, (value, usual) in chosen.items() if value != usual}}
 
     def protocol(self) -> dict[str, Any]:
         """What must be known to set a number of this task beside another's."""
@@ -178,6 +203,7 @@ class Task(ABC):
             "max_new_tokens": self.max_new_tokens,
             "min_pixels": self.pixels[0],
             "max_pixels": self.pixels[1],
+            **({} if self.show == "pictures" else {"show": self.show}),
         }
 
 

@@ -298,6 +298,7 @@ class Benchmark(Task):
             options=item.options,
             category=item.category,
             prompt=prompt,
+            show=self.show,
         )
 
     def _check(self, row: Row, item: Item) -> None:
@@ -416,6 +417,7 @@ class Benchmark(Task):
             "options": [list(sample.options) for sample in self.samples(split)],
             "category": [sample.category for sample in self.samples(split)],
             "prompt": [sample.prompt for sample in self.samples(split)],
+            "show": [sample.show for sample in self.samples(split)],
         }
         kinds = {"images": List(Image()), "answers": List(Value("string")), "options": List(Value("string"))}
         return Dataset.from_dict(columns, features=Features({k: kinds.get(k, Value("string")) for k in columns}))

@@ -14,6 +14,8 @@ def render_prompt(processor: Any, sample: Sample) -> str:
     Pictures stand where the prompt has a mark for each of them.
     """
     read, count = sample.prompt or sample.question, len(sample.images)
+    if sample.show == "video":
+        return _with_video(processor, read, count)
     parts = read.split(PLACE) if count and read.count(PLACE) == count else [*[""] * count, read]
     if getattr(processor, "chat_template", None):
         content: list[dict[str, Any]] = []
@@ -26,6 +28,13 @@ def render_prompt(processor: Any, sample: Sample) -> str:
     if not any(parts[:-1]):
         return f"{token * count} {parts[-1]}".strip()
     return str(token.join(parts))
+
+
+def _with_video(processor: Any, read: str, frames: int) -> str:
+    if not getattr(processor, "chat_template", None):
+        return f"{processor.video_token} {read}" if frames else read
+    content = [*([{"type": "video"}] if frames else []), {"type": "text", "text": read}]
+    return with_one_bos(processor, render_chat(processor, [{"role": "user", "content": content}]))
 
 
 def with_one_bos(processor: Any, text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vispco.tasks.base import TASKS, Sample, Task
+from vispco.errors import ConfigError
+from vispco.tasks.base import TASKS, Sample, Show, Task
 from vispco.tasks.scene_vqa import plain
 from vispco.tasks.scenes.clips import MAKERS, Clip, ask_clip, sample_clip
 from vispco.tasks.scenes.drawing import draw
@@ -26,12 +27,21 @@ QUESTIONS_PER_CLIP = 3
 class SceneMoving(Task):
     """Exact match on short answers; three questions of different types about each clip form a group.
 
-    Frames are given as the pictures of a sample, in order, to every model. Fonts, drawings and grounds of a split are
+    Frames are given as the pictures of a sample, in order, or with the option ``show: video`` as a video of one frame a
+    second, to models whose processor takes videos. Fonts, drawings and grounds of a split are
     those of ``scene-vqa``; row ``i`` of a split is the same whatever the split's size.
     """
 
     name: ClassVar[str] = "scene-vqa-moving"
     max_new_tokens = 10
+
+    def __init__(self, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> None:
+        rest = dict(options or {})
+        show = rest.pop("show", "pictures")
+        super().__init__(sizes, rest)
+        if show not in get_args(Show):
+            raise ConfigError(f"task {self.name!r} got show: {show!r}; it is pictures or video")
+        self.show = show
 
     def clips(self, split: str) -> list[tuple[Clip, list[Question]]]:
         """The clips of ``split``, each with its questions; types take turns as in ``scene-vqa``."""
@@ -79,6 +89,7 @@ class SceneMoving(Task):
             question=row["question"],
             answers=(row["answer"],),
             category=row["kind"],
+            show=self.show,
         )
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 
 from vispco.errors import ConfigError, DataError
 from vispco.files import check_regular, expanded
+from vispco.tasks.base import FrameTimes, Show
 from vispco.tasks.benchmark import Benchmark, Count, Options
 from vispco.tasks.loading import Row, Table
 from vispco.tasks.pictures import Pictures
@@ -25,17 +26,19 @@ Bounds = tuple[float, float]  # seconds
 
 class VideoOptions(Options):
     """``frames``: how many of a video the model sees; default: the task's. ``video_root``: the folder with the videos,
-    in whatever folders below it."""
+    in whatever folders below it. ``show``: as pictures, or as a video by the model's own video processor."""
 
     frames: Count | None = None
     video_root: str | None = None
+    show: Show = "pictures"
 
 
 class VideoFrames(Pictures):
     """``count`` frames of a video file, or of a folder of pictures in the order of their names, decoded anew each time.
 
     Evenly spread from the first to the last, both among them (``linspace`` over the frames, as lmms-eval does); of a
-    part of a video, the middles of equal parts, as MVBench does. A video with fewer frames shows some of them twice.
+    part of a video, the middles of equal parts, as MVBench does. A video with fewer frames shows some of them twice. A
+    folder of pictures counts as one a second.
     """
 
     def __init__(self, path: Path, count: int, where: str, bounds: Bounds | None = None) -> None:
@@ -47,12 +50,24 @@ class VideoFrames(Pictures):
 
     def __iter__(self) -> Iterator[Any]:
         if self.path.is_dir():
-            stills = sorted(file for file in self.path.iterdir() if file.suffix.lower() in STILLS)
-            if not stills:
-                raise DataError(f"{self.where}: folder {self.path.as_posix()} holds no picture; correct video_root")
+            stills = self._stills()
             chosen = [stills[number] for number in spread(len(stills), len(self))]
             return iter(Pictures(len(chosen), lambda: chosen, self.where))
-        return iter(self._decoded_frames())
+        return iter(self._opened(lambda container, stream: _at_times(container, stream, len(self), self.bounds)))
+
+    def times(self) -> FrameTimes:
+        """Which frames these are, without decoding them."""
+        if self.path.is_dir():
+            total = len(self._stills())
+            return FrameTimes(1.0, tuple(spread(total, len(self))), total)
+        found: FrameTimes = self._opened(lambda container, stream: _times(container, stream, len(self), self.bounds))
+        return found
+
+    def _stills(self) -> list[Path]:
+        stills = sorted(file for file in self.path.iterdir() if file.suffix.lower() in STILLS)
+        if not stills:
+            raise DataError(f"{self.where}: folder {self.path.as_posix()} holds no picture; correct video_root")
+        return stills
 
     def check(self) -> None:
         """Look whether the file is there; only decoding tells whether it is a video."""
@@ -64,13 +79,14 @@ class VideoFrames(Pictures):
         part = "" if self.bounds is None else f"#{self.bounds[0]:g}-{self.bounds[1]:g}"
         return f"{self.path.as_posix()}{part}"
 
-    def _decoded_frames(self) -> list[Any]:
+    def _opened(self, read: Callable[[Any, Any], Any]) -> Any:
+        """What ``read`` makes of the container and its first video stream."""
         av = _av()
         try:
             with av.open(str(self.path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{self.where}: {self.path.as_posix()} has no video stream; replace the file")
-                return _at_times(container, container.streams.video[0], len(self), self.bounds)
+                return read(container, container.streams.video[0])
         except (av.FFmpegError, OSError, ValueError) as error:
             raise DataError(
                 f"{self.where}: cannot decode video {self.path.as_posix()}: {' '.join(str(error).split())[:200]}; "
@@ -96,16 +112,36 @@ def middles(start: float, end: float, count: int) -> list[float]:
     return [start + (end - start) * (part + 0.5) / count for part in range(count)]
 
 
+def _rate(stream: Any) -> float:
+    """Frames a second."""
+    return float(stream.average_rate or stream.guessed_rate)
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    return float(stream.duration * stream.time_base) if stream.duration else float(container.duration / 1e6)
+
+
+def _total(container: Any, stream: Any) -> int:
+    """Frames of the video."""
+    return int(stream.frames) or max(1, round(_seconds(container, stream) * _rate(stream)))
+
+
+def _times(container: Any, stream: Any, count: int, bounds: Bounds | None) -> FrameTimes:
+    rate, total = _rate(stream), _total(container, stream)
+    if bounds is None:
+        return FrameTimes(rate, tuple(spread(total, count)), total)
+    end = min(bounds[1], _seconds(container, stream))
+    shown = tuple(min(int(time * rate), total - 1) for time in middles(bounds[0], end, count))
+    return FrameTimes(rate, shown, max(1, round((end - bounds[0]) * rate)))
+
+
 def _at_times(container: Any, stream: Any, count: int, bounds: Bounds | None) -> list[Any]:
     """RGB pictures of ``count`` frames: those shown at their times, in order."""
-    rate = float(stream.average_rate or stream.guessed_rate)
-    seconds = float(stream.duration * stream.time_base) if stream.duration else container.duration / 1e6
-    begin = float((stream.start_time or 0) * stream.time_base)
+    rate, begin = _rate(stream), float((stream.start_time or 0) * stream.time_base)
     if bounds is None:
-        frames = stream.frames or max(1, round(seconds * rate))
-        times = [number / rate for number in spread(frames, count)]
+        times = [number / rate for number in spread(_total(container, stream), count)]
     else:
-        times = middles(bounds[0], min(bounds[1], seconds), count)
+        times = middles(bounds[0], min(bounds[1], _seconds(container, stream)), count)
     found: list[Any] = []
     current: Any = None
     decoding: Iterator[Any] = container.decode(stream)
@@ -139,6 +175,15 @@ class VideoBenchmark(Benchmark):
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     frames: ClassVar[int] = 32
     Options: ClassVar[type[Options]] = VideoOptions
+
+    def __init__(self, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(sizes, options)
+        self.show = self.options.show
+        if self.show == "video" and self.pixels != (None, None):
+            raise ConfigError(
+                f"task {self.name!r}: min_pixels and max_pixels are for pictures and do not go with show: video; "
+                "remove them, or show pictures"
+            )
 
     @abstractmethod
     def video(self, row: Row) -> str:
