@@ -17,11 +17,11 @@ from processors import PROCESSORS, llava
 from test_videos import MME, write_video, written
 from vispco.config import parse_study
 from vispco.errors import ConfigError, DataError
-from vispco.evaluation.prepared import render_prompt
 from vispco.evaluation.showing import video_arguments
 from vispco.pruning.schedules import Step, keep_all
 from vispco.survivors import survivors
 from vispco.tasks.base import FrameTimes, Sample, make_task
+from vispco.tasks.rendering import render_prompt
 from vispco.tasks.videos import VideoFrames
 from vispco.testing.tiny import TINY
 
