@@ -21,6 +21,7 @@ os.environ.update(
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,10 @@ import torch
 from PIL import Image
 
 import vispco
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, ScheduleError
 from vispco.integrations.vllm.architectures import PREFIX
 from vispco.integrations.vllm.pruned import split_places, with_places
-from vispco.integrations.vllm.settings import Settings
+from vispco.integrations.vllm.settings import DEVICES, Settings, refused
 from vispco.models.base import adapter_for
 from vispco.pruning.forward.pictures import prune_picture
 from vispco.pruning.methods.base import Method, make_method
@@ -475,6 +476,85 @@ def test_settings_that_do_not_run_are_refused(given: Any, message: str) -> None:
     with pytest.raises((ConfigError, ValueError)) as refused:
         Settings.of(Config())
     assert message in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("unserved")
+    torch.manual_seed(0)
+    build_llava(made)
+    return made
+
+
+def engine_config(folder: Path, config: dict[str, Any] | None = None, **settings: Any) -> Any:
+    """What vLLM makes of its settings before it loads a model."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    overrides = {
+        "architectures": [PREFIX + ARCHITECTURE["llava"]],
+        "vispco": {"method": "divprune", "keep": 0.5},
+        **(config or {}),
+    }
+    given = {"dtype": "float32", "block_size": 32, "max_model_len": 512, "hf_overrides": overrides, **settings}
+    return EngineArgs(str(folder), **given).create_engine_config()
+
+
+def test_one_engine_on_one_device_is_accepted(folder: Path) -> None:
+    config = engine_config(folder)
+    assert config.model_config.uses_mrope
+    assert list(refused(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative_config: a draft"),
+        ({"enable_mm_embeds": True}, "enable_mm_embeds: features from clients"),
+        ({"enable_prompt_embeds": True}, "enable_prompt_embeds: what clients send"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2: pruned models run on one device"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2: pruned models run on one device"),
+        ({"config": {"vispco": {"method": "fastv", "keep": 0.5}}}, "method 'fastv' does not run on target 'vllm'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_would_prune_wrongly_is_refused_before_a_model_is_loaded(
+    settings: dict[str, Any], message: str, folder: Path
+) -> None:
+    with pytest.raises((ConfigError, ScheduleError, ValueError), match=message):
+        engine_config(folder, **settings)
+
+
+def test_the_second_model_runner_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises((ConfigError, ValueError), match="set VLLM_USE_V2_MODEL_RUNNER=0"):
+        engine_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name"),
+    [
+        ("parallel_config.use_ubatching", True, "enable_dbo"),
+        ("parallel_config.prefill_context_parallel_size", 2, "prefill_context_parallel_size 2"),
+        ("parallel_config.decode_context_parallel_size", 2, "decode_context_parallel_size 2"),
+        ("ec_transfer_config", object(), "ec_transfer_config"),
+        ("kv_transfer_config", object(), "kv_transfer_config"),
+    ],
+)
+def test_settings_that_need_more_than_this_machine_are_refused(place: str, value: Any, name: str) -> None:
+    parallel = dict.fromkeys(DEVICES, 1)
+    model = SimpleNamespace(enable_prompt_embeds=False, multimodal_config=SimpleNamespace(enable_mm_embeds=False))
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel, use_ubatching=False),
+        model_config=model,
+        **dict.fromkeys(("speculative_config", "ec_transfer_config", "kv_transfer_config")),
+    )
+    assert list(refused(config)) == []
+    *holders, last = place.split(".")
+    holder: Any = config
+    for one in holders:
+        holder = getattr(holder, one)
+    setattr(holder, last, value)
+    assert [found.startswith(name) for found, _ in refused(config)] == [True]
 
 
 def test_digests_tell_schedules_apart() -> None:

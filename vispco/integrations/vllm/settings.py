@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,12 @@ from vispco.pruning.targets import TARGETS
 
 TOWER = "clip_vision_model"
 ROPES = ("default", "linear", "llama3")  # whose angles do not depend on the longest prompt
+DEVICES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
+)
 KEYS = {"method", "parameters", "keep"}
 HOW = "write it with: vispco export EXPERIMENT --budget 0.5 --target vllm -o vllm.yaml"
 
@@ -79,15 +86,28 @@ class CheckedConfig(VerifyAndUpdateConfig):  # type: ignore[misc]
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        parallel = vllm_config.parallel_config
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            if getattr(parallel, name) > 1:
-                raise ConfigError(f"{name} {getattr(parallel, name)}: pruned models run on one device; leave it out")
-        if vllm_config.speculative_config is not None:
-            raise ConfigError("speculative_config: a draft would see other positions than the model; leave it out")
-        if vllm_config.model_config.multimodal_config.enable_mm_embeds:
-            raise ConfigError("enable_mm_embeds: features from clients are not pruned; leave it out")
+        for name, reason in refused(vllm_config):
+            raise ConfigError(f"{name}: {reason}; leave it out")
         if vllm_config.use_v2_model_runner:
             raise ConfigError(
                 "pruned models were tried on vLLM's first model runner only: set VLLM_USE_V2_MODEL_RUNNER=0"
             )
+
+
+def refused(vllm_config: Any) -> Iterator[tuple[str, str]]:
+    """Settings of an engine that would prune wrongly, and why."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    for name in DEVICES:
+        if getattr(parallel, name) > 1:
+            yield f"{name} {getattr(parallel, name)}", "pruned models run on one device"
+    if parallel.use_ubatching:
+        yield "enable_dbo, ubatch_size", "positions of a step are set for all of its tokens at once"
+    if vllm_config.speculative_config is not None:
+        yield "speculative_config", "a draft would see other positions than the model"
+    for name in ("ec_transfer_config", "kv_transfer_config"):
+        if getattr(vllm_config, name) is not None:
+            yield name, "pruned pictures were not tried between engines"
+    if model.enable_prompt_embeds:
+        yield "enable_prompt_embeds", "what clients send would not be pruned"
+    if model.multimodal_config.enable_mm_embeds:
+        yield "enable_mm_embeds", "features from clients are not pruned"
