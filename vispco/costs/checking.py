@@ -80,7 +80,7 @@ def check_profile(
 
     keys = [(number, cost) for number in range(schedules) for cost in COSTS]
     with torch.inference_mode():
-        turns = in_turn({key: probe(*key) for key in keys}, reference_of(model, batch), effort.repeats, rng)
+        turns = in_turn({key: probe(*key) for key in keys}, reference_of(model, prompter, batch), effort.repeats, rng)
     known = profile.at(batch).reference
     speed = known / turns.reference if known else 1.0
     found = []

@@ -37,7 +37,6 @@ SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp")
 JUMP, NEAR, MOST_EDGES = 0.15, 1.6, 12  # a rise that may be an edge; between such near numbers; edges that are searched
 STEPS, HOT = 8, 4  # decode steps of a long answer; of a timed run, the first of which warms up
 DRAWS, ANSWERS = 24, 8  # schedules that a method's times are fitted to; how many of them also answer
-REFERENCE = 32  # tokens of the work that stands for the machine's speed
 QUICK = 5  # repetitions while edges are searched
 Say = Callable[[str], None]
 Floats = NDArray[np.float64]
@@ -128,7 +127,7 @@ class Measuring:
         self.cuda, self.layers = is_cuda(model), list(self.adapter.layers())
         self.rng = random.Random(effort.seed)
         self.setting = replace(Setting.of(self.adapter), batch=batch)
-        self.reference = reference_of(model, batch)
+        self.reference = reference_of(model, self.prompter, batch)
         self.one = self.prompter.make(1, 4, batch)
         if self.one.length > effort.max_tokens:
             raise ConfigError(
@@ -328,10 +327,13 @@ def states_of(model: Any, batch: int, tokens: int) -> Tensor:
     return states.to(model.device, adapter.dtype())
 
 
-def reference_of(model: Any, batch: int) -> Callable[[], float]:
-    """Milliseconds of the work that stands for the machine's speed: the decoder over a few tokens."""
-    decoder, states, cuda = adapter_for(model).decoder(), states_of(model, batch, REFERENCE), is_cuda(model)
-    return lambda: timed_call(lambda: decoder(inputs_embeds=states, use_cache=False), cuda)
+def reference_of(model: Any, prompter: Prompter, batch: int) -> Callable[[], float]:
+    """Milliseconds of the work that stands for the machine's speed: the plain prefill of a short prompt.
+
+    What is timed beside it is like it, so that whatever slows the machine slows both alike.
+    """
+    inputs, cuda = prompter.make(1, 1, batch).inputs, is_cuda(model)
+    return lambda: timed_call(lambda: model(**inputs, logits_to_keep=1), cuda)
 
 
 def random_schedule(rng: random.Random, layers: int) -> Schedule:
