@@ -109,6 +109,9 @@ def test_a_study_shows_its_front_the_overlay_and_what_is_infeasible(
     assert chosen[:2] == ["accuracy", "flops_ratio"]  # objectives of the Pareto plot
     trials = get(f"{base}/api/studies/{ids[name]}")["trials"]
     over = [trial["values"][0] for trial in trials if trial["values"][1] > max(BUDGETS)]
+    # The plot is there before its trials are.
+    counted = "(document.getElementById('graph-pareto-front')?.data ?? []).reduce((n, t) => n + (t.x?.length ?? 0), 0)"
+    wait(quiet, f"return {counted} === arguments[0]", len(trials))
     traces = quiet.execute_script(TRACES, "graph-pareto-front")
     (grey,) = (trace["x"] for trace in traces if trace["color"] == INFEASIBLE)
     assert over
