@@ -105,7 +105,7 @@ def test_drafts_of_an_earlier_answer_are_none_of_the_next_prompt() -> None:
         # Behind a cache that is filled, transformers gives the model the whole prompt again together with the drafts.
         asked = torch.cat([first.sequences, case.new], dim=1)
         text = {"input_ids": asked, "attention_mask": torch.ones_like(asked)}
-        with pytest.raises(ModelError, match="visual tokens arrive behind a filled cache"):
+        with pytest.raises(ModelError, match="visual tokens arrive after a filled cache"):
             case.generate(text, past_key_values=first.past_key_values, **drafts)
         cache.reset()
         case.model(**longer, past_key_values=cache)

@@ -55,7 +55,7 @@ def test_kernel_values() -> None:
         ("sigmoid(center=1, slope=2, keep=0.5)", "sigmoid has no parameter 'center'; did you mean 'centre'"),
         ("sigmoid(centre='x', slope=2, keep=0.5)", "sigmoid centre is 'x'"),
         ("exponential(1, 2, 1.5)", "exponential keep is 1.5"),
-        ("multistep((2, 2), (0.5, 0.2))", "each must come behind the one before"),
+        ("multistep((2, 2), (0.5, 0.2))", "each must come after the one before"),
         ("multistep((2, 4), (0.5,))", "one keep per layer"),
         ("multistep((2, 4), (0.2, 0.5))", "keep ratio rises from 0.2 to 0.5"),
         ("multistep(2, 0.5)", "multistep layers is 2"),

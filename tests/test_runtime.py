@@ -101,7 +101,7 @@ def test_no_answer_is_read_behind_a_picture_that_may_be_gone(name: str) -> None:
     tiny = TINY[name]
     model, said = (
         tiny.model(),
-        "ends with a visual token, which the schedule may drop, .*; put text behind the picture.*",
+        "ends with a visual token, which the schedule may drop, .*; put text after the picture.*",
     )
     batch, text_behind = tiny.batch([(4, 1, 0)]), tiny.batch([(4, 1, 1)])
     settings: dict[str, Any] = {"max_new_tokens": 3, "suppress_tokens": [4, 5]}
@@ -133,12 +133,12 @@ def test_a_loss_is_that_of_the_masked_model_or_refused(method: str, tiny_llava: 
     with vispco.prune(tiny_llava, method=method, schedule=Ratios([1, 0.5, 0.5, 0.25])) as session:
         loss = tiny_llava(**batch, labels=answers).loss
         kept = [session.kept(layer) for layer in range(LAYERS)]
-        with pytest.raises(ModelError, match=r"^\d+ labels stand behind visual tokens that were dropped, .* -100"):
+        with pytest.raises(ModelError, match=r"^\d+ labels stand after visual tokens that were dropped, .* -100"):
             tiny_llava(**batch, labels=batch["input_ids"])
         visual = adapter_for(tiny_llava).visual_mask(batch["input_ids"], None)
         gone = sum(int(row.nonzero()[-1]) not in left for row, left in zip(visual, kept[-1], strict=True))
         assert gone, "else nothing is shown"
-        with pytest.raises(ModelError, match=f"^{gone} labels stand behind"):
+        with pytest.raises(ModelError, match=f"^{gone} labels stand after"):
             tiny_llava(**batch, labels=text)
     with vispco.prune(tiny_llava, method=method, schedule=Step(1, 1.0), gather_always=True):
         assert float((tiny_llava(**batch, labels=text).loss).abs()) > 0
@@ -331,7 +331,7 @@ def test_refusals(tiny_llava: Any) -> None:
         with pytest.raises(ModelError, match="StaticCache has a fixed size"):
             tiny_llava.generate(**batch, max_new_tokens=2, cache_implementation="static")
         cache = tiny_llava(input_ids=torch.tensor([[9, 9]])).past_key_values
-        with pytest.raises(ModelError, match="visual tokens arrive behind a filled cache"):
+        with pytest.raises(ModelError, match="visual tokens arrive after a filled cache"):
             tiny_llava(**{**batch, "attention_mask": None}, past_key_values=cache)
 
 

@@ -39,7 +39,7 @@ def run(
         searches: names of the entries to run; default all.
         overrides: as of ``--set``, such as ``"tasks.0.splits.search=128"``.
         fresh: delete the experiment's trials first.
-        workers, ray: measure in so many processes, or on a Ray cluster.
+        workers, ray: measure in this many processes, or on a Ray cluster.
         progress: shows what is done; default nothing.
 
     Raises:
@@ -79,7 +79,7 @@ def report(
 
     Args:
         experiments: one name, or several to be shown side by side.
-        tokens: show the surviving tokens of so many samples, for which the model is loaded; of one experiment.
+        tokens: show the surviving tokens of this many samples, for which the model is loaded; of one experiment.
         storage: database URL; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
 
     Raises:

@@ -27,7 +27,7 @@ def choose(
     batch: int | None = None,
     storage: str | None = None,
 ) -> dict[str, Any]:
-    """The cheapest measured schedule within so many points of the unpruned model, as ``vispco choose --json`` has it.
+    """The cheapest measured schedule within this many points of the unpruned model, as ``vispco choose --json`` has it.
 
     It is chosen on the search split. ``confirmed`` says whether a paired one-sided test on the held-out split rules
     out a larger loss: True, False, or None where that cannot be tested; ``why`` says why not, and
@@ -41,7 +41,7 @@ def choose(
         tasks: points that single tasks may lose; ``"*"`` stands for each of them.
         sure: confidence of the test.
         profile: file of a hardware profile, for costs in time.
-        answer_tokens, batch: of which costs are told that depend on them; default: the study's.
+        answer_tokens, batch: for the costs that depend on them; default: the study's.
         storage: database URL; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
 
     Raises:

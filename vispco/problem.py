@@ -210,7 +210,7 @@ class Problem:
         return other
 
     def budgets(self, floor: float) -> list[float]:
-        """Budgets in [floor, 1]: the listed ones, or so many evenly spread (the middles of equal parts).
+        """Budgets in [floor, 1]: the listed ones, or this many evenly spread (midpoints of equal parts).
 
         Raises:
             ConfigError: a listed budget lies below the floor or above 1.

@@ -44,7 +44,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(address, *rest)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Browsers also hang up; what fails otherwise was told of by the application."""
+        """Browsers also hang up; what fails otherwise was reported by the application."""
 
 
 def serve(storage: str | None, host: str, port: int) -> None:

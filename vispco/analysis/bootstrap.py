@@ -31,7 +31,7 @@ def group_bootstrap(
     """Bootstrap distribution [resamples] of the unweighted mean over tasks of mean scores.
 
     Whole groups are drawn with replacement (several questions about one picture are not independent); tasks are
-    resampled independently. NaN where a task has a single group: then it cannot be told. For many score vectors over
+    resampled independently. NaN where a task has a single group: then it cannot be known. For many score vectors over
     the same groups see :func:`group_bootstraps`.
     """
     rng = np.random.default_rng(seed)

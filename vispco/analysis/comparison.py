@@ -526,7 +526,7 @@ class Comparison:
         return rows
 
     def interval_of(self, evaluation: Evaluation) -> list[float] | None:
-        """Bootstrap interval of a held-out accuracy, conditional on the schedule; None where it cannot be told."""
+        """Bootstrap interval of a held-out accuracy, conditional on the schedule; None where it cannot be known."""
         return interval(self._drawn(evaluation))
 
     def difference(self, first: Evaluation, second: Evaluation) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Candidate:
 def decide(comparison: Comparison, question: Question, pricing: Pricing | None = None) -> dict[str, Any]:
     """The answer to a question, from the database alone.
 
-    ``chosen`` has ``search`` None where nothing may be pruned at all. ``confirmed`` is None where it cannot be told:
+    ``chosen`` has ``search`` None where nothing may be pruned at all. ``confirmed`` is None where it cannot be known:
     the schedule is not measured on the held-out split, or a task's samples are one group; ``why`` says which.
 
     Raises:

@@ -1,7 +1,7 @@
 """The layer record in plain words; every number is the record's, every rule is stated and tested.
 
-Neighbouring budgets whose schedules prune at the same layer are told together, in at most ``RANGES`` ranges: beyond
-that, the two neighbours whose layers are nearest to each other are joined. A difference between layers is only told
+Neighbouring budgets whose schedules prune at the same layer are one range, in at most ``RANGES`` ranges: beyond
+that, the two neighbours whose layers are nearest to each other are joined. A difference between layers is only named
 where their intervals do not overlap.
 """
 

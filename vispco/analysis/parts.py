@@ -18,7 +18,7 @@ class Parts:
     """Evaluations of one split, as parts whose mean is a task's accuracy and whose groups can be drawn.
 
     ``groups``: of each sample, per task. A task whose number follows no known rule cannot be drawn: its samples are one
-    group, of which nothing can be told, and each has the accuracy itself as its part.
+    group, of which nothing can be known, and each has the accuracy itself as its part.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The best-known front of an experiment, from everything that was ever found for it: what regret is told against.
+"""The best-known front of an experiment, from everything that was ever found for it: what regret is measured against.
 
 A run's regret is the ``budget_score`` of the best-known front less its own. Both choose on the search split and are
 judged on the held-out split; so a regret may be below 0, by chance of the samples.

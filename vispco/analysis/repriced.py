@@ -63,7 +63,7 @@ class Repriced(Comparison):
         return self._flops.get((search.study, trial.number))
 
     def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
-        """Not told: held-out measurements have their own FLOPs, not this cost."""
+        """Left out: held-out measurements have their own FLOPs, not this cost."""
         return None, None
 
 

@@ -46,7 +46,7 @@ class Estimate:
 
     ``interval`` holds the true value in 95 % of repetitions of what ``covers`` says: ``"seeds and samples"``, running
     the searches with other seeds and asking other questions of the same kind, or ``"samples"``, only the latter: it is
-    then conditional on the schedules that were found. None where that cannot be told (a task with a single group).
+    then conditional on the schedules that were found. None where that cannot be known (a task with a single group).
     ``p_value`` is that of the hypothesis that the true value is 0, against both sides.
     """
 

@@ -19,10 +19,10 @@ Quantization = Annotated[
 ]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="Override a key: --set tasks.0.splits.search=128")]
 Only = Annotated[Optional[list[str]], typer.Option("--search", help="Run only this entry; may be repeated.")]
-Workers = Annotated[Optional[int], typer.Option(min=1, help="Measure in so many processes of this machine (Ray).")]
+Workers = Annotated[Optional[int], typer.Option(min=1, help="Measure in this many processes of this machine (Ray).")]
 RayAddress = Annotated[
     Optional[str],
-    typer.Option("--ray", help="Measure on this Ray cluster: host:port or auto; with --workers, on at most so many."),
+    typer.Option("--ray", help="Measure on this Ray cluster: host:port or auto; with --workers, on at most this many."),
 ]
 MaxDrop = Annotated[float, typer.Option(help="Points of accuracy below the unpruned model that may be lost.")]
 CostName = Annotated[

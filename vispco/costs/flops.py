@@ -74,7 +74,7 @@ def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
     """FLOPs of the backward pass of a relaxed forward of ``tokens`` tokens: gradients of masks, none of weights.
 
     Nothing reaches layer 0. In layer 1 only the mask carries a gradient: one of attention's products, and the output
-    projection and MLP behind it. From layer 2 on every linear map has one product with the gradient of its output,
+    projection and MLP after it. From layer 2 on every linear map has one product with the gradient of its output,
     and attention four. Equals torch's counter, as the forward does.
     """
     total = 0 * tokens
@@ -155,7 +155,7 @@ def shared_flops(
 
     Policies whose counts agree on every sample up to and including layer l share layers 0..l. A boundary is scored
     once for all policies that share the layers before it, and tokens are chosen once for those that share the layer
-    behind it; ``method.begin`` runs once, for the policy that keeps most. Entry p is what policy p adds to policies
+    after it; ``method.begin`` runs once, for the policy that keeps most. Entry p is what policy p adds to policies
     0..p-1: the sum does not depend on the order, a repeated policy adds 0, a single one costs what
     :func:`prefill_flops` says.
 

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 @dataclass
 class Stamps:
     """Times of one forward, in milliseconds: ``layers`` [L] of each layer, ``gaps`` [L - 1] between them, ``outside``
-    before the first and behind the last, ``total``."""
+    before the first and after the last, ``total``."""
 
     layers: Floats
     gaps: Floats

@@ -1,8 +1,8 @@
 """How far a pruned model still says what the plain one says: scores that need no right answer.
 
-``agreement``: the share of the plain model's answer, token by token, before the first one that differs. Behind that
+``agreement``: the share of the plain model's answer, token by token, before the first one that differs. After that
 token two answers cannot be compared, so later ones do not count. ``likelihood``: the geometric mean of the
-probabilities that the pruned model gives to the tokens of the plain model's answer, each behind those before it.
+probabilities that the pruned model gives to the tokens of the plain model's answer, each after those before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def agreed(answers: Tensor, plain: Tensor, stop: Sequence[int]) -> NDArray[np.fl
 
 
 def likelihood(logits: Tensor, plain: Tensor, stop: Sequence[int]) -> NDArray[np.float32]:
-    """``likelihood`` of ``plain`` [B, m], float32 [B]; ``logits`` [B, m, V] are those that foretell each token."""
+    """``likelihood`` of ``plain`` [B, m], float32 [B]; ``logits`` [B, m, V] are those that predict each token."""
     count = lengths(plain, stop)
     logs = logits.float().log_softmax(dim=-1).gather(2, plain[..., None])[..., 0]
     inside = torch.arange(plain.shape[1], device=plain.device) < count[:, None]

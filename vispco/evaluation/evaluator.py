@@ -155,7 +155,7 @@ class Evaluator:
     ) -> Iterator[Outcome]:
         """Measure policies, one outcome each, in order, as soon as they are there; one that fails stops no other.
 
-        ``watch`` is told the number of units of work done.
+        ``watch`` gets the number of units of work done.
 
         Raises:
             ScheduleError: a policy does not fit the model or the method; nothing was measured.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vispco.errors import ModelError
 
-BEFORE = ("", " ", "\n")  # some tokenizers have one token for a letter behind a blank and one for it alone
+BEFORE = ("", " ", "\n")  # some tokenizers have one token for a letter after a blank and one for it alone
 
 
 def letter_tokens(tokenizer: Any, letter: str) -> tuple[int, ...]:
@@ -36,7 +36,7 @@ def likeliest_letters(logits: Tensor, options: Sequence[int], tokenizer: Any) ->
     A letter is worth its best token, so that a generated answer whose first token is a letter begins with the same.
 
     Args:
-        logits: behind the prompt, [B, V].
+        logits: after the prompt, [B, V].
         options: their number, of each sample [B].
 
     Raises:

@@ -34,7 +34,7 @@ class PlainEvaluation:
     """Numbers of one model on one task.
 
     ``metrics``: as published, by their usual names and on their usual scales. ``accuracy``: the one number in [0, 1]
-    that searches use, with its standard error over groups of samples (None if it cannot be told).
+    that searches use, with its standard error over groups of samples (None if it cannot be known).
     ``pruning``: None, or schedule, method, realised keep ratio per layer. ``protocol``: all that must be the same
     before two numbers may be compared. ``answers``, ``scores``: of each sample.
     """
@@ -120,7 +120,7 @@ def evaluate_plain(
         schedule: as in :func:`vispco.pruning.published.named_schedule`; None prunes nothing.
         method: defaults to the schedule's own, or FastV.
         loaded: model and processor, if they are there already.
-        watch: is told the numbers of samples done and in all.
+        watch: gets the numbers of samples done and in all.
 
     Raises:
         UserError: the data, the model or the schedule cannot be used; the message says why.

@@ -1,4 +1,4 @@
-"""What lmms-eval is told when it looks for models (entry point group ``lmms_eval.models``)."""
+"""What lmms-eval gets when it looks for models (entry point group ``lmms_eval.models``)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class LayerShape:
     """Sizes of one decoder layer of a model whose layers are not all alike, or not what the formula assumes.
 
     ``weights``: multiply-adds per token outside attention: projections, MLP, router, the experts that a token is sent
-    to. Linear attention has no ``heads`` of the usual kind; it costs ``chunk`` FLOPs for every 64 tokens begun, and
+    to. Linear attention has no ``heads`` of the usual kind; it costs ``chunk`` FLOPs for every 64 tokens started, and
     its convolution ``spread`` FLOPs for every token and ``spread`` times ``beyond`` at the ends.
     """
 
@@ -83,8 +83,8 @@ class ModelShape:
 class Grid(NamedTuple):
     """Cells of one picture or video as the vision tower saw it, in the order of its tokens.
 
-    ``row_end``: a token that is no cell stands behind every row; ``end``: behind the last cell. It has a place all
-    the same, the column behind its row's last one. ``view``: 0, or which further view (thumbnail, tile, crop) of
+    ``row_end``: a token that is no cell stands after every row; ``end``: after the last cell. It has a place all
+    the same, the column after its row's last one. ``view``: 0, or which further view (thumbnail, tile, crop) of
     the picture before it this is.
     """
 
@@ -111,7 +111,7 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Deepstack:
-    """Visual features that a decoder adds to hidden states behind its layers 0, 1, ...
+    """Visual features that a decoder adds to hidden states after its layers 0, 1, ...
 
     ``places``: bool [B, T], the tokens that get them; ``features``: per layer [places.sum(), H], in reading order.
     """
@@ -162,7 +162,7 @@ class ModelAdapter(ABC):
         return layers
 
     def norm(self, hidden: Tensor) -> Tensor:
-        """The norm behind the last layer, of [B, n, H]."""
+        """The norm after the last layer, of [B, n, H]."""
         normed: Tensor = self.decoder().norm(hidden)  # type: ignore[operator]
         return normed
 
@@ -248,7 +248,7 @@ class ModelAdapter(ABC):
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
         """The modules whose outputs are queries and keys just before rotation; :meth:`to_heads` reads them.
 
-        Default: the projections, or the norms behind them where there are any (Qwen 3).
+        Default: the projections, or the norms after them where there are any (Qwen 3).
         """
         attention: Any = self.layers()[layer].self_attn
         if hasattr(attention, "q_norm"):
@@ -309,7 +309,7 @@ class ModelAdapter(ABC):
         return {}
 
     def with_text(self, inputs: dict[str, Any], ids: Tensor) -> dict[str, Any]:
-        """``inputs`` with text tokens ``ids`` [B, n] behind every (left-padded) prompt."""
+        """``inputs`` with text tokens ``ids`` [B, n] after every (left-padded) prompt."""
         import torch
 
         longer = dict(inputs)
@@ -328,7 +328,7 @@ class ModelAdapter(ABC):
     # --- visual features that the decoder adds between its layers ----------------------------------
 
     def deepstack_layers(self) -> int:
-        """Behind how many of its first layers the decoder adds visual features. Default: none."""
+        """After how many of its first layers the decoder adds visual features. Default: none."""
         return 0
 
     def take_deepstack(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
@@ -430,7 +430,7 @@ class ModelAdapter(ABC):
     def coordinates(self, inputs: dict[str, Any], visual: Tensor) -> Tensor:
         """int [B, T, 4]: (picture, frame, row, column) of visual tokens, 0 elsewhere; pictures count per sample.
 
-        Every view of a picture counts as one; tokens that are no cell stand in the column behind their row.
+        Every view of a picture counts as one; tokens that are no cell stand in the column after their row.
         """
         import torch
 

@@ -2,7 +2,7 @@
 
 One placeholder token stands for pictures and videos, so that a batch has either (the model refuses both together).
 The frames of a video are separated by timestamps, which are text; they are still one picture of several frames.
-GLM-4.5V (``glm4v_moe``) has experts behind its first layer.
+GLM-4.5V (``glm4v_moe``) has experts after its first layer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: tiles of the picture and a thumbnail behind them, with text between them; pixel shuffle.
+"""Idefics3 and SmolVLM: tiles of the picture and a thumbnail after them, with text between them; pixel shuffle.
 
 Every tile is a run of visual tokens by itself (marks such as ``<row_1_col_2>`` stand between them, and are text),
 and counts as a picture of its own. The frames of a video reach the model as pictures.

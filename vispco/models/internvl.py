@@ -1,4 +1,4 @@
-"""InternVL 3: tiles of the picture and a thumbnail behind them, each pooled by pixel shuffle; any text decoder.
+"""InternVL 3: tiles of the picture and a thumbnail after them, each pooled by pixel shuffle; any text decoder.
 
 How the tiles lie is not among the model's inputs, so that every tile counts as a picture of its own. The frames of
 a video reach the model as pictures.

@@ -1,6 +1,6 @@
 """LLaVA-NeXT (1.6): a thumbnail, and tiles of the picture at a higher resolution with its padding cut away.
 
-A picture is two views: the thumbnail, then one grid of all tiles. Behind each row of that grid stands the learned
+A picture is two views: the thumbnail, then one grid of all tiles. After each row of that grid stands the learned
 newline embedding: a visual token like any other (it is counted, ranked and dropped), but no cell of the picture.
 """
 

@@ -1,7 +1,7 @@
 """LLaVA-OneVision: LLaVA-NeXT's views and newlines, fewer cells for large pictures, and video.
 
 A picture that is alone in its prompt is cut into tiles; several pictures are a thumbnail each, with one newline
-behind it. So is a video, whose frames are pooled to a quarter of the cells.
+after it. So is a video, whose frames are pooled to a quarter of the cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mistral 3 (Small 3.1, Ministral 3): pictures of any size by a Pixtral tower, 2 x 2 patches to a token.
 
-A token that ends a row stands behind each row of a picture. It is text, so that every row is a run of visual tokens by
+A token that ends a row stands after each row of a picture. It is text, so that every row is a run of visual tokens by
 itself; the rows of one picture are one grid all the same.
 """
 
@@ -28,7 +28,7 @@ class Mistral3Adapter(ModelAdapter):
 
     @cached_property
     def _readable(self) -> bool:
-        """Ministral 3 scales queries far behind the start by their position, which attention rows do not follow."""
+        """Ministral 3 scales queries far after the start by their position, which attention rows do not follow."""
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         return super()._readable and "llama_4_scaling_beta" not in rope
 

@@ -1,7 +1,7 @@
-"""Qwen3-VL: visual features of earlier vision layers are added behind the decoder's first layers (deepstack).
+"""Qwen3-VL: visual features of earlier vision layers are added after the decoder's first layers (deepstack).
 
 The decoder would add them by a mask over the whole prompt; here the runtime takes them over and adds the rows of
-the tokens that are left. Features are [tokens, H] for the prompt with those of the layers behind them, [tokens,
+the tokens that are left. Features are [tokens, H] for the prompt with those of the layers after them, [tokens,
 (1 + layers) H]. Queries and keys are normalised head by head. The frames of a video are separated by timestamps,
 which are text; they are still one picture of several frames. ``qwen3_vl_moe`` has experts in place of most MLPs.
 """

@@ -1,4 +1,4 @@
-"""Chat templates come with a model, as programs: one that is broken, or does not end, is told of in one line."""
+"""Chat templates come with a model, as programs: one that is broken, or does not end, is reported in one line."""
 
 from __future__ import annotations
 

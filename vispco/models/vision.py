@@ -34,7 +34,7 @@ class VisionExtras:
     ``last_keys`` [N, C]: keys of these two layers, heads side by side. ``features`` [N, C]: what the projector
     receives (of several layers the last). ``relevance`` float32 [N]: cosine of token and question under a text tower
     trained with this one, where the adapter has one. ``novelty`` float32 [N]: by how much a token's pixels differ from
-    what its neighbours foretell, where the tower is given patches. ``received`` and ``middle`` float32 [N], where they
+    what its neighbours predict, where the tower is given patches. ``received`` and ``middle`` float32 [N], where they
     were asked for: what the token gets from all rows in the layer that makes the features and in a middle one, mean
     over heads and rows. ``flops``: what reading cost beside the tower.
     """
@@ -80,7 +80,7 @@ class VisionExtras:
 
     @staticmethod
     def join(parts: Sequence[VisionExtras]) -> VisionExtras:
-        """Of several calls of the tower, one behind the other."""
+        """Of several calls of the tower, one after the other."""
         first = parts[0]
         if len(parts) == 1:
             return first

@@ -55,7 +55,7 @@ class OfficialOptions(Options):
     """``preset`` gives the letters of the official code, each of which may be set by itself.
 
     ``validation``: share of the calibration split whose mean constraint moves the multipliers. ``shift``: distil the
-    answer's tokens, not the ones behind them. ``full_tflops``: rescale the official count so that the mean unpruned
+    answer's tokens, not the ones after them. ``full_tflops``: rescale the official count so that the mean unpruned
     sample has so many. ``conditioned``: also measure the policy that differs per sample, as attributes. ``snap``: move
     each answer to its budget before it is measured, which the official code does not.
     """
@@ -130,7 +130,7 @@ class OfficialSearch(Search):
         missing = [budget for budget in sorted(context.budgets, reverse=True) if budget not in settled]
         if not missing:
             return
-        # A run that was killed behind the training finds what the predictor said.
+        # A run that was killed after the training finds what the predictor said.
         answers = context.store.trajectory(context.log.name).get(ANSWERS) or self._answers()
         rows = [row for row in answers if row["attributes"]["budget"] in missing]
         proposals = [

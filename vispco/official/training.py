@@ -199,7 +199,7 @@ class OfficialTraining:
 
     Args:
         validation: share of the calibration split whose mean constraint moves the multipliers.
-        shift: distil the prediction of each answer token; the official code distils what is predicted behind it.
+        shift: distil the prediction of each answer token; the official code distils what is predicted after it.
         full_tflops: count in units in which the mean training sample, unpruned, has so many; None: 1e12.
     """
 

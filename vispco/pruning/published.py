@@ -4,7 +4,7 @@ Sources: FastV arXiv 2403.06764 (K, R = removed share); FitPrune arXiv 2409.1019
 official repository ywh187/FitPrune for LLaVA-1.5-7B (32 layers, 576 visual tokens); SparseVLM arXiv 2410.04417,
 counts kept at layers 2, 6 and 15 of Gumpest/SparseVLMs, whose names (192, 128, 96, 64) are averages over layers of
 the tokens *leaving* each layer; entering, they are 206.5, 145.4, 114.1 and 82.3 with recycling. PyramidDrop arXiv
-2410.17247, halved behind 8, 16 and 24 layers; DART arXiv 2502.11494, whose budget of 128 keeps 8 * 16 + 4; VTW arXiv
+2410.17247, halved after 8, 16 and 24 layers; DART arXiv 2502.11494, whose budget of 128 keeps 8 * 16 + 4; VTW arXiv
 2405.05803 withdraws all visual tokens at once, layer 16 on its command line for 7B, so that nothing is ranked and the
 method does not matter; before the decoder: DivPrune arXiv 2503.02175 (ratio), VisionZip arXiv 2412.04467 (dominant and
 contextual tokens: 54 + 10, 191 + 30), VisPruner arXiv 2412.01818, CDPruner arXiv 2506.10967 (counts), SCOPE
@@ -39,7 +39,7 @@ FITPRUNE_DELETED: dict[int, tuple[int, ...]] = {
     90: (262, 153, 80, 19, 13, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 2, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0),
 }
 
-# Visual tokens that SparseVLM keeps behind layers 2, 6 and 15, by the average that names the configuration.
+# Visual tokens that SparseVLM keeps after layers 2, 6 and 15, by the average that names the configuration.
 SPARSEVLM_LAYERS = (3, 7, 16)
 SPARSEVLM_KEPT: dict[str, dict[int, tuple[int, int, int]]] = {
     "2.0": {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
@@ -88,7 +88,7 @@ def fitprune_counts(deleted: Sequence[int], tokens: int = LLAVA_TOKENS) -> list[
 
 
 def sparsevlm_counts(kept: Sequence[int], *, recycle: bool, tokens: int = LLAVA_TOKENS) -> list[int]:
-    """Visual tokens behind each sparse layer, with the clusters that recycling adds."""
+    """Visual tokens after each sparse layer, with the clusters that recycling adds."""
     from vispco.pruning.methods.sparsevlm import clusters_of
 
     counts = []

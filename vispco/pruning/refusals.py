@@ -48,7 +48,7 @@ def refuse_uncuttable(adapter: ModelAdapter, attention: str, cache: Any, length:
 
 
 def refuse_visual_end(prompt: Prompt, loses: NDArray[np.bool_]) -> None:
-    """Refuse to read an answer behind a visual token that may be gone; ``loses`` bool [B]: rows that lose some.
+    """Refuse to read an answer after a visual token that may be gone; ``loses`` bool [B]: rows that lose some.
 
     Raises:
         ModelError: such a row ends with a visual token.
@@ -60,21 +60,21 @@ def refuse_visual_end(prompt: Prompt, loses: NDArray[np.bool_]) -> None:
         where = f"prompt {int(ends.argmax()) + 1} of {len(ends)}" if len(ends) > 1 else "the prompt"
         raise ModelError(
             f"{where} ends with a visual token, which the schedule may drop, so there is no token that an answer could "
-            "follow; put text behind the picture, and prefill the whole prompt in one call"
+            "follow; put text after the picture, and prefill the whole prompt in one call"
         )
 
 
 def refuse_labels(labels: Tensor, prompt: Prompt, left: Tokens) -> None:
-    """Refuse a loss over what dropped tokens would foretell: there is nothing there. ``labels`` [B, T], not shifted.
+    """Refuse a loss over what dropped tokens would predict: there is nothing there. ``labels`` [B, T], not shifted.
 
     Raises:
-        ModelError: a label other than -100 stands behind a visual token that is not among those that are ``left``.
+        ModelError: a label other than -100 stands after a visual token that is not among those that are ``left``.
     """
     there = torch.zeros_like(prompt.visual, dtype=torch.int).scatter_add_(1, left.index, left.valid.int()) > 0
     gone = prompt.visual & ~there
     wrong = (labels[:, 1 : gone.shape[1] + 1].to(gone.device) != IGNORED) & gone[:, : labels.shape[1] - 1]
     if bool(wrong.any()):
         raise ModelError(
-            f"{int(wrong.sum())} labels stand behind visual tokens that were dropped, which foretell nothing; set "
+            f"{int(wrong.sum())} labels stand after visual tokens that were dropped, which predict nothing; set "
             f"labels to {IGNORED} up to the answer"
         )

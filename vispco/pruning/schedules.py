@@ -125,7 +125,7 @@ class Step(Schedule):
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """Several steps: the share ``keeps[j]`` enters ``layers[j]`` and the layers behind it, up to the next step."""
+    """Several steps: the share ``keeps[j]`` enters ``layers[j]`` and the layers after it, up to the next step."""
 
     layers: tuple[int, ...]
     keeps: tuple[float, ...]
@@ -141,7 +141,7 @@ class MultiStep(Schedule):
         for layer, keep in zip(self.layers, self.keeps, strict=True):
             Step(layer, keep)
         if list(self.layers) != sorted(set(self.layers)):
-            raise ScheduleError(f"multistep layers are {shortened(self.layers)}; each must come behind the one before")
+            raise ScheduleError(f"multistep layers are {shortened(self.layers)}; each must come after the one before")
         Ratios(self.keeps)
 
     def keep_ratio(self, layers: int) -> tuple[float, ...]:

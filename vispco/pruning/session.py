@@ -128,7 +128,7 @@ class PruningSession(Record):
             check_whole(cache, self._layers_run(module))
             if _brings_pictures(inputs) and bool(self._visual_mask(inputs).any()):
                 raise ModelError(
-                    "visual tokens arrive behind a filled cache; prefill the whole prompt in one call, "
+                    "visual tokens arrive after a filled cache; prefill the whole prompt in one call, "
                     "inside the prune block"
                 )
             return None
@@ -149,7 +149,7 @@ class PruningSession(Record):
         return self.adapter.visual_mask(inputs.get("input_ids"), inputs.get("inputs_embeds"))
 
     def _begin_prefill(self, embeds: Tensor, visual: Tensor, kwargs: dict[str, Any], cache: Any, length: int) -> None:
-        """``length``: of the prompt; behind it are drafts."""
+        """``length``: of the prompt; after it are drafts."""
         thread, inputs, attention = self._thread, self._inputs(kwargs), self.adapter.attention()
         mask = inputs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None

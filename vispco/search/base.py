@@ -39,7 +39,7 @@ Advance = Callable[[int, "int | None", str], None]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A schedule to be measured, or another policy, and what its trial shall say.
+    """A schedule to be measured, or another policy, and the attributes of its trial.
 
     ``parameters``, with their ``distributions``: default, those that the family reads off the schedule; a policy has
     none, ``{}``. ``seconds``, ``propose_flops``: what finding it took; ``propose_spent``: after sharing, if less.
@@ -222,7 +222,7 @@ class Search(ABC):
         ``known``: outcomes by schedule that are there already, for example from a race.
 
         What cannot be measured becomes a FAIL trial that says why, and is tried again, three times in all;
-        ``advance`` is told how many have landed. Proposals for several methods are measured method by method.
+        ``advance`` gets how many have landed. Proposals for several methods are measured method by method.
         """
         by_method: dict[str | None, list[Proposal]] = {}
         for proposal in proposals:

@@ -6,7 +6,7 @@ import re
 
 HIDDEN = "***"
 
-# user:password@ behind ://; a password may hold /, : and, written wrongly, @, so the last @ before a blank counts.
+# user:password@ after ://; a password may hold /, : and, written wrongly, @, so the last @ before a blank counts.
 _IN_URL = re.compile(r"(://[^\s:/@'\"]*):[^\s'\"]*@(?=[^\s@]*)")
 _SETTING = re.compile(
     r"\b(PGPASSWORD|(?:\w*_)?(?:password|passwd|pwd|sslpassword))(['\"]?\s*[=:]\s*)"

@@ -56,7 +56,7 @@ class Options(Frozen):
 class Item:
     """What a row says.
 
-    ``prompt``: the question with its options, without what is written behind it; "" if that is the question.
+    ``prompt``: the question with its options, without what is written after it; "" if that is the question.
     ``group``: rows that are scored together, "" if each is by itself. ``picture``: a name that rows about one picture
     share, "" to compare the pictures themselves.
     """

@@ -46,7 +46,7 @@ class Pictures(Sequence[Any]):
         return map(self._decoded, self._read())
 
     def evenly(self, most: int) -> Pictures:
-        """At most so many of them, from the middles of equal parts."""
+        """At most this many of them, from midpoints of equal parts."""
         count, read = len(self), self._read
         if count <= most:
             return self

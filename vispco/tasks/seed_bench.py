@@ -65,7 +65,7 @@ class SEEDBench(Benchmark):
 
 
 class FrameOptions(Options):
-    """``frames``: at most so many of a video's frames, evenly spaced; default: all that the data set has."""
+    """``frames``: at most this many of a video's frames, evenly spaced; default: all that the data set has."""
 
     frames: Count | None = None
 

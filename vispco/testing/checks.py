@@ -227,7 +227,7 @@ def check_relaxed(model: Any, batch: Batch, method: Method, schedule: Schedule) 
 
 
 def check_gradient(model: Any, batch: Batch, method: Method) -> None:
-    """Every ratio behind the first layer moves the loss of its own sample, and of no other, if that has pictures."""
+    """Every ratio after the first layer moves the loss of its own sample, and of no other, if that has pictures."""
     pictures = adapter_for(model).visual_mask(batch["input_ids"], None).any(dim=1)
     ratios = torch.tensor([1.0, 0.75, 0.4, 0.2]).repeat(len(pictures), 1).requires_grad_()
     for row, sees in enumerate(pictures.tolist()):
@@ -258,7 +258,7 @@ def check_recompute(model: Any, batch: Batch, method: Method) -> None:
 
 
 def check_trailing(model: Any, batch: Batch, method: Method) -> None:
-    """With an answer behind the prompts, tokens are ranked, positions counted and logits given as without it."""
+    """With an answer after the prompts, tokens are ranked, positions counted and logits given as without it."""
     adapter, ratios = adapter_for(model), torch.tensor([1.0, 0.75, 0.4, 0.2])
     answer = torch.arange(10, 10 + 2 * len(batch["input_ids"])).view(-1, 2)
     with torch.no_grad():
@@ -267,7 +267,7 @@ def check_trailing(model: Any, batch: Batch, method: Method) -> None:
         with relaxed(adapter, method, ratios, trailing=answer.shape[1]):
             behind = model(**adapter.with_text(batch, answer), use_cache=False).logits[:, -1 - answer.shape[1]]
     difference = float((without - behind).abs().max())
-    assert difference <= TOLERANCE, f"an answer behind the prompt changes its logits by {difference:.3g}"
+    assert difference <= TOLERANCE, f"an answer after the prompt changes its logits by {difference:.3g}"
 
 
 def encoded(model: Any, batch: Batch, method: Method) -> tuple[dict[str, Any], VisionExtras | None]:
@@ -393,7 +393,7 @@ def counted_flops(model: Any, batch: Batch) -> int:
     def stop(module: Any, args: Any, output: Any) -> None:
         inside.close()
 
-    # The counter is slow, so it watches the decoder only: in front of all other hooks, and behind them.
+    # The counter is slow, so it watches the decoder only: in front of all other hooks, and after them.
     handles = [decoder.register_forward_pre_hook(start, prepend=True), decoder.register_forward_hook(stop)]
     try:
         config._experts_implementation = "eager"  # the counter does not see grouped products

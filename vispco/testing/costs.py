@@ -21,7 +21,7 @@ WINDOWS = (None, 20, 20, None, 20, 20)
 
 
 def staircase(edges: tuple[int, ...] = (16, 48, 64), last: int = 200, start: float = 1.0) -> Curve:
-    """Flat, with a step of ``start`` behind each edge."""
+    """Flat, with a step of ``start`` after each edge."""
     points = [(1, start)]
     for number, edge in enumerate(edges, start=1):
         points += [(edge, start * number), (edge + 1, start * (number + 1))]

@@ -38,9 +38,11 @@ def evaluate(
         typer.Option(help="Of the task: --option path=FOLDER --option split=test; may be repeated."),
     ] = None,
     samples: Annotated[
-        Optional[int], typer.Option(min=1, help="So many, drawn evenly over categories [default: all].")
+        Optional[int], typer.Option(min=1, help="This many, drawn evenly over categories [default: all].")
     ] = None,
-    limit: Annotated[Optional[str], typer.Option(help="The first so many, or a share, as lmms-eval counts.")] = None,
+    limit: Annotated[
+        Optional[str], typer.Option(help="The first rows, as a number or a share, as lmms-eval counts.")
+    ] = None,
     device: Annotated[Optional[str], typer.Option(help="cpu [default], cuda, cuda:1, auto, ...")] = None,
     dtype: Annotated[Optional[str], typer.Option(help="float32, bfloat16, float16 [default: by device].")] = None,
     attention: Annotated[Optional[str], typer.Option(help="sdpa [default], eager or flash_attention_2.")] = None,

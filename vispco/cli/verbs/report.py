@@ -18,7 +18,7 @@ def report(
     experiments: list[str],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
     tokens: Annotated[
-        int, typer.Option(min=0, max=50, help="Show the surviving tokens of so many samples; runs the model.")
+        int, typer.Option(min=0, max=50, help="Show the surviving tokens of this many samples; runs the model.")
     ] = 0,
     storage: Storage = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """What the pruned models share: fewer placeholders, which tokens stay, and where they stood.
 
 vLLM is told before the vision tower runs how many tokens a picture has, and where the text stands. Which of a
-picture's tokens stay, and so their positions, is known only behind the tower. A kept token's place within its picture
+picture's tokens stay, and so their positions, is known only after the tower. A kept token's place within its picture
 therefore travels with its state, as further columns through vLLM's cache of pictures, and is added to its position in
 the forward pass. Columns hold digits to the base 256, which bfloat16 keeps exactly.
 """
@@ -96,7 +96,7 @@ class PrunedModel:
         return with_places(states, self.places(grid).to(kept.device)[kept])
 
     def places(self, grid: Grid) -> Tensor:
-        """int [N, 3]: how far each token's position lies behind that of its picture."""
+        """int [N, 3]: how far each token's position lies after that of its picture."""
         raise NotImplementedError
 
     def embed_input_ids(

@@ -1,4 +1,4 @@
-"""Where the prompt ends in the first call of assisted decoding, which holds draft tokens behind it.
+"""Where the prompt ends in the first call of assisted decoding, which holds draft tokens after it.
 
 Nothing in the call itself says so. ``generate`` asks the model's ``_get_candidate_generator`` for drafts before, with
 the prompt and the cache that the call will fill; inside a prune block that method is watched.

@@ -48,7 +48,7 @@ class Prefill:
     """State of one prefill. Layers' keyword arguments arrive at full length and leave at the tokens' length.
 
     ``layers``: the tokens that entered each layer so far. ``gather_always`` gathers at every boundary, also where
-    nothing is dropped (tests, benchmarks). ``drafts``: tokens behind the prompt, which methods do not see.
+    nothing is dropped (tests, benchmarks). ``drafts``: tokens after the prompt, which methods do not see.
     """
 
     adapter: ModelAdapter
@@ -80,7 +80,7 @@ class Prefill:
 
     @property
     def length(self) -> int:
-        """Tokens of the call: the prompt, and drafts behind it."""
+        """Tokens of the call: the prompt, and drafts after it."""
         return self.prompt.valid.shape[1] + self.drafts
 
     @property
@@ -103,7 +103,7 @@ class Prefill:
     # --- what the hooks call ---------------------------------------------------------------------
 
     def captures(self, layer: int) -> bool:
-        """Whether the boundary behind ``layer`` ranks tokens by queries or keys of ``layer``."""
+        """Whether the boundary after ``layer`` ranks tokens by queries or keys of ``layer``."""
         if self._looking or not self.method.needs & LAYER_BEFORE:
             return False
         return layer + 1 < len(self.path.ranked) and self.path.ranked[layer + 1]
@@ -133,7 +133,7 @@ class Prefill:
         return args, {**kwargs, "hidden_states": hidden}
 
     def on_output(self, layer: int, output: Any) -> Any:
-        """What leaves ``layer``, with the visual features that the decoder would have added behind it."""
+        """What leaves ``layer``, with the visual features that the decoder would have added after it."""
         if self.deepstack is None or layer >= len(self.deepstack.features):
             return output
         hidden = output if isinstance(output, Tensor) else output[0]

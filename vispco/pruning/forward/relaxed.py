@@ -232,7 +232,7 @@ def relaxed(
 
     Args:
         temperature: width of the straight-through mask's gradient, as a share of the visual tokens.
-        trailing: answer tokens behind the prompt; methods see the prompt only.
+        trailing: answer tokens after the prompt; methods see the prompt only.
         sample_keys: [B], tell samples apart for seeded methods.
         vision: of the batch's visual tokens, for methods that read the vision tower where the model is given features.
         recompute: keep only what enters each layer, and run the layer again in the backward pass: a small part of the

@@ -93,7 +93,7 @@ class SharedPrefill(PruningSession):
     def logits(
         self, inputs: Mapping[str, Any], keys: Sequence[int] | None = None, *, cached: bool = False
     ) -> Iterator[tuple[Members, Tensor]]:
-        """(policies, their logits [B, V] behind the last prompt token), until every policy has been named once.
+        """(policies, their logits [B, V] after the last prompt token), until every policy has been named once.
 
         ``inputs`` are padded on the left; ``keys`` [B] tell samples apart for seeded methods, as
         ``PruningSession.sample_keys``. With ``cached``, :meth:`greedy` may be asked for more tokens of the policies
@@ -121,7 +121,7 @@ class SharedPrefill(PruningSession):
     def greedy(self, logits: Tensor, max_new_tokens: int, stop: Sequence[int] = (), pad: int = 0) -> Tensor:
         """The policies just named go on from their ``logits`` [B, V]: tokens [B, at most ``max_new_tokens``].
 
-        The most probable token each time; behind one of ``stop`` comes ``pad``.
+        The most probable token each time; after one of ``stop`` comes ``pad``.
         """
         tokens = [logits.argmax(dim=-1)]
         leaf, mask = self._leaf, self._mask
@@ -149,7 +149,7 @@ class SharedPrefill(PruningSession):
 
     @torch.inference_mode()
     def given(self, tokens: Tensor) -> Tensor:
-        """Logits [B, m, V] behind each of ``tokens`` [B, m], which follow the prompt of the policies just named.
+        """Logits [B, m, V] after each of ``tokens`` [B, m], which follow the prompt of the policies just named.
 
         Asked for once per yield of :meth:`logits`, with ``cached``.
         """
@@ -228,7 +228,7 @@ class SharedPrefill(PruningSession):
         return branching.number, state.fork(self._path(self._members))
 
     def _walk(self, number: int, walk: Walk) -> Walk:
-        """Run the layers from ``number`` on; the result stands behind the last one."""
+        """Run the layers from ``number`` on; the result stands after the last one."""
         for at in range(number, len(self._layer_calls)):
             if at > number:
                 walk = self._branch(at, walk)
@@ -247,7 +247,7 @@ class SharedPrefill(PruningSession):
     # --- memory ------------------------------------------------------------------------------------
 
     def _keep_within_memory(self) -> None:
-        """Give up states, first those that are the fewest layers behind another one."""
+        """Give up states, first those that are the fewest layers after another one."""
         while self._memory_limit is not None and sum(b.bytes for b in self._stack) > self._memory_limit:
             kept = [b for b in self._stack if b.state is not None]
             gaps = [b.number - before for b, before in zip(kept, [0, *(b.number for b in kept)], strict=False)]

@@ -53,7 +53,7 @@ class Prompt:
         return self.read_vision()
 
     def after_last_visual(self) -> Tensor:
-        """bool [B, T]: valid text behind the last visual token (all valid text where there is none)."""
+        """bool [B, T]: valid text after the last visual token (all valid text where there is none)."""
         visual_later = self.visual.flip(1).cumsum(dim=1).flip(1)
         return self.valid & (visual_later == 0)
 

@@ -77,7 +77,7 @@ class ScoreContext:
         return self.look_ahead().rows(query_index)
 
     def normed(self, hidden: Tensor) -> Tensor:
-        """``hidden`` [B, n, H] through the norm that stands behind the last layer."""
+        """``hidden`` [B, n, H] through the norm that stands after the last layer."""
         assert self.final_norm is not None
         return self.final_norm(hidden)
 

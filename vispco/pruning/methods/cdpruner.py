@@ -30,7 +30,7 @@ class CDPruner(StaticOrder):
 
     ``relevance="text_tower"``: minus the cosine of a token and the question under the text tower that the vision
     tower was trained with, as published. ``"embeddings"``: the cosine of a token's embedding and the mean embedding of
-    the text behind the picture, for models without such a tower. ``"none"``: 1 everywhere.
+    the text after the picture, for models without such a tower. ``"none"``: 1 everywhere.
 
     Source: arXiv 2506.10967 and Theia-4869/CDPruner (``cdpruner:64``). Deviations: original positions; relevance is
     scaled per sample, not over the batch; where nothing new is left (a residual of at most 1e-10, so no more

@@ -25,10 +25,10 @@ class DART(Method):
 
     The visual pivots stay. Then pivot by pivot, in the order of the prompt, the visual tokens with the lowest cosine
     to it are taken out of those that are left, until the count is full. Cosines are those of the states that enter
-    the boundary, behind the decoder's last norm; norms are over the keys of all heads.
+    the boundary, after the decoder's last norm; norms are over the keys of all heads.
 
     Source: arXiv 2502.11494 and ZichenWen1/DART. Its count is 8 m + 4 (so 132 under the name 128: ``dart:128``) and
-    there this is the same choice. Deviations: keys before their rotation, since an L1 norm behind it would depend on
+    there this is the same choice. Deviations: keys before their rotation, since an L1 norm after it would depend on
     where the prompt stands, and so on padding; any count, spread as evenly over the pivots as it goes, the first
     ones taking one more; pivots in the order of the prompt, not of a set's hashes; where fewer text tokens follow the
     picture than pivots are asked for, they come from all text.

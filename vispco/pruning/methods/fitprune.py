@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class FitPrune(Method):
     """Attention received from the text times attention received from visual tokens, each the max over heads.
 
-    ``self_i`` is the mean over visual queries and ``cross_i`` the sum over text queries behind the last visual
+    ``self_i`` is the mean over visual queries and ``cross_i`` the sum over text queries after the last visual
     token of ``max_h A[h, q, i]`` in the layer before; the score is ``cross_i * self_i``, or ``self_i`` alone
     where no text follows.
 
     Source: arXiv 2409.10197; the online rule of the official code (ywh187/FitPrune). Deviations: tokens are cut
-    at the boundary behind a layer, not between its attention and its output projection; the count comes from
+    at the boundary after a layer, not between its attention and its output projection; the count comes from
     the schedule (the published recipes are schedules: ``fitprune:50``, ...); rows are streamed in blocks, the
     full map is never formed.
     """
@@ -50,7 +50,7 @@ def received(context: ScoreContext) -> tuple[Tensor, Tensor, Tensor]:
     """Attention that tokens receive in the layer before, the max over heads of each query.
 
     Returns:
-        float32 [B, n], the sum over text queries behind the last visual token; float32 [B, n], the mean over visual
+        float32 [B, n], the sum over text queries after the last visual token; float32 [B, n], the mean over visual
         queries; the number of those text queries, [B].
     """
     import torch

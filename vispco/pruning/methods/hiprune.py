@@ -22,7 +22,7 @@ class HiPrune(TowerMethod):
     left, right, above and below are kept with them; the others have most attention in the layer that makes the
     features. Attention is what a token gets from all rows, the CLS token's too, mean over heads.
 
-    A neighbour is the token 1 or a row's length before or behind in reading order, at the ends the last one there is,
+    A neighbour is the token 1 or a row's length before or after in reading order, at the ends the last one there is,
     so that the one right of a row's last token begins the next row. The middle layer is the 9th of 24 in CLIP and
     SigLIP, the 16th of 32 in towers of Qwen's and Pixtral's kind, of others as far up; with windows, the nearest layer
     without them.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class StaticOrder(Method):
-    """One order of each sample's visual tokens; any boundary keeps the first so many, whatever was dropped before."""
+    """One order of each sample's visual tokens; any boundary keeps the first ones, whatever was dropped before."""
 
     static_order: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
@@ -27,7 +27,7 @@ class StaticOrder(Method):
         """
 
     def begin(self, prompt: Prompt) -> Tensor:
-        """int [B, N]: each visual token's place in its sample's order; what is not ordered comes behind, as it was."""
+        """int [B, N]: each visual token's place in its sample's order; what is not ordered comes after, as it was."""
         import torch
 
         rows = [prompt.visual[row].nonzero()[:, 0] for row in range(len(prompt.visual))]

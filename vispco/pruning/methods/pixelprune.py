@@ -1,4 +1,4 @@
-"""PixelPrune: keep the cells of a picture that their neighbours do not foretell, pixel by pixel."""
+"""PixelPrune: keep the cells of a picture that their neighbours do not predict, pixel by pixel."""
 
 from __future__ import annotations
 

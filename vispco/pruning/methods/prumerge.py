@@ -34,7 +34,7 @@ class PruMerge(TowerMethod):
 
     Source: arXiv 2403.15388 and 42Shawn/LLaVA-PruMerge; ``prumerge:14.4x`` is its mean compression. Deviations: the
     count is the schedule's, not the number of outliers in the attention (with ``plus`` the official stride makes about
-    three spread tokens to each outlier, hence the quarter); states are merged where they enter the boundary, behind
+    three spread tokens to each outlier, hence the quarter); states are merged where they enter the boundary, after
     the projector, not before it; prompt order and positions, not attention order; the token that stands for the
     dropped ones has the place of the first of them by attention; where only one token is kept it is a plain one; in a
     tower without a CLS token, attention received from all patches.

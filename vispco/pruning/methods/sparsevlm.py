@@ -24,7 +24,7 @@ KERNEL_FLOOR = 0.01
 @METHODS.register("sparsevlm")
 @dataclass(frozen=True)
 class SparseVLM(Method):
-    """Attention of the *raters*, text behind the picture that matches it, in the layer before.
+    """Attention of the *raters*, text after the picture that matches it, in the layer before.
 
     Raters, chosen once from the input embeddings: text tokens whose mean (over visual tokens) of
     ``softmax_text(E_v E_t^T)`` is above the average of all candidates.
@@ -36,7 +36,7 @@ class SparseVLM(Method):
 
     Source: arXiv 2410.04417 and Gumpest/SparseVLMs; release 2.0 is its ``USE_VERSION=2_0``. The counts are the
     schedule's (the published ones are schedules: ``sparsevlm:192``, ...). Deviations: original positions also in
-    1.5; a cluster stands at its centre's place, not behind all kept tokens; no noise breaks ties of density;
+    1.5; a cluster stands at its centre's place, not after all kept tokens; no noise breaks ties of density;
     the position kernel is not let below 1 % of its value at distance 0 (the official one divides by any number);
     if no text follows the picture, or none stands out, all text (or else the last token) rates.
     """

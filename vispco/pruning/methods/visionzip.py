@@ -29,8 +29,8 @@ class VisionZip(TowerMethod):
 
     Source: arXiv 2412.04467 and dvlab-research/VisionZip; ``visionzip:64`` is its 54 + 10. Deviations: the CLS token
     itself is not among the visual tokens of these models, so all dominant ones are patches; states are merged where
-    they enter the boundary, behind the projector, not before it; targets stay in their places, with their positions,
-    and do not stand behind the dominant ones; at later boundaries the rule is applied to what is left; attention
+    they enter the boundary, after the projector, not before it; targets stay in their places, with their positions,
+    and do not stand after the dominant ones; at later boundaries the rule is applied to what is left; attention
     received from all patches, where there is no CLS token, is the ports' rule, not the paper's.
     """
 

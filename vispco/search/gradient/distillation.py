@@ -64,11 +64,11 @@ class Calibration:
 
     ``charged`` counts every FLOP from here on as if nothing were shared, ``spent`` those that were run.
 
-    Who computes them is no matter.
+    It does not matter who computes them.
 
     Args:
         batch_size: samples per mini-batch.
-        samples: at most so many random ones, shared evenly by the tasks; 0: all of the split.
+        samples: at most this many random ones, shared evenly by the tasks; 0: all of the split.
         micro: samples per micro-batch, a divisor of ``batch_size``; 0: the whole mini-batch.
         recompute: as in :func:`~vispco.pruning.forward.relaxed.relaxed`; the additional forward passes are charged.
         team: the processes that share the work; this one's share is every ``size``-th micro-batch.

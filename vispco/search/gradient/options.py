@@ -28,7 +28,7 @@ class GradientOptions(Options):
     ``sharpness`` goes from the first to the second value over these steps: a blunt schedule feels the effect of
     layers further away. At most ``check`` calibration samples decide between the result and its neighbouring shapes
     (0: no check), of which the best ``measure`` are measured on the search split, each as a trial. ``climb`` goes on,
-    at most so many times, from the nearest to the teacher to its own neighbours, those 2, 4, ... layers away and what
+    at most this many times, from the nearest to the teacher to its own neighbours, those 2, 4, ... layers away and what
     was found for the budget above included: in deep models gradients of a layer stop before layers far from it.
     ``samples``: of the calibration split that are used (0: all).
     ``enough``: accuracy on the search split. Budgets are measured from the least up, half of them and then one, two,

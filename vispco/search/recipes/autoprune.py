@@ -47,7 +47,7 @@ def mutual_information(attention: Tensor) -> Tensor:
 
 
 def curve(k: float, layers: int, x0: float = 14.9) -> NDArray[np.float64]:
-    """Retention behind layers 1 to ``layers`` - 1, before it is scaled: a logistic curve of steepness ``k``.
+    """Retention after layers 1 to ``layers`` - 1, before it is scaled: a logistic curve of steepness ``k``.
 
     Depths are those of a model with 32 layers, over which the layers are spread.
     """
@@ -59,7 +59,7 @@ def curve(k: float, layers: int, x0: float = 14.9) -> NDArray[np.float64]:
 def counts_behind(
     k: float, entering: int, target: float, layers: int, x0: float = 14.9, *, clusters: bool = False
 ) -> list[int]:
-    """Visual tokens behind layers 1 to ``layers`` - 1, where ``entering`` tokens enter layer 1.
+    """Visual tokens after layers 1 to ``layers`` - 1, where ``entering`` tokens enter layer 1.
 
     The curve is scaled so that tokens, summed over layers, come as near to ``layers * target`` as they can without
     exceeding it. With ``clusters`` those made of dropped tokens and put back count too, as in the official code.
@@ -140,7 +140,7 @@ class AutoPruneSearch(Search):
     budget.
 
     Source: arXiv 2509.23931 and AutoLab-SAI-SJTU/AutoPrune, whose x0 is for 32 layers. Deviations: the study's method
-    ranks tokens; tokens are dropped before a layer, not behind it, and the first of them before layer 1; dropped
+    ranks tokens; tokens are dropped before a layer, not after it, and the first of them before layer 1; dropped
     tokens are not clustered and put back; one token stays; reading the attention is charged to the search, once, and
     not to the policy.
     """

@@ -39,7 +39,7 @@ class FitPruneOptions(Options):
 class FitPruneFit(FittingSearch):
     """FitPrune's fit: one scalar alpha, the share of attention that may be lost at each layer, by bisection per budget.
 
-    Calibration samples walk through the layers and lose tokens on the way. Behind each layer, visual tokens are put in
+    Calibration samples walk through the layers and lose tokens on the way. After each layer, visual tokens are put in
     order by the attention that they receive from the text, and again by what they receive from visual tokens
     (:func:`received`). Of each order goes the longest beginning that leaves ``1 - alpha`` of what all visual tokens of
     the unpruned model receive there; a token is deleted if it is in both. Pruning ends at the first layer from which
@@ -48,7 +48,7 @@ class FitPruneFit(FittingSearch):
     plain pass and every walk, with every row of attention that they read.
 
     Source: arXiv 2409.10197 and ywh187/FitPrune, llava/eval/statistical_analysis.py. Deviations: tokens go at the
-    boundary behind a layer, not between its attention and its MLP; exact FLOPs with the text tokens in them; the
+    boundary after a layer, not between its attention and its MLP; exact FLOPs with the text tokens in them; the
     last layer deletes nothing. Mended: the recipe is that of the last alpha that reached the target, not of the last
     one tried; shares are averaged without rounding down; an order that may go whole does so; samples run in
     batches; text is what follows the last picture, without padding.
@@ -151,7 +151,7 @@ def ended(kept: Sequence[float], ratio: Sequence[float], budget: float) -> list[
 
 @dataclass(frozen=True)
 class Totals:
-    """Attention that all visual tokens of a sample receive behind each layer but the last: [L-1, B] each."""
+    """Attention that all visual tokens of a sample receive after each layer but the last: [L-1, B] each."""
 
     cross: Tensor
     own: Tensor
@@ -219,7 +219,7 @@ def _everywhere(adapter: ModelAdapter, walk: Walk) -> Iterator[PruningSession]:
 def walk_flops(shape: ModelShape, entering: NDArray[np.int64], n_text: NDArray[np.int64]) -> int:
     """FLOPs of a walk in which ``entering`` [B, L] visual tokens entered each layer, attention that is read included.
 
-    Every row is read behind each layer but the last, where there are visual tokens to choose from.
+    Every row is read after each layer but the last, where there are visual tokens to choose from.
     """
     before = entering[:, :-1]
     read = np.where(before > 0, FitPrune().scoring_flops(shape, before, n_text[:, None]), 0)

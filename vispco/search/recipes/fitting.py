@@ -1,6 +1,6 @@
 """A schedule for every budget from one scalar, which is found by bisection on the calibration split.
 
-What a value of the scalar gives is stored at once, so that a search that was stopped goes on behind the last one, and
+What a value of the scalar gives is stored at once, so that a search that was stopped goes on after the last one, and
 every trial is charged what an undisturbed run would have been. Budgets share what they have in common: each value of
 the scalar is tried once, and charged to the first budget that asks for it.
 """

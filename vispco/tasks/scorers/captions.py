@@ -97,7 +97,7 @@ def common(a: Sequence[str], b: Sequence[str]) -> int:
 def agreement(answer: Sequence[int], reference: Sequence[int]) -> float:
     """Share of ``reference`` tokens before the first that ``answer`` has otherwise; 1 if it begins with all of them.
 
-    What is behind the first difference is another text and cannot be compared place by place.
+    What is after the first difference is another text and cannot be compared place by place.
 
     >>> agreement([5, 6, 7], [5, 6, 9, 2])
     0.5

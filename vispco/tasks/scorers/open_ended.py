@@ -14,7 +14,7 @@ NUMBERS = (
 
 
 def read_open(answer: str) -> set[str | float]:
-    """What an answer says: the shortest tail behind a cue of each line, and all numbers in these tails.
+    """What an answer says: the shortest tail after a cue of each line, and all numbers in these tails.
 
     >>> sorted(read_open("x = 5")), read_open("The answer is 3.14159")
     ([5.0], {3.14})

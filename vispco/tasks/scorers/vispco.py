@@ -13,7 +13,7 @@ MARKS = ".、:：)"  # noqa: RUF001  (full-width marks are part of the rule)
 
 
 def letter(answer: str) -> str:
-    """A leading letter before a mark, else the last letter, with or without a mark behind it; else the whole text."""
+    """A leading letter before a mark, else the last letter, with or without a mark after it; else the whole text."""
     answer = answer.strip()
     leading = re.match(rf"([a-z])[{MARKS}]", answer, flags=re.IGNORECASE)
     closing = re.search(rf"([a-z])\s*[{MARKS}]?$", answer, flags=re.IGNORECASE)

@@ -85,7 +85,7 @@ class TinyFamily(ABC):
         return {"input_ids": input_ids, "attention_mask": mask, **self.types(input_ids)}
 
     def extend(self, batch: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
-        """``batch`` with text tokens ``new`` [B, s] behind it."""
+        """``batch`` with text tokens ``new`` [B, s] after it."""
         return adapter_for(self.model()).with_text(batch, new)
 
     def row(self, batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:

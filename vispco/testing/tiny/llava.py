@@ -35,7 +35,7 @@ class TinyLlava(TinyFamily):
 
 
 class TinyLlavaNext(TinyFamily):
-    """A thumbnail of 2 x 2 cells and tiles of 2 x 4, of which two rows are padding; a newline behind each row."""
+    """A thumbnail of 2 x 2 cells and tiles of 2 x 4, of which two rows are padding; a newline after each row."""
 
     name = "llava_next"
     picture_tokens = 4 + 2 * (4 + 1)

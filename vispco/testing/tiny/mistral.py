@@ -11,7 +11,7 @@ from vispco.testing.tiny.base import IMAGE, TEXT, TinyFamily
 
 
 class TinyMistral3(TinyFamily):
-    """Pictures of 3 x 4 cells, a token behind each row."""
+    """Pictures of 3 x 4 cells, a token after each row."""
 
     name = "mistral3"
     picture_tokens = 12

@@ -100,7 +100,7 @@ class TinyQwen2VL(TinyQwen25VL):
 
 
 class TinyQwen3VL(TinyQwen25VL):
-    """Features of two vision layers are added behind the decoder's first two; frames with timestamps between them."""
+    """Features of two vision layers are added after the decoder's first two; frames with timestamps between them."""
 
     name = "qwen3_vl"
     video_times = {}
