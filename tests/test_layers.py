@@ -271,17 +271,18 @@ def test_maps_show_what_the_record_says() -> None:
     found = entry({0.4: [steps(2, 0.2), steps(3, 0.4)], 0.6: [], 0.8: [steps(5, 0.5)]}, "<b>")
     figure = heatmaps.learned(found)
     (heat,) = figure.data
-    assert np.allclose(heat.z, [found["rows"][0]["keep_ratio"], found["rows"][2]["keep_ratio"]])
-    assert list(figure.layout.yaxis.ticktext) == ["0.400", "0.800"]
+    kept = np.array([found["rows"][0]["keep_ratio"], found["rows"][2]["keep_ratio"]])
+    assert np.allclose(heat.z, 100 * kept)
+    assert list(figure.layout.yaxis.ticktext) == ["40.0", "80.0"]
     assert "keeps 60% (20% to 100% over 2 seeds)" in heat.text[0][2]
     assert "step(layer=2, keep=0.2)<br>step(layer=3, keep=0.4)" in heat.text[0][2]
     assert "<b>" not in figure.to_json()
     table = sensitivity_table("fastv", 0.8, {**cells({1: 0.35, 4: 0.1}), (6, 0.1): (0.8, 0.7)})
     assert table is not None
     (heat,) = heatmaps.sensitivity(table).data
-    assert heat.z[1][0] == pytest.approx(0.245)
+    assert heat.z[1][0] == pytest.approx(24.5)
     assert heat.z[1][2] is None
-    assert "costs 0.245 accuracy, saves 61% of the compute" in heat.text[1][0]
+    assert "loses 24.5 points, saves 61% of the compute" in heat.text[1][0]
     rows = [{"budget": 0.3, "worth": [0.0, -2.0, 4.0], "low": [0, -3, 3], "high": [1, 0, 5]}]
     (heat,) = heatmaps.gradient({"entry": "a", "rows": rows}).data
     assert np.allclose(heat.z, [[0, -0.5, 1]])

@@ -30,6 +30,8 @@ MEMORY = 0.8  # of the running mean of a budget's loss
 LEVEL, LEAST = 0.3, 0.02  # what losses are scaled to, and the loss below which they no longer are
 SAVE_SECONDS = 20.0
 RESTORING, FINISHING = 40, 400  # most steps on the constraints alone: on the way, and at the end
+PATIENCE = 10  # so many times as many of Adam's steps, where the least changes come to a halt
+RESTORING_RATE = 0.003
 DAMPING = 1e-3, 1e-9, 1e6  # of Levenberg-Marquardt steps: the first, the least and the most
 RESTORED_ON = 4  # mini-batches, where samples are read
 
@@ -116,7 +118,11 @@ class Descent:
         if self.tolerance is None or self.restored == self.steps:
             return
         self.restored, features = self.steps, self._features_of(RESTORED_ON)
+        before = {name: weight.detach().clone() for name, weight in self.module.state_dict().items()}
         self._least_change(most, features)
+        if len(self.budgets) > 1 and float(self._over(features).detach().abs().max()) > self.tolerance / 2:
+            self.module.load_state_dict(before)
+            self._small_steps(PATIENCE * most, features)
 
     def _least_change(self, most: int, features: Tensor | None) -> None:
         """Levenberg-Marquardt steps: the least change by which, to first order, all violations vanish."""
@@ -140,6 +146,17 @@ class Descent:
                 damping *= 10
             else:
                 self._move(weights, before, torch.zeros_like(slopes[0]))
+
+    def _small_steps(self, most: int, features: Tensor | None) -> None:
+        """Adam on the relative violations: a network that budgets share can end least changes in a local minimum."""
+        optimizer = torch.optim.Adam(self.module.parameters(), lr=RESTORING_RATE)
+        for _ in range(most):
+            relative = self._tightest(self.family.relaxed(self.free(features), self.sharpness))
+            if float((relative * self.budgets).detach().abs().max()) <= (self.tolerance or 0.0) / 2:
+                return
+            optimizer.zero_grad()
+            relative.square().mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
 
     def _over(self, features: Tensor | None) -> Tensor:
         """Relaxed flops_ratio minus budget [K], absolute."""
