@@ -59,6 +59,32 @@ def test_the_command_line_on_a_folder(folder: Path, cli: Any, tmp_path: Path) ->
     assert 0.4 < json.loads(printed)["flops_ratio"] < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe"])
+def test_a_study_of_a_model_with_experts(name: str, cli: Any, tmp_path: Path) -> None:
+    """A mixture-of-experts decoder on the embedded task, from its folder to a report and an exported schedule."""
+    model = TINY[name].build()
+    processor = PROCESSORS[name](model)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    study, storage = tmp_path / "study.yaml", ("--storage", f"sqlite:///{tmp_path}/experts.db")
+    study.write_text(
+        f"experiment: experts\nmodel: {tmp_path / 'model'}\nmethod: divprune\nbudgets: 3\ndefaults: []\n"
+        "searches: {grid: {kind: grid}, tpe: {kind: tpe, trials: 12, batch: 4}}\n"
+        "tasks: [{name: mosaic-vqa, splits: {search: 8, held_out: 8}}]\n"
+    )
+    exported = tmp_path / "best.json"
+    for command in (
+        ("run", study, *storage),
+        ("report", "experts", "-o", tmp_path / "experts.html", *storage),
+        ("export", "experts", "--budget", "0.7", "-o", exported, *storage),
+        ("eval", study, "--schedule", exported, "--json"),
+    ):
+        code, printed, errors = cli(*command)
+        assert code == 0, (command[0], errors)
+    assert json.loads(printed)["flops_ratio"] <= 0.7
+
+
 # Measured figures of the package's own models are of pixels that Pillow scaled.
 @pytest.mark.parametrize("name", [*DEMOS, pytest.param("smol", marks=pytest.mark.slow)])
 def test_pictures_of_the_demos_are_read_with_pillow(name: str) -> None:
