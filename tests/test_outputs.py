@@ -141,3 +141,14 @@ def test_no_command_overwrites_the_database_or_a_foreign_file(
     connection.close()
     assert cli("export", "old", "--budget", "0.9", "-o", "best.json", "--storage", finished_url)[0] == 0
     assert cli("export", "old", "--budget", "0.5", "-o", "best.json", "--storage", finished_url)[0] == 0
+
+
+def test_a_pipe_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_output(pipe, "{}", JSON)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_output(pipe, "{}", JSON)
+    assert os.read(reader, 10) == b"{}"
+    os.close(reader)

@@ -117,10 +117,16 @@ def output_file(
     """
     there = check_output(path, kind, own=own, option=option)
     if there is not None and not stat.S_ISREG(there.st_mode):
+        held = None
         try:
+            if stat.S_ISFIFO(there.st_mode):  # a pipe that nobody reads would be waited for without end
+                held = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
             yield path
         except OSError as error:
             raise _unwritable(path, error, option) from None
+        finally:
+            if held is not None:
+                os.close(held)
         return
     target, partial = Path(os.path.realpath(path)), None
     try:
