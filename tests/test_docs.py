@@ -75,7 +75,10 @@ def test_support_table_is_what_the_adapters_say() -> None:
     assert [name for name in named if "," not in name] == list(METHODS)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+PAGES = ["README.md", "docs/quickstart.ipynb", "vispco/official/README.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
 def test_links_lead_somewhere(page: str) -> None:
     for linked in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / linked).exists(), linked

@@ -21,8 +21,8 @@ from vispco.pruning.session import PruningSession
 from vispco.testing.tiny import LAYERS, TinyFamily
 
 TOLERANCE = 1e-4
-# Linear attention sums in another order in a batch than alone: plain logits then differ by 4e-5, elsewhere by 5e-6.
-RECURRENT_TOLERANCE = 5e-4
+# Linear attention sums in another order in a batch than alone, so that the plain model's own logits differ more.
+RECURRENT_TOLERANCE = 3e-4
 Batch = dict[str, Tensor]
 Kept = list[list[list[int]]]
 
