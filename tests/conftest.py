@@ -11,11 +11,13 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import pytest
 
+from vispco.storage.trials import TrialLog
 from vispco.testing.tiny import TINY
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and drivers started by tests would inherit that.
@@ -191,3 +193,20 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return (code if isinstance(code, int) else 0), out.out, out.err
 
     return run
+
+
+@contextmanager
+def stopped_after(trials: int) -> Iterator[None]:
+    """Ctrl-C for what runs in the block, when it is about to store one trial more than ``trials``."""
+    add, stored = TrialLog.add, 0
+
+    def add_or_stop(self: TrialLog, *args: Any, **kwargs: Any) -> None:
+        nonlocal stored
+        if stored == trials:
+            raise KeyboardInterrupt
+        stored += 1
+        add(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrialLog, "add", add_or_stop)
+        yield

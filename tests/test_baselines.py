@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from vispco.dashboards.report import write_report
 
+from conftest import stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.indicators import hypervolume
 from vispco.cli.listing import listing
@@ -715,9 +716,7 @@ def test_the_knapsack_finds_what_trying_everything_finds(most: int) -> None:
             assert min(value for cost, value, _ in found if cost <= budget) <= best + 1e-12
 
 
-def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(
-    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(problem: Problem, tmp_path: Path) -> None:
     text = BASELINES.split("searches:")[0] + "searches:\n"
     for family in ("step", "multistep", "layerwise"):
         text += f"  {family}: {{kind: dop, family: {family}, samples: 8, batch: 8, groups: 3, candidates: 2}}\n"
@@ -732,19 +731,8 @@ def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(
         assert [t.user_attrs["propose_flops"] > 0 for t in trials] == [True, False, False]
         assert 0 < trials[0].user_attrs["spent_flops"] < trials[0].user_attrs["charged_flops"]  # the table is a tree
         assert set(trials[0].params) == set(FAMILIES[family](8).distributions())
-    add, stored = TrialLog.add, 0
-
-    def one(self: TrialLog, *args: Any, **kwargs: Any) -> None:
-        nonlocal stored
-        if stored == 4:
-            raise KeyboardInterrupt
-        stored += 1
-        add(self, *args, **kwargs)
-
-    monkeypatch.setattr(TrialLog, "add", one)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(4):
         Run(made, store).run()
-    monkeypatch.setattr(TrialLog, "add", add)
     assert Run(made, store).run() == 5
     for family in ("step", "multistep", "layerwise"):
         pairs = zip(*(s.trial_log(f"small/{family}").complete() for s in (store, whole)), strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ScheduleError
@@ -30,7 +31,6 @@ from vispco.search.gradient.predictor import RatioPredictor, from_text, shifted_
 from vispco.search.gradient.refine import nearest, nearest_of_each
 from vispco.search.gradient.relaxed_cost import RelaxedCost
 from vispco.storage.store import Store
-from vispco.storage.trials import TrialLog
 
 STUDY = """
 experiment: learned
@@ -224,26 +224,16 @@ def test_the_widest_gaps_are_tried_and_half_a_gap_counts_a_quarter() -> None:
     assert [(above.values[1], below.values[1]) for _, above, below in found] == [(0.4, 0.2), (1.0, 0.4), (0.4, 0.2)]
 
 
-def test_a_raced_search_is_resumed_as_it_was(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raced_search_is_resumed_as_it_was(problem: Problem, tmp_path: Path) -> None:
     race = "race: {first: 2, margin: 0.9, alpha: 0.9, reserve: 1}"
     study = made(problem, f"  one: {{kind: lagrangian, {COST}, {race}}}\n")
     whole = Store(f"sqlite:///{tmp_path}/whole.db")
     Run(study, whole).run()
     trials = whole.trial_log("learned/one").settled()
     assert sum(not t.user_attrs.get("interpolated", False) for t in trials) == 3
-    store, add, stored = Store(f"sqlite:///{tmp_path}/a.db"), TrialLog.add, 0
-
-    def one(self: TrialLog, *args: Any, **kwargs: Any) -> None:
-        nonlocal stored
-        if stored == 2:
-            raise KeyboardInterrupt
-        stored += 1
-        add(self, *args, **kwargs)
-
-    monkeypatch.setattr(TrialLog, "add", one)
-    with pytest.raises(KeyboardInterrupt):
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    with stopped_after(2):
         Run(study, store).run()
-    monkeypatch.setattr(TrialLog, "add", add)
     Run(study, store).run()
     assert outcomes(store, "learned/one") == outcomes(whole, "learned/one")
     assert [t.state for t in store.trial_log("learned/one").settled()] == [t.state for t in trials]
@@ -256,9 +246,7 @@ def with_budgets(study: Problem, budgets: int) -> Problem:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
-def test_what_is_good_enough_serves_larger_budgets(
-    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
+def test_what_is_good_enough_serves_larger_budgets(problem: Problem, tmp_path: Path, stop: int) -> None:
     """Of six budgets the lower three are measured, whose best may lose everything here; also after a stop."""
     entry = f"  one: {{kind: lagrangian, {COST}, enough: 1}}\n"
     study = with_budgets(made(problem, entry), 6)
@@ -274,19 +262,9 @@ def test_what_is_good_enough_serves_larger_budgets(
         assert (said["schedule"], said["taken_over"]) == (best.user_attrs["schedule"], best.number)
         assert said["charged_flops"] == said["spent_flops"] == said["propose_flops"] == 0
         assert said["relaxed_flops_ratio"] == pytest.approx(said["budget"], abs=0.0051)
-    store, add, stored = Store(f"sqlite:///{tmp_path}/a.db"), TrialLog.add, 0
-
-    def some(self: TrialLog, *args: Any, **kwargs: Any) -> None:
-        nonlocal stored
-        if stored == stop:
-            raise KeyboardInterrupt
-        stored += 1
-        add(self, *args, **kwargs)
-
-    monkeypatch.setattr(TrialLog, "add", some)
-    with pytest.raises(KeyboardInterrupt):
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    with stopped_after(stop):
         Run(study, store).run()
-    monkeypatch.setattr(TrialLog, "add", add)
     Run(study, store).run()
     assert outcomes(store, "learned/one") == outcomes(whole, "learned/one")
 

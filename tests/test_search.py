@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 import pytest
 
-from conftest import SMALL
+from conftest import SMALL, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
@@ -35,7 +35,6 @@ from vispco.pruning.schedules import Step, parse_schedule
 from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
-from vispco.storage.trials import TrialLog
 
 COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
 
@@ -162,23 +161,14 @@ def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> Non
         Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
 
 
-def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
     from vispco.analysis.comparison import Comparison
 
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
     run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
-    add = TrialLog.add
-
-    def stop_after_five(self: TrialLog, *arguments: Any, **more: Any) -> None:
-        if len(complete(store, "small/grid")) >= 5:
-            raise KeyboardInterrupt
-        add(self, *arguments, **more)
-
-    monkeypatch.setattr(TrialLog, "add", stop_after_five)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(5):
         run.run()
-    monkeypatch.setattr(TrialLog, "add", add)
     assert run.run(["tpe"]) == 3
     found = Comparison(store, "small").to_dict()
     assert [(s["name"], s["trials"]) for s in found["searches"]] == [("grid", 5), ("tpe", 3)]
@@ -349,18 +339,8 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         first.run()
     second = run(RACED, broken)
-    with pytest.MonkeyPatch.context() as patch:
-        add, landed = TrialLog.add, [0]
-
-        def stop_adding(self: TrialLog, *arguments: Any, **more: Any) -> None:
-            landed[0] += 1
-            if landed[0] > 7:
-                raise KeyboardInterrupt
-            add(self, *arguments, **more)
-
-        patch.setattr(TrialLog, "add", stop_adding)
-        with pytest.raises(KeyboardInterrupt):
-            second.run()
+    with stopped_after(7):
+        second.run()
     assert len(broken.trial_log("raced/random").settled()) == 7
     run(RACED, broken).run()
     assert outcomes(broken) == outcomes(raced)
