@@ -194,7 +194,7 @@ def _told(row: Sequence[dict[str, Any]], cost: str) -> str:
 
 def add_published(figure: go.Figure, comparison: dict[str, Any]) -> None:
     """Published defaults as stars with their intervals, named by the legend where they are few."""
-    defaults = comparison["defaults"]
+    defaults, cost = comparison["defaults"], in_figure(of_what(comparison))
     groups = [[one] for one in defaults] if len(defaults) <= NAMED else [defaults]
     for shown in groups:
         spans = [d.get("accuracy_ci") or [d["accuracy_held_out"]] * 2 for d in shown]
@@ -210,7 +210,7 @@ def add_published(figure: go.Figure, comparison: dict[str, Any]) -> None:
             mode="markers",
             marker={"symbol": "star", "size": 13, "color": PUBLISHED, "line": {"width": 1, "color": "#5a4304"}},
             text=texts,
-            hovertemplate="%{text}, compute %{x:.1f} %<extra>published</extra>",
+            hovertemplate=f"%{{text}}, {cost} %{{x:.1f}} %<extra>published</extra>",
             name=f"published: {in_figure(shown[0]['name'])}" if len(shown) == 1 else f"published ({len(shown)})",
             legendgroup=f"published {shown[0]['name']}",
         )
@@ -367,7 +367,9 @@ def _rounded(value: float | None, scale: float) -> float | None:
     return None if value is None else float(f"{scale * value:.4g}")
 
 
-def attainment(bands: Sequence[dict[str, Any]], split: str, axis: str = "compute, % of unpruned") -> go.Figure:
+def attainment(
+    bands: Sequence[dict[str, Any]], split: str, axis: str = "compute, % of unpruned", cost: str = "compute"
+) -> go.Figure:
     """Fronts over seeds: the median front of each entry, in the band between what 25 % and 75 % of its runs attain."""
     figure = go.Figure()
     shown = [band for band in bands if band["split"] == split]
@@ -401,7 +403,7 @@ def attainment(bands: Sequence[dict[str, Any]], split: str, axis: str = "compute
             line={"color": color, "width": 2},
             name=f"{in_figure(name)} ({runs})",
             legendgroup=name,
-            hovertemplate="%{y:.1f} % accurate, compute %{x:.1f} %<extra>" + in_figure(name) + "</extra>",
+            hovertemplate=f"%{{y:.1f}} % accurate, {in_figure(cost)} %{{x:.1f}} %<extra>{in_figure(name)}</extra>",
         )
     named = split.replace("_", "-")
     return layout(figure, title=f"Fronts over seeds, {named} split", x=axis, y=ACCURACY)

@@ -176,11 +176,11 @@ def _slider(sheet: Sheet, comparison: dict[str, Any], answered: dict[str, Any]) 
 
 
 def _seeds(sheet: Sheet, seeds: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
-    parts, axis = [], title_of(comparison)
+    parts, axis, cost = [], title_of(comparison), of_what(comparison)
     if seeds["anytime"]:
         parts.append(sheet.one("anytime", figures.only_first(figures.anytime(seeds["anytime"]), comparison)))
     if any(band["runs"] > 1 for band in seeds["bands"]):
-        both = [figures.attainment(seeds["bands"], split, axis) for split in ("held_out", "search")]
+        both = [figures.attainment(seeds["bands"], split, axis, cost) for split in ("held_out", "search")]
         shown = (figures.only_first(figure, comparison) for figure in both)
         parts.append(pair(*(sheet.one(f"seeds-{n}", figure) for n, figure in enumerate(shown))))
     return parts

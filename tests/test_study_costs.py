@@ -175,6 +175,9 @@ def test_what_is_reported_names_the_cost_and_its_unit(timed: Any, cli: Cli, tmp_
     assert code == 0, err
     page = (tmp_path / "r.html").read_text()
     assert "prefill_ms, % of unpruned (36.15 ms)" in page
+    assert ">prefill_ms, of unpruned</a></th>" in page
+    assert "prefill_ms %{x" in page
+    assert "compute %{x" not in page
     code, out, _ = cli("choose", "timed", *where, "--max-drop", "90")
     assert "prefill_ms:" in out
     assert " ms per prompt)" in out
