@@ -38,7 +38,7 @@ from vispco.pruning.methods import make_method
 from vispco.pruning.prune import prune
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import MultiStep, Ratios, Step, parse_schedule
-from vispco.search.recipes.autoprune import Bits, counts_behind, mutual_information
+from vispco.search.recipes.autoprune import Bits, counts_after, mutual_information
 from vispco.search.recipes.calibration import observe
 from vispco.search.recipes.dop import solve
 from vispco.search.recipes.fitprune_fit import FitPruneFit, Walk, deleted, dispensable, ended, walk_flops
@@ -797,11 +797,11 @@ def test_autoprune_counts_are_those_of_the_official_code() -> None:
     """Golden values of its function for 32 layers, 160 tokens behind layer 0 and a target of 64."""
     steep = [124, 123, 122, 121, 120, 118, 116, 113, 109, 104, 98, 91, 83, 74, 65, 56, 47, 38, 31, 24, 19, 15]
     steep += [11, 9, 7, 5, 4, 3, 2, 2, 2]
-    assert counts_behind(0.3, 160, 64, 32, clusters=True) == steep
-    flat = counts_behind(0.1, 160, 64, 32, clusters=True)
+    assert counts_after(0.3, 160, 64, 32, clusters=True) == steep
+    flat = counts_after(0.1, 160, 64, 32, clusters=True)
     assert (flat[0], flat[-1]) == (100, 21)
     for target in (10.0, 30.5, 60.0):
-        behind = counts_behind(0.3, 64, target, 8)
+        behind = counts_after(0.3, 64, target, 8)
         assert behind == sorted(behind, reverse=True)
         assert 8 * target - 8 < 64 + sum(behind) <= 8 * target
 

@@ -106,7 +106,7 @@ class Prompts:
 
     @classmethod
     def of(cls, tasks: Sequence[tuple[Sequence[int] | Counts, ...]]) -> Prompts:
-        """From (visual [S], text [S]) of each task; of smaller pictures, with both of the whole ones after them."""
+        """From (visual [S], text [S]) of each task; of smaller pictures, also those of the whole ones."""
         found: dict[tuple[int, ...], float] = {}
         for lengths in tasks:
             for row in zip(*(np.asarray(column).tolist() for column in lengths), strict=True):
@@ -116,7 +116,7 @@ class Prompts:
         return cls(rows[:, 0], rows[:, 1], weight, whole=whole if whole.size else None)
 
     def to_list(self) -> list[list[float]]:
-        """[visual, text, weight] of each distinct prompt; of smaller pictures, with both of the whole ones after."""
+        """[visual, text, weight] of each distinct prompt; of smaller pictures, also both of the whole ones."""
         rows = zip(self.visual.tolist(), self.text.tolist(), self.weight.tolist(), strict=True)
         whole = [[]] * len(self.weight) if self.whole is None else self.whole.tolist()
         return [[*row, *more] for row, more in zip(rows, whole, strict=True)]

@@ -1,4 +1,4 @@
-"""Prompts to time a model with: noise pictures and so many words, as the model takes them."""
+"""Prompts to time a model with: noise pictures and a number of words, as the model takes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prompted:
 
 
 class Prompter:
-    """Prompts of equal rows, of noise pictures and so many words."""
+    """Prompts of equal rows, of noise pictures and a number of words."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter_for(model)

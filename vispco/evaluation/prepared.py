@@ -199,7 +199,7 @@ def prepare_split(problem: Problem, split: str) -> list[PreparedSplit]:
 def prepare(
     problem: Problem, task: Task, split: str, *, batch_size: int | None = None, shuffle: int = 0, most: int = 0
 ) -> PreparedSplit:
-    """One task's samples in random batches drawn with the seed ``shuffle``; at ``most`` so many, if not 0."""
+    """One task's samples in random batches drawn with the seed ``shuffle``; ``most``: how many at most, 0 for all."""
     samples = task.samples(split)
     lengths = _lengths(problem, samples)
     rows = sorted(range(len(samples)), key=lambda row: (lengths[row], samples[row].id))

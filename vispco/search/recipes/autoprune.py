@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEPTH = 32  # of the model that the published numbers are for
 HEIGHT, FIRST = 0.75, 2.5  # of the curve; tokens that enter layer 1, in targets
-SHARE, CLUSTERS = 0.3, 10  # of what is dropped, the part that is put into clusters, of so many tokens
+SHARE, CLUSTERS = 0.3, 10  # of what is dropped, the share that is put into clusters; tokens of a cluster
 EPSILON = 1e-6
 HALVINGS, LARGEST = 50, 10_000.0
 
@@ -56,7 +56,7 @@ def curve(k: float, layers: int, x0: float = 14.9) -> NDArray[np.float64]:
     return found
 
 
-def counts_behind(
+def counts_after(
     k: float, entering: int, target: float, layers: int, x0: float = 14.9, *, clusters: bool = False
 ) -> list[int]:
     """Visual tokens after layers 1 to ``layers`` - 1, where ``entering`` tokens enter layer 1.
@@ -119,8 +119,8 @@ class AutoPrunePolicy:
 @lru_cache(maxsize=65536)
 def _row(k: float, visual: int, target: float, layers: int, x0: float) -> tuple[int, ...]:
     first = min(math.ceil(FIRST * target), visual)
-    behind = counts_behind(k, first, target, layers, x0)
-    return visual, first, *(min(first, max(count, min(1, visual))) for count in behind[: layers - 2])
+    after = counts_after(k, first, target, layers, x0)
+    return visual, first, *(min(first, max(count, min(1, visual))) for count in after[: layers - 2])
 
 
 class AutoPruneOptions(Options):
