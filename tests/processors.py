@@ -23,17 +23,23 @@ def tokenizer_with(**tokens: str) -> Any:
     return AutoTokenizer.from_pretrained(DEMO, extra_special_tokens=tokens)
 
 
-def llava(model: Any) -> Any:
-    from transformers import CLIPImageProcessor, LlavaProcessor
-
-    return LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+def of_clip(kind: Any, pixels: Any) -> Any:
+    """A processor for a CLIP tower with patches of 8 pixels."""
+    return kind(
+        pixels,
         tokenizer_with(image_token="<image>"),
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=chat(),
     )
+
+
+def llava(model: Any) -> Any:
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    pixels = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return of_clip(LlavaProcessor, pixels)
 
 
 def llava_next(model: Any) -> Any:
@@ -44,14 +50,7 @@ def llava_next(model: Any) -> Any:
         crop_size={"height": 16, "width": 16},
         image_grid_pinpoints=model.config.image_grid_pinpoints,
     )
-    return LlavaNextProcessor(
-        pixels,
-        tokenizer_with(image_token="<image>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=chat(),
-    )
+    return of_clip(LlavaNextProcessor, pixels)
 
 
 def llava_onevision(model: Any) -> Any:
