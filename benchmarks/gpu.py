@@ -18,7 +18,7 @@ import torch
 
 import vispco
 from vispco.costs.prompter import Prompter
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step

@@ -18,7 +18,7 @@ import vispco
 from vispco.costs.checking import check_profile, summary
 from vispco.costs.measuring import Effort, measure_profile
 from vispco.costs.prompter import Prompter
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios

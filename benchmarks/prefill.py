@@ -21,7 +21,7 @@ import torch
 
 import vispco
 from vispco.costs import prefill_flops, unpruned_flops
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.fastv import FastV
 from vispco.pruning.schedules import MultiStep, Schedule, Step, keep_all

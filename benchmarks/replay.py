@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vispco.costs import shared_flops
 from vispco.evaluation.prepared import block_ends
 from vispco.fronts import choose, front
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import parse_schedule

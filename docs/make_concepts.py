@@ -14,7 +14,7 @@ from vispco.dashboards import matplotlib_figures
 
 import vispco
 from vispco.costs import layer_flops
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.search.gradient.augmented_lagrangian import AugmentedLagrangian
 
 FOLDER = Path(__file__).parent / "concepts"

@@ -18,7 +18,7 @@ from vispco.config import parse_study
 from vispco.errors import ConfigError, ModelError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.run import Run
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.problem import Problem
 from vispco.pruning.schedules import Step
 from vispco.storage.store import Store

@@ -16,7 +16,8 @@ import vispco
 from vispco.costs import COSTS, Prompts, Setting, make_cost, prefill_flops, read_profile, unpruned_flops
 from vispco.costs.profile import Curve, parse_profile
 from vispco.errors import ConfigError
-from vispco.models.base import LayerShape, adapter_for
+from vispco.models.families import adapter_for
+from vispco.models.shapes import LayerShape
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing import CostConformance

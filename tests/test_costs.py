@@ -15,7 +15,8 @@ import vispco
 from conftest import make_batch
 from vispco.costs import flops_ratio, kv_cache_bytes, layer_flops, prefill_flops, shared_flops, unpruned_flops
 from vispco.costs.flops import decode_flops
-from vispco.models.base import ModelShape, adapter_for
+from vispco.models.families import adapter_for
+from vispco.models.shapes import ModelShape
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_count, ratio_counts
 from vispco.testing.checks import counted_flops

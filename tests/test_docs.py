@@ -24,7 +24,8 @@ from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.costs import COSTS
 from vispco.experiment.validation import validate
-from vispco.models.base import ADAPTERS, ModelAdapter
+from vispco.models.base import ModelAdapter
+from vispco.models.families import ADAPTERS
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import METHODS

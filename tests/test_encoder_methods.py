@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import vispco
 from test_vision import llava, tower_of
 from vispco.errors import ConfigError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.tokens import Prompt
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.cdpruner import diverse

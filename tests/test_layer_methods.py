@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import vispco
 from vispco.errors import ConfigError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.needs import missing
 from vispco.pruning.schedules import Ratios, Step, keep_count

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vispco
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.methods.scope import covering

@@ -11,7 +11,7 @@ import torch
 
 import vispco
 from vispco.errors import ConfigError, MeasurementError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods import METHODS, make_method
 from vispco.pruning.methods.pool import split
 from vispco.pruning.methods.sparsevlm import clusters_of, density_peaks, recycled_counts

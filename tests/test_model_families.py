@@ -11,7 +11,8 @@ import torch
 
 import vispco
 from vispco.errors import ModelError
-from vispco.models.base import ADAPTERS, Grid, adapter_for, register_builtin
+from vispco.models.families import ADAPTERS, adapter_for, register_builtin
+from vispco.models.grids import Grid
 from vispco.pruning.schedules import Ratios, Step
 from vispco.testing import AdapterConformance, checks
 from vispco.testing.tiny import IMAGE, LAYERS, TEXT, TINY

@@ -25,7 +25,8 @@ from vispco.evaluation.prepared import Batch
 from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
-from vispco.models.base import ModelShape, adapter_for
+from vispco.models.families import adapter_for
+from vispco.models.shapes import ModelShape
 from vispco.official import relaxed as official
 from vispco.official import training as official_training
 from vispco.official.predictor import OfficialPolicy, RatioPredictor, make_kernel, official_counts

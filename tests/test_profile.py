@@ -30,7 +30,7 @@ from vispco.costs.rounds import in_turn
 from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import stamped
 from vispco.fronts import front
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import make_method
 from vispco.storage.store import Store
 from vispco.testing.costs import SHAPE, planted_profile

@@ -10,7 +10,7 @@ import torch
 import vispco
 from conftest import make_batch
 from vispco.errors import ModelError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.relaxed import kept_counts, relaxed
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_count

@@ -37,7 +37,7 @@ def tokens(model: Any, processor: Any, picture: Any, share: float) -> int:
     images, sizes = rescaled(processor, [picture], share)
     text = "<boi> what" if model.config.model_type == "gemma3" else "<image> what"
     inputs = processor(images=[images], text=[text], return_tensors="pt", **sizes)
-    return int(vispco.models.base.adapter_for(model).visual_mask(inputs["input_ids"], None).sum())
+    return int(vispco.adapter_for(model).visual_mask(inputs["input_ids"], None).sum())
 
 
 # Of a picture of 160 x 160 at resolutions 1, 1/2 and 1/4; cells of 8 x 8 pixels, tiles of 16 x 16 with 4 tokens.

@@ -12,7 +12,8 @@ import torch
 import vispco
 from conftest import make_batch
 from vispco.errors import ModelError, ScheduleError
-from vispco.models.base import Grid, adapter_for
+from vispco.models.families import adapter_for
+from vispco.models.grids import Grid
 from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.refusals import refuse_uncuttable
 from vispco.pruning.schedules import Ratios, Step, keep_count

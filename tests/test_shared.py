@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vispco.costs import layer_flops, prefill_flops, shared_flops
 from vispco.evaluation.units import recomputed_flops
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step, keep_all

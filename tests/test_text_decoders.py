@@ -10,7 +10,8 @@ import torch
 
 from vispco.costs import prefill_flops, relaxed_backward_flops
 from vispco.errors import ModelError
-from vispco.models.base import ModelAdapter, adapter_for
+from vispco.models.base import ModelAdapter
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.attention import LayerAttention
 from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import make_method

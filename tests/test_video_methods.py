@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import vispco
 from test_encoder_methods import OnLlava, kept_of
 from vispco.errors import ConfigError, ModelError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.pixels import prediction_errors
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.evs import changes

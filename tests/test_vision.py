@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import vispco
 from vispco.errors import ModelError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.llava import LlavaAdapter
 from vispco.models.vision import PackedWatch, PixtralWatch, VisionExtras, attention_to
 from vispco.problem import Problem

@@ -37,7 +37,7 @@ from vispco.errors import ConfigError, ScheduleError
 from vispco.integrations.vllm.architectures import PREFIX
 from vispco.integrations.vllm.pruned import split_places, with_places
 from vispco.integrations.vllm.settings import DEVICES, Settings, refused
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.pictures import prune_picture
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.schedules import Step, keep_count
@@ -211,7 +211,7 @@ class OneByOne(Method):
         return torch.zeros(context.visual.shape)
 
     def reduce(self, context: Any, scores: Any, keep: Any, hidden: Any) -> Any:
-        from vispco.models.base import Grid
+        from vispco.models.grids import Grid
 
         chosen, states = torch.zeros_like(context.visual), hidden.clone()
         at = context.visual[0].nonzero()[:, 0]

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 import vispco
 from vispco.errors import ModelError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing.checks import hidden_from
 from vispco.testing.tiny import LAYERS, TINY, TinyFamily

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vispco.choosing import choose
     from vispco.evaluation.evaluator import Evaluator
     from vispco.evaluation.records import Evaluation
-    from vispco.models.base import adapter_for
+    from vispco.models.families import adapter_for
     from vispco.models.loading import load_model
     from vispco.models.resolution import rescaled
     from vispco.optuna_objective import objective
@@ -51,7 +51,7 @@ _HOMES = {
     "Schedule": "vispco.pruning.schedules",
     "Sigmoid": "vispco.pruning.schedules",
     "Step": "vispco.pruning.schedules",
-    "adapter_for": "vispco.models.base",
+    "adapter_for": "vispco.models.families",
     "choose": "vispco.choosing",
     "export": "vispco.api",
     "flops_ratio": "vispco.api",

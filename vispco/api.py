@@ -158,7 +158,7 @@ def flops_ratio(
     import numpy as np
 
     from vispco.costs import flops_ratio as ratio
-    from vispco.models.base import adapter_for
+    from vispco.models.families import adapter_for
     from vispco.pruning.methods.base import make_method
     from vispco.pruning.schedules import parse_schedule
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vispco.costs import COSTS, CostModel, Setting
     from vispco.errors import ConfigError, DataError
-    from vispco.models.base import ADAPTERS, Grid, ModelAdapter, fixed_grids
+    from vispco.models.base import ModelAdapter
+    from vispco.models.families import ADAPTERS
+    from vispco.models.grids import Grid, fixed_grids
     from vispco.plugin_files import load_plugin
     from vispco.pruning.families import FAMILIES, CurveFamily, ScheduleFamily
     from vispco.pruning.families.base import largest
@@ -23,14 +25,14 @@ if TYPE_CHECKING:
     from vispco.tasks.vqa_json import SCORERS
 
 _HOMES = {
-    "ADAPTERS": "vispco.models.base",
+    "ADAPTERS": "vispco.models.families",
     "COSTS": "vispco.costs",
     "ConfigError": "vispco.errors",
     "CostModel": "vispco.costs",
     "CurveFamily": "vispco.pruning.families",
     "DataError": "vispco.errors",
     "FAMILIES": "vispco.pruning.families",
-    "Grid": "vispco.models.base",
+    "Grid": "vispco.models.grids",
     "METHODS": "vispco.pruning.methods",
     "Method": "vispco.pruning.methods",
     "ModelAdapter": "vispco.models.base",
@@ -50,7 +52,7 @@ _HOMES = {
     "Step": "vispco.pruning.schedules",
     "TASKS": "vispco.tasks.base",
     "Task": "vispco.tasks.base",
-    "fixed_grids": "vispco.models.base",
+    "fixed_grids": "vispco.models.grids",
     "largest": "vispco.pruning.families.base",
     "load_plugin": "vispco.plugin_files",
 }

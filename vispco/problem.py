@@ -22,7 +22,8 @@ from vispco.tasks.base import SPLITS, Task, make_task
 
 if TYPE_CHECKING:
     from vispco.costs.profile import Profile
-    from vispco.models.base import ModelAdapter, ModelShape
+    from vispco.models.base import ModelAdapter
+    from vispco.models.shapes import ModelShape
 
 
 def make_family(study: Study, entry: SearchConfig | None, layers: int) -> ScheduleFamily:
@@ -136,7 +137,7 @@ class Problem:
 
     @cached_property
     def adapter(self) -> ModelAdapter:
-        from vispco.models.base import adapter_for
+        from vispco.models.families import adapter_for
 
         return adapter_for(self.model)
 

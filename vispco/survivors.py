@@ -19,7 +19,7 @@ from vispco.tasks.rendering import render_prompt
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vispco.models.base import Grid
+    from vispco.models.grids import Grid
     from vispco.problem import Problem
     from vispco.pruning.methods.base import Method
     from vispco.pruning.schedules import Schedule

@@ -13,7 +13,7 @@ from vispco.costs import Profile, Prompts, Setting, make_cost
 from vispco.costs.flops import plain_flops
 from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, ScheduleError
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import parse_schedule, ratio_counts, resolution_of

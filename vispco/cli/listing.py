@@ -31,7 +31,7 @@ def listing(what: str, storage: str | None) -> list[dict[str, Any]]:
         with open_store(storage, read_only=True) as store:
             return [experiment_row(store, name) for name in store.experiment_names()]
     if what == "models":
-        from vispco.models.base import ADAPTERS, register_builtin
+        from vispco.models.families import ADAPTERS, register_builtin
         from vispco.models.loading import DEMOS, demo_folder
 
         register_builtin()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.errors import ConfigError
-from vispco.models.base import LayerShape, ModelShape
+from vispco.models.shapes import LayerShape, ModelShape
 from vispco.pruning.schedules import Counts
 from vispco.registry import Registry
 

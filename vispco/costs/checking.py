@@ -16,7 +16,7 @@ from vispco.costs.profile import Profile
 from vispco.costs.prompter import Prompter
 from vispco.costs.rounds import in_turn
 from vispco.costs.stamps import is_cuda, timed_call
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.prune import prune
 

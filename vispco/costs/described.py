@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vispco.costs.base import Setting
 from vispco.errors import ModelError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.loading import dtype_of, source_of
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.costs.base import COSTS, CostModel, Setting
-from vispco.models.base import LayerShape, ModelShape
+from vispco.models.shapes import LayerShape, ModelShape
 from vispco.pruning.schedules import Counts
 
 if TYPE_CHECKING:

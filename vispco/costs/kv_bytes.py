@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.costs.base import COSTS, CostModel, Setting
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.pruning.schedules import Counts
 
 

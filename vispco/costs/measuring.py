@@ -28,7 +28,8 @@ from vispco.costs.rounds import in_turn
 from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import is_cuda, stamped, timed_call
 from vispco.errors import ConfigError
-from vispco.models.base import ModelAdapter, adapter_for
+from vispco.models.base import ModelAdapter
+from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.prune import prune
 from vispco.pruning.schedules import MultiStep, Schedule, Step

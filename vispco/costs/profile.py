@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vispco.errors import ConfigError
 from vispco.files import read_text
 from vispco.json_text import parse_json
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
 VERSION = 2  # 1 had no pick, pair, step, reference and start of an answer

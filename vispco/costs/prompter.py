@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 
 SIZE = 336
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vispco.costs import shared_flops, unpruned_flops
 from vispco.evaluation.prepared import PreparedSplit
 from vispco.evaluation.units import Unit, UnitResult
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Counts
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.pixels import limited
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.prune import install, prune
 from vispco.tasks.base import PLACE, Sample

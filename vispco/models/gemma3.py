@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Grid, ModelAdapter, fixed_grids
+from vispco.models.base import ModelAdapter
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid, fixed_grids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

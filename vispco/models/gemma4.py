@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vispco.errors import ModelError
-from vispco.models.base import ADAPTERS, Grid, LayerShape, ModelShape
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid
+from vispco.models.shapes import LayerShape, ModelShape
 from vispco.models.video import KINDS, VideoAdapter
 
 if TYPE_CHECKING:

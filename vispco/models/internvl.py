@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Grid, ModelAdapter
+from vispco.models.base import ModelAdapter
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Grid
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid
 from vispco.models.llava import LlavaAdapter
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Grid
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid
 from vispco.models.llava_next import anyres_pictures, thumbnail, unpadded_grid
 from vispco.models.video import VideoAdapter
 

@@ -75,7 +75,7 @@ def load_model(
     from transformers.utils import logging
 
     from vispco.models.adapters import quantization_config, with_adapter
-    from vispco.models.base import adapter_for
+    from vispco.models.families import adapter_for
 
     source = source_of(name)
     if device == "auto":

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Grid, ModelAdapter
+from vispco.models.base import ModelAdapter
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid
 
 if TYPE_CHECKING:
     from torch import Tensor

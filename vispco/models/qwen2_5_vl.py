@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Grid
+from vispco.models.families import ADAPTERS
+from vispco.models.grids import Grid
 from vispco.models.video import KINDS, PIXELS, VideoAdapter
 
 if TYPE_CHECKING:

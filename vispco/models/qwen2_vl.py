@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from vispco.models.base import ADAPTERS
+from vispco.models.families import ADAPTERS
 from vispco.models.qwen2_5_vl import Qwen25VLAdapter
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from vispco.models.base import ADAPTERS, LayerShape, ModelShape
+from vispco.models.families import ADAPTERS
 from vispco.models.qwen2_5_vl import Qwen25VLAdapter
+from vispco.models.shapes import LayerShape, ModelShape
 
 CHUNK = 64
 

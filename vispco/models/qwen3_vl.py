@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vispco.models.base import ADAPTERS, Deepstack
+from vispco.models.decoder import Deepstack
+from vispco.models.families import ADAPTERS
 from vispco.models.qwen2_5_vl import TABLES, Qwen25VLAdapter
 from vispco.models.video import PIXELS
 

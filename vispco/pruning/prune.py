@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from vispco.errors import ConfigError, ScheduleError, shortened
-from vispco.models.base import ModelAdapter, adapter_for
+from vispco.models.base import ModelAdapter
+from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import named_schedule
 from vispco.pruning.schedule_file import ScheduleFile

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.forward.attention import LayerAttention
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.needs import missing

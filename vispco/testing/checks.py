@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.vision import VisionExtras
 from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.forward.shared import SharedPrefill

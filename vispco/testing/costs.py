@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vispco.costs.base import CostModel, Setting, make_cost
 from vispco.costs.profile import Curve, Decode, Profile, Scoring, Timings
 from vispco.errors import ConfigError
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.pruning.methods.base import make_method
 
 SHAPE = ModelShape(layers=6, hidden=32, heads=8, kv_heads=2, head_dim=4, mlp=64)

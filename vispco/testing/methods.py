@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vispco.errors import ScheduleError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing
 from vispco.pruning.prune import prune

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vispco.models.base import ADAPTERS, adapter_for, register_builtin
+from vispco.models.families import ADAPTERS, adapter_for, register_builtin
 from vispco.pruning.methods import METHODS
 from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.needs import LAYER_BEFORE, NEEDS, missing

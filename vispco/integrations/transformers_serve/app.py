@@ -29,7 +29,7 @@ from vispco.integrations.transformers_serve.metrics import Metrics
 from vispco.integrations.transformers_serve.middleware import CHAT, Admission
 from vispco.integrations.transformers_serve.requests import ChatRequest, read_request
 from vispco.integrations.transformers_serve.schedules import Served, served_schedules
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.registry import suggest
 
 ROUTES = (CHAT, "/v1/models", "/health")

@@ -21,7 +21,7 @@ from transformers.cli.serving.utils import (
 from vispco.integrations.transformers_serve.metrics import Metrics
 from vispco.integrations.transformers_serve.middleware import CURRENT, Call
 from vispco.integrations.transformers_serve.schedules import Served
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 
 
 class Gone(Exception):

@@ -18,7 +18,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vispco.integrations.vllm.pruned import PicturesOnly, PrunedModel, PrunedProcessor
 from vispco.integrations.vllm.settings import Settings
-from vispco.models.base import fixed_grids
+from vispco.models.grids import fixed_grids
 from vispco.models.vision import VisionExtras, attention_to, in_heads
 
 

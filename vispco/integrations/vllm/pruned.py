@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vispco.integrations.vllm.settings import Settings
-from vispco.models.base import Grid
+from vispco.models.grids import Grid
 from vispco.models.vision import VisionExtras
 from vispco.pruning.forward.pictures import prune_picture
 

@@ -15,7 +15,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vispco.integrations.vllm.pruned import PicturesOnly, PrunedModel, PrunedProcessor
-from vispco.models.base import Grid
+from vispco.models.grids import Grid
 from vispco.models.vision import VisionExtras, attention_to, in_heads, rotated
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vispco.models.base import Grid, ModelShape
+from vispco.models.grids import Grid
+from vispco.models.shapes import ModelShape
 from vispco.models.vision import VisionExtras
 from vispco.pruning.forward.attention import LayerAttention
 from vispco.pruning.forward.tokens import Prompt, Tokens

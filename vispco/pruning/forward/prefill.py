@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vispco.errors import MeasurementError
-from vispco.models.base import Deepstack, ModelAdapter
+from vispco.models.base import ModelAdapter
+from vispco.models.decoder import Deepstack
 from vispco.pruning.forward.attention import LayerAttention, LookAhead
 from vispco.pruning.forward.masks import as_backend_mask, causal_mask, gather_mask, with_diagonal
 from vispco.pruning.forward.tokens import Prompt, Tokens, rows_at

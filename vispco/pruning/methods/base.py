@@ -17,7 +17,7 @@ from vispco.registry import Registry, suggest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
     from vispco.pruning.forward.attention import LayerAttention
     from vispco.pruning.forward.tokens import Prompt
 

@@ -13,7 +13,7 @@ from vispco.pruning.methods.base import METHODS, Method, ScoreContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
 
 
 @METHODS.register("fastv")

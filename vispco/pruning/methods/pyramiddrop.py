@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
 
 
 @METHODS.register("pyramiddrop")

@@ -15,7 +15,7 @@ from vispco.pruning.methods.order import StaticOrder, unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
     from vispco.pruning.forward.tokens import Prompt
 
 

@@ -16,7 +16,7 @@ from vispco.pruning.methods.tower import TowerMethod, towers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
 
 
 @METHODS.register("visionzip")

@@ -17,7 +17,7 @@ from vispco.pruning.methods.tower import TowerMethod, towers
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
 
 AT_ONCE = 8
 

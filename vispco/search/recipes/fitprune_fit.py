@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vispco.costs import prefill_flops, unpruned_flops
-from vispco.models.base import ModelShape
+from vispco.models.shapes import ModelShape
 from vispco.pruning.forward.prefill import Path, Prefill
 from vispco.pruning.methods.base import Method, ScoreContext
 from vispco.pruning.methods.fitprune import FitPrune, received

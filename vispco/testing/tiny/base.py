@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 
 LAYERS = 4
 IMAGE, VIDEO = 4, 5
