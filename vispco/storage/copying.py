@@ -104,7 +104,7 @@ def _copy(source: Store, destination: Store, name: str) -> Copied:
             new_studies, new_trials = _write(connection, found, name)
             done.append(Copied(name, new_studies, new_trials, evaluated))
 
-        destination._write(change)
+        destination.write(change)
         return done[-1]
 
 
@@ -181,7 +181,7 @@ def _copy_evaluations(source: Connection, destination: Store, ids: Sequence[str]
             insert_missing(connection, groups, grouped, ["id"])
             insert_missing(connection, evaluations, rows, ["id"])
 
-        destination._write(change)
+        destination.write(change)
         copied += len(rows)
     return copied
 

@@ -186,7 +186,7 @@ def _store(store: Store, experiment: str, name: str, facts: Mapping[str, Any], t
         append(connection, key, new)
         added.append(len(new))
 
-    store._write(change)
+    store.write(change)
     return added[-1]
 
 
