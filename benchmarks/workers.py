@@ -23,8 +23,9 @@ import time
 import numpy as np
 import torch
 
-from vispco.evaluation.evaluator import Evaluation, Evaluator
+from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.ray_workers import RayWorkers
+from vispco.evaluation.records import Evaluation
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.schedules import Schedule

@@ -55,8 +55,15 @@ def entry(name: str, thing: Any) -> str:
         markdown(inspect.getdoc(thing) or ""),
     ]
     if inspect.isclass(thing):
-        lines += [member(key, value) for key, value in vars(thing).items() if not key.startswith("_")]
+        lines += [member(key, value) for key, value in members(thing).items() if not key.startswith("_")]
     return "\n".join(line for line in lines if line)
+
+
+def members(thing: type) -> dict[str, Any]:
+    """Those of a class, and of its bases in this package that are not on the page themselves."""
+    shown = {getattr(vispco, name) for names in GROUPS.values() for name in names if name != thing.__name__}
+    bases = [base for base in thing.__mro__ if base.__module__.startswith("vispco.") and base not in shown]
+    return {key: value for base in reversed(bases) for key, value in vars(base).items()}
 
 
 def signature(name: str, thing: Any) -> str:

@@ -298,6 +298,11 @@ def resolution_of(policy: Any) -> float | None:
     return resolution_of(inner) if isinstance(inner, Schedule) else None
 
 
+def policy_text(policy: Policy) -> str:
+    """How a policy is written down; of one that is no schedule, its repr."""
+    return policy.text() if isinstance(policy, Schedule) else repr(policy)
+
+
 def keep_all() -> Schedule:
     """The schedule that prunes nothing; its text names no layer, so it fits every model."""
     return Step(layer=0, keep=1.0)
