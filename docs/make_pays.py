@@ -42,7 +42,7 @@ def searched(store: Store) -> list[dict[str, Any]]:
                 {
                     "study": study,
                     "entry": row["entry"],
-                    "kind": known[row["entry"]].runs[0].facts["kind"],
+                    "kind": known[row["entry"]].runs[0].kind,
                     "seeds": row["seeds"],
                     "points": 100 * row["difference"],
                     "interval": [100 * end for end in row["difference_ci"]],

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import front
 from vispco.pruning.schedules import parse_schedule
@@ -93,7 +94,7 @@ def kinds(comparison: Comparison, budget: int) -> dict[str, Any]:
     }
 
 
-def layers(search: Searched, budgets: list[float]) -> dict[str, Any]:
+def layers(search: StudyResult, budgets: list[float]) -> dict[str, Any]:
     """Best over mean of step schedules at like compute, and the layers along the front; on the search split."""
     gaps = []
     for budget in budgets:

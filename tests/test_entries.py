@@ -267,7 +267,7 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
     assert len(entries(Comparison(store, "exp"))["tpe"].runs) == 10
     store.save_facts("exp", {**facts, "studies": {**facts["studies"], "exp/tpe@9": before["exp/tpe@9"]}})
     found = entries(Comparison(store, "exp"))["tpe"]
-    assert [run.facts["seed"] for run in found.runs] == list(range(9))
+    assert [run.seed for run in found.runs] == list(range(9))
     assert not found.enough
 
 

@@ -71,7 +71,7 @@ def test_an_entry_goes_on_as_its_seed_0(run: Callable[..., tuple[int, Told, Stor
     added, _, store = run(HEAD + more.replace("SEEDS", ", seeds: [0, 1]").replace(", seeds: [0]}", "}"))
     assert added == 3
     assert sorted(store.study_names("life")) == ["life/first@0", "life/second", "life/second@1"]
-    assert {(s.entry, s.facts["seed"]) for s in Comparison(store, "life").searches} == {
+    assert {(s.entry, s.seed) for s in Comparison(store, "life").searches} == {
         *(("first", 0), ("second", 0), ("second", 1))
     }
     assert run(HEAD + more.replace("SEEDS", ""))[0] == 0

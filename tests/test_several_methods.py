@@ -69,7 +69,7 @@ def test_each_is_measured_with_its_own_method_on_both_splits(problem: Problem, f
     made[make_method("random", {"seed": 3}).key()] = make_method("random", {"seed": 3})
     for search in comparison.searches:
         for trial in comparison.shown(search):
-            method = made[search.of(trial).facts["method_key"]]
+            method = made[search.of_trial(trial).method_key]
             schedule = parse_schedule(trial.user_attrs["schedule"])
             (found,) = evaluator.evaluate([schedule], "search", method)
             (held,) = evaluator.evaluate([schedule], "held_out", method)

@@ -138,7 +138,7 @@ def test_export_for_vllm_is_its_configuration(cli: Cli, ran: str, tmp_path: Path
     chosen = alone.within(0.6)
     assert chosen is not None
     assert chosen[0].user_attrs["schedule"] == f"step(layer=0, keep={given['keep']!r})"
-    assert chosen[1].facts["method"] == given["method"]
+    assert chosen[1].method == given["method"]
 
 
 def test_the_file_on_the_page_is_what_export_writes() -> None:

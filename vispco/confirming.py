@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
-from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedules import parse_schedule
 
 if TYPE_CHECKING:
@@ -20,12 +19,11 @@ def confirm(comparison: Comparison, search: str, trial: int) -> None:
         LockedError: somebody runs the experiment.
     """
     store, name = comparison.store, comparison.experiment
-    found = next(one for one in comparison.searches if one.name == search)
-    record = next(one for one in found.trials if one.number == trial)
-    origin = comparison.origin(found, record) or found
+    study = next(one for one in comparison.searches if one.name == search)
+    record = next(one for one in study.trials if one.number == trial)
+    origin = comparison.origin(study, record) or study
     text = str(record.user_attrs["schedule"])
     problem = Problem.from_text(comparison.stored["spec_text"], f"study stored for {name!r}")
-    method = make_method(origin.facts["method"], origin.facts.get("method_parameters") or {})
     with store.lock(name):
-        (evaluation,) = Evaluator(problem, store).evaluate([parse_schedule(text)], "held_out", method)
-        store.link(name, "schedule", f"{origin.facts['method_key']}|{text}", evaluation)
+        (evaluation,) = Evaluator(problem, store).evaluate([parse_schedule(text)], "held_out", origin.make_method())
+        store.link(name, "schedule", f"{origin.method_key}|{text}", evaluation)

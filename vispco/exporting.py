@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import holds
 from vispco.analysis.noninferiority import paired_error
+from vispco.analysis.study_result import StudyResult
 from vispco.analysis.targets import runs_on, targets_of_trial
 from vispco.costs.base import make_cost
 from vispco.errors import ConfigError
@@ -18,7 +19,7 @@ from vispco.pruning.schedules import parse_schedule
 from vispco.pruning.targets import Target, target_named
 from vispco.storage.reading import TrialRecord
 
-Pair = tuple[TrialRecord, Searched]
+Pair = tuple[TrialRecord, StudyResult]
 
 
 def export_schedule(comparison: Comparison, budget: float, target: str | None = None) -> dict[str, Any]:
@@ -73,12 +74,11 @@ def export_decision(comparison: Comparison, decision: dict[str, Any]) -> dict[st
 
 
 def schedule_record(
-    comparison: Comparison, trial: TrialRecord, search: Searched, *, budget: float | None
+    comparison: Comparison, trial: TrialRecord, search: StudyResult, *, budget: float | None
 ) -> dict[str, Any]:
     """The contents of a schedule file."""
     held_out = comparison.held_out(search, trial)
     origin = comparison.origin(search, trial) or search
-    assert trial.values is not None
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -86,15 +86,15 @@ def schedule_record(
         "spec_hash": comparison.stored["spec_hash"],
         "search": search.name,
         "trial": trial.number,
-        "method": origin.facts["method"],
-        "method_parameters": origin.facts.get("method_parameters", {}),
-        "family": origin.facts["family"],
+        "method": origin.method,
+        "method_parameters": dict(origin.method_parameters),
+        "family": origin.family,
         "schedule": trial.user_attrs["schedule"],
         "keep_ratio": comparison.keep_ratio(search, trial),
         "budget": budget,
         "flops_ratio": comparison.flops_ratio(search, trial),
         **_cost_of(comparison, trial),
-        "accuracy": trial.values[0],
+        "accuracy": trial.accuracy,
         "accuracy_held_out": held_out.accuracy if held_out else None,
         "targets": targets_of_trial(comparison, origin, trial),
         "model": comparison.stored["identity"]["model"]["name"],
@@ -107,8 +107,7 @@ def _cost_of(comparison: Comparison, trial: TrialRecord) -> dict[str, Any]:
     """The cost that budgets are in, with its unit; {} for FLOPs."""
     if comparison.unpruned_cost is None:
         return {}
-    assert trial.values is not None
-    share = trial.values[1]
+    share = trial.cost
     unit = make_cost(comparison.cost).unit
     return {"cost": {"name": comparison.cost, "unit": unit, "value": share * comparison.unpruned_cost, "ratio": share}}
 
@@ -197,10 +196,8 @@ def _evaluation(pair: Pair) -> str:
 
 
 def _accuracy(pair: Pair) -> float:
-    assert pair[0].values is not None
-    return pair[0].values[0]
+    return pair[0].accuracy
 
 
 def _cost(pair: Pair) -> float:
-    assert pair[0].values is not None
-    return pair[0].values[1]
+    return pair[0].cost

@@ -20,7 +20,8 @@ from vispco.dashboards.optuna.pages import COMPARISON
 from vispco.dashboards.overlay import overlay, without_bands
 
 from vispco.analysis.attainment import attainment_bands
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.study_result import StudyResult
 from vispco.errors import VispcoError
 from vispco.storage.optuna_sql.tables import studies, trials
 from vispco.storage.reading import snapshot
@@ -237,7 +238,7 @@ def _part(item: tuple[str, Any]) -> int:
     return int(number) if item[0].startswith(NOTE) and number.isdigit() else 0
 
 
-def _attributes(comparison: Comparison, search: Searched, trial: Any) -> dict[str, Any]:
+def _attributes(comparison: Comparison, search: StudyResult, trial: Any) -> dict[str, Any]:
     held_out = comparison.held_out(search, trial)
     found = {
         "schedule": trial.user_attrs.get("schedule"),

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from vispco.analysis.bootstrap import Scores, mean_scores
-from vispco.analysis.comparison import Comparison, Searched, together
+from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.seeds import Entry, entries
+from vispco.analysis.study_result import StudyResult
 from vispco.analysis.two_level import Estimate, estimate, resample
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
@@ -72,7 +73,7 @@ class Path:
         self.comparison, self.entry = comparison, entry
         # Totals stay integers: beyond 2**53 a float could lie below the charge that it was made of.
         self.charged = [run.total("charged_flops") or 0 for run in entry.runs]
-        self.is_grid = entry.runs[0].facts["kind"] == "grid"
+        self.is_grid = entry.runs[0].is_reference
         self.limits: list[float] = [*([] if self.is_grid else limits), max(self.charged)]
         self.choices = [choices_at(run.paid, comparison.budgets, self.limits) for run in entry.runs]
         found = [(run, t) for run, rows in zip(entry.runs, self.choices, strict=True) for row in rows for t in row]
@@ -116,7 +117,7 @@ def _curve(path: Path, estimates: Mapping[tuple[str, int], Estimate], grid_flops
     }
 
 
-def _scores(comparison: Comparison, run: Searched, choices: Choices) -> Scores | None:
+def _scores(comparison: Comparison, run: StudyResult, choices: Choices) -> Scores | None:
     found: list[Evaluation] = []
     for trial in choices:
         evaluation = comparison.delivered_by(run, trial)

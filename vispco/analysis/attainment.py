@@ -9,8 +9,9 @@ import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.seeds import entries
+from vispco.analysis.study_result import StudyResult
 
 PERCENTS = (25.0, 50.0, 75.0)
 
@@ -68,7 +69,7 @@ def attainment_bands(comparison: Comparison, percents: Sequence[float] = PERCENT
     return found
 
 
-def _front(comparison: Comparison, run: Searched, split: str) -> list[tuple[float, float]] | None:
+def _front(comparison: Comparison, run: StudyResult, split: str) -> list[tuple[float, float]] | None:
     trials = comparison.front(run)
     if split == "search":
         return [(trial.values[0], trial.values[1]) for trial in trials if trial.values is not None]

@@ -15,7 +15,8 @@ from vispco.pruning.schedules import parse_schedule
 from vispco.registry import suggest
 
 if TYPE_CHECKING:
-    from vispco.analysis.comparison import Comparison, Searched
+    from vispco.analysis.comparison import Comparison
+    from vispco.analysis.study_result import StudyResult
     from vispco.evaluation.records import Evaluation
     from vispco.storage.reading import TrialRecord
 
@@ -53,7 +54,7 @@ class Candidate:
     accuracy: float
     price: Price
     order: tuple[int, int]
-    search: Searched | None = None
+    search: StudyResult | None = None
     trial: TrialRecord | None = None
 
     def preference(self) -> tuple[float, float, tuple[int, int]]:
@@ -133,15 +134,14 @@ def _candidates(
     yield Candidate(unpruned.accuracy, whole, (-1, 0))
     for number, search in enumerate(comparison.searches):
         for trial in search.trials:
-            assert trial.values is not None
-            if trial.values[0] < least - SLACK or not holds(comparison, search, trial):
+            if trial.accuracy < least - SLACK or not holds(comparison, search, trial):
                 continue
             price = pricing.of(question.cost, search, trial)
             if price is not None:
-                yield Candidate(trial.values[0], price, (number, trial.number), search, trial)
+                yield Candidate(trial.accuracy, price, (number, trial.number), search, trial)
 
 
-def holds(comparison: Comparison, search: Searched, trial: TrialRecord) -> bool:
+def holds(comparison: Comparison, search: StudyResult, trial: TrialRecord) -> bool:
     """Whether a schedule file can hold what a trial measured: its method is known, and it is one for all prompts."""
     try:
         parse_schedule(str(trial.user_attrs.get("schedule")))
@@ -211,12 +211,11 @@ def _chosen(comparison: Comparison, best: Candidate, pricing: Pricing) -> dict[s
     }
     if best.search is not None and best.trial is not None:
         origin = comparison.origin(best.search, best.trial)
-        assert best.trial.values is not None
         row.update(
             search=best.search.name,
             trial=best.trial.number,
             schedule=best.trial.user_attrs.get("schedule"),
-            method=origin.facts["method"] if origin else None,
+            method=origin.method if origin else None,
             keep_ratio=comparison.keep_ratio(best.search, best.trial),
             accuracy_held_out=_accuracy(comparison.held_out(best.search, best.trial)),
             flops_ratio=_share(pricing.of("flops", best.search, best.trial)),

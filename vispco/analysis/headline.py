@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, share
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.comparison_rows import share
 from vispco.analysis.seeds import SEEDS_NEEDED, Entry, entries
 from vispco.analysis.two_level import Runs, estimate, resample
 from vispco.evaluation.records import Evaluation
@@ -166,7 +167,7 @@ def _row(
     key, known = ("at", entry.name), estimates.measured
     row: dict[str, Any] = {
         "entry": entry.name,
-        "kind": entry.runs[0].facts["kind"],
+        "kind": entry.runs[0].kind,
         "runs": len(entry.runs),
         "enough": entry.enough,
         "deterministic": entry.deterministic,

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.layer_words import summary
 from vispco.analysis.sensitivity import sensitivity
+from vispco.analysis.study_result import StudyResult
 from vispco.storage.reading import read_attribute, snapshot, study_ids
 
 DROP = 1e-9
@@ -79,9 +80,9 @@ def learned_row(budget: float, choices: Sequence[Choice], over: int = 0) -> dict
 
 def layer_record(comparison: Comparison) -> dict[str, Any]:
     """The whole object."""
-    groups: dict[str, list[Searched]] = {}
+    groups: dict[str, list[StudyResult]] = {}
     for search in comparison.searches:
-        groups.setdefault(search.facts.get("entry") or search.name, []).append(search)
+        groups.setdefault(search.entry, []).append(search)
     unpruned = comparison.reference("unpruned", "search")
     record = {
         "experiment": comparison.experiment,
@@ -104,7 +105,7 @@ def depth(comparison: Comparison) -> int:
     return known
 
 
-def _learned(comparison: Comparison, entry: str, searches: Sequence[Searched]) -> dict[str, Any]:
+def _learned(comparison: Comparison, entry: str, searches: Sequence[StudyResult]) -> dict[str, Any]:
     layers = depth(comparison)
     rows = []
     for number, budget in enumerate(comparison.budgets):
@@ -114,20 +115,19 @@ def _learned(comparison: Comparison, entry: str, searches: Sequence[Searched]) -
             if trial is None:
                 over += 1
                 continue
-            assert trial.values is not None
             ratios = comparison.keep_ratio(search, trial)
             if ratios is None or len(ratios) != layers:
                 continue  # an imported trial that does not say
             held_out = comparison.held_out(search, trial)
             accuracy = held_out.accuracy if held_out else None
-            choices.append(Choice(tuple(ratios), trial.values[1], accuracy, trial.user_attrs.get("schedule")))
+            choices.append(Choice(tuple(ratios), trial.cost, accuracy, trial.user_attrs.get("schedule")))
         rows.append(learned_row(budget, choices, over))
-    facts = searches[0].facts
+    first = searches[0]
     return {
         "entry": entry,
-        "kind": facts["kind"],
-        "method": facts.get("method"),
-        "family": facts.get("family"),
+        "kind": first.kind,
+        "method": first.method,
+        "family": first.family,
         "seeds": len(searches),
         "rows": rows,
     }
@@ -150,11 +150,11 @@ def _is_slope(value: Any, layers: int) -> bool:
     return numbers and all(map(math.isfinite, value))
 
 
-def _gradient(comparison: Comparison, searches: Sequence[Searched]) -> list[dict[str, Any]]:
+def _gradient(comparison: Comparison, searches: Sequence[StudyResult]) -> list[dict[str, Any]]:
     """Rows by budget: ``worth`` [L], mean over seeds, with its range."""
     found: dict[float, list[list[float]]] = {}
     for search in searches:
-        steps = {} if search.imported else comparison.store.trajectory(search.study)
+        steps = {} if search.is_imported else comparison.store.trajectory(search.study)
         steps = {key: rows for key, rows in steps.items() if any("slope" in row for row in rows)}
         for key, budget in _budgets_of(comparison, search).items() if steps else ():
             values = worth(steps.get(key, []), depth(comparison))
@@ -168,7 +168,7 @@ def _gradient(comparison: Comparison, searches: Sequence[Searched]) -> list[dict
     return rows
 
 
-def _budgets_of(comparison: Comparison, search: Searched) -> dict[str, float]:
+def _budgets_of(comparison: Comparison, search: StudyResult) -> dict[str, float]:
     """Name of a trajectory -> the budget it was for: that of the first trial that names it."""
     with snapshot(comparison.store.engine) as connection:
         study = study_ids(connection, comparison.experiment)[search.study]

@@ -14,12 +14,13 @@ from vispco.costs.flops import plain_flops
 from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, ScheduleError
 from vispco.models.shapes import ModelShape
-from vispco.pruning.methods.base import Method, make_method
+from vispco.pruning.methods.base import Method
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import parse_schedule, ratio_counts, resolution_of
 
 if TYPE_CHECKING:
-    from vispco.analysis.comparison import Comparison, Searched
+    from vispco.analysis.comparison import Comparison
+    from vispco.analysis.study_result import StudyResult
     from vispco.storage.reading import TrialRecord
 
 
@@ -113,27 +114,25 @@ class Pricing:
     def exact(self) -> bool:
         return "costs" in self.comparison.facts
 
-    def of(self, cost: str, search: Searched, trial: TrialRecord, split: str = "search") -> Price | None:
+    def of(self, cost: str, search: StudyResult, trial: TrialRecord, split: str = "search") -> Price | None:
         """A trial's cost; None for an imported trial of which no schedule is known.
 
         ``flops`` as a share of the unpruned model's is what was measured, whatever is known of prompts.
         """
         origin = self.comparison.origin(search, trial)
         text = str(trial.user_attrs.get("schedule"))
-        assert trial.values is not None
         if cost == "flops" and split == "search":
             share = self.comparison.flops_ratio(search, trial)
             if share is not None:
                 return Price(share * self.unpruned("flops", split), share)
         elif self._is_own(cost) and split == "search":
-            return Price(trial.values[1] * self.unpruned(cost, split), trial.values[1])
+            return Price(trial.cost * self.unpruned(cost, split), trial.cost)
         if origin is None:
             return None
-        key = (cost, split, str(origin.facts.get("method_key")), text)
+        key = (cost, split, str(origin.method_key), text)
         if key not in self._prices:
-            method = make_method(origin.facts["method"], origin.facts.get("method_parameters") or {})
             ratios = self.comparison.keep_ratio(search, trial) if "(" not in text else None
-            self._prices[key] = self._price(cost, text, ratios, method, split)
+            self._prices[key] = self._price(cost, text, ratios, origin.make_method(), split)
         return self._prices[key]
 
     def _is_own(self, cost: str) -> bool:

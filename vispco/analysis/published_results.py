@@ -15,7 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, Searched, together
+from vispco.analysis.comparison import Comparison, together
+from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import choose
 from vispco.storage.store import Store
@@ -141,18 +142,14 @@ def _model(identity: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _method(comparison: Comparison) -> tuple[str, bool]:
-    used = [
-        facts.get("method", search.facts.get("method", ""))
-        for search in comparison.searches
-        for facts in search.methods.values()
-    ]
-    found = next((name for name in used if name in METHODS), None)
-    return found or METHODS[0], found is not None
+    used = [choice.method for search in comparison.searches for choice in search.methods.values()]
+    printed = next((name for name in used if name in METHODS), None)
+    return printed or METHODS[0], printed is not None
 
 
 def _kernel(comparison: Comparison) -> str:
     """The kernel of the families that are learned; the single layer where there are several or none."""
-    families = {str(s.facts.get("family")) for s in comparison.searches if s.facts["kind"] not in ("grid", "imported")}
+    families = {str(s.family) for s in comparison.searches if not (s.is_reference or s.is_imported)}
     family = families.pop() if len(families) == 1 else "step"
     known = {row.kernel for row in published_results() if row.table == 10}
     kernel = KERNELS.get(family, family)
@@ -166,7 +163,7 @@ def _shared(comparison: Comparison) -> dict[str, str]:
     return {name: OURS.get(name, name) for name in names if OURS.get(name, name) in TASKS}
 
 
-def _choice(comparison: Comparison, search: Searched, budget: float) -> Evaluation | None:
+def _choice(comparison: Comparison, search: StudyResult, budget: float) -> Evaluation | None:
     """What a search has for a budget, which need not be one of the experiment's; None if nothing fits."""
     trial = choose(comparison.front(search), budget)
     return comparison.held_out(search, trial) if trial is not None else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
+from vispco.analysis.study_result import StudyResult
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import choose
@@ -46,7 +47,7 @@ def best_known(comparison: Comparison) -> BestKnown:
     Raises:
         StorageError: a choice was not measured on the held-out split.
     """
-    pool: list[tuple[Comparison, Searched, TrialRecord]] = []
+    pool: list[tuple[Comparison, StudyResult, TrialRecord]] = []
     names, charged = [], 0
     for name in comparison.store.experiment_names():
         other = comparison if name == comparison.experiment else _alike(comparison, name)
@@ -94,11 +95,11 @@ def _alike(comparison: Comparison, name: str) -> Comparison | None:
     return Comparison(comparison.store, name) if same else None
 
 
-def _fits(comparison: Comparison, search: Searched) -> bool:
+def _fits(comparison: Comparison, search: StudyResult) -> bool:
     """Whether an entry of another experiment searched among this one's schedules, by this one's method."""
-    own = {(key, ours.facts.get("family")) for ours in comparison.searches if not ours.imported for key in ours.methods}
-    family = search.facts.get("family")
-    return not search.imported and all(
+    own = {(key, ours.family) for ours in comparison.searches if not ours.is_imported for key in ours.methods}
+    family = search.family
+    return not search.is_imported and all(
         any(method == key and (of == "layerwise" or family in WITHIN.get(str(of), {of})) for key, of in own)
         for method in search.methods
     )

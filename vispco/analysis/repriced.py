@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.pricing import Pricing
+from vispco.analysis.study_result import StudyResult
 from vispco.costs import Profile
 from vispco.costs.bounds import minimised
 from vispco.errors import ConfigError
-from vispco.fronts import choose, front
 from vispco.storage.reading import TrialRecord
 from vispco.storage.store import Store
 
@@ -43,30 +43,22 @@ class Repriced(Comparison):
         }
         priced = [self._repriced(pricing, cost, search) for search in self.searches]
         self.cost, self.unpruned_cost = cost, pricing.unpruned(cost)
-        self.searches = priced
-        shares = [t.values[1] for s in self.searches for t in s.trials if t.values is not None]
+        shares = [trial.cost for search in priced for trial in search.trials]
         if not shares:
             raise ConfigError(f"no trial of {experiment!r} has a schedule, so none has a cost in {cost}")
         floor, count = min(1.0, *shares), len(self.budgets)
-        self.budgets = [floor + (1 - floor) * (n + 0.5) / count for n in range(count)]
+        self._choose(priced, [floor + (1 - floor) * (n + 0.5) / count for n in range(count)])
         self.facts = {**self.facts, "floor": floor, "budgets": self.budgets}
-        self._fronts = {search.study: front(search.trials) for search in self.searches}
-        self._choices = {s.study: [choose(s.trials, b) for b in self.budgets] for s in self.searches}
         self.load_held_out((search, trial) for search in self.searches for trial in self.shown(search))
 
-    def _repriced(self, pricing: Pricing, cost: str, search: Searched) -> Searched:
+    def _repriced(self, pricing: Pricing, cost: str, search: StudyResult) -> StudyResult:
         priced = [(trial, pricing.of(cost, search, trial)) for trial in search.trials]
-        trials = [_at(trial, price.share) for trial, price in priced if price is not None]
+        trials = [replace(t, values=(t.accuracy, price.share)) for t, price in priced if price is not None]
         return replace(search, trials=trials)
 
-    def flops_ratio(self, search: Searched, trial: TrialRecord) -> float | None:
+    def flops_ratio(self, search: StudyResult, trial: TrialRecord) -> float | None:
         return self._flops.get((search.study, trial.number))
 
-    def held_out_hypervolume(self, search: Searched) -> tuple[float | None, list[float] | None]:
+    def held_out_hypervolume(self, search: StudyResult) -> tuple[float | None, list[float] | None]:
         """Left out: held-out measurements have their own FLOPs, not this cost."""
         return None, None
-
-
-def _at(trial: TrialRecord, share: float) -> TrialRecord:
-    assert trial.values is not None
-    return replace(trial, values=(trial.values[0], share))

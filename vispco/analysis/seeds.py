@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from vispco.analysis.bootstrap import Scores, holm, mean_scores
-from vispco.analysis.comparison import Comparison, Searched, share, together
+from vispco.analysis.comparison import Comparison, together
+from vispco.analysis.comparison_rows import share
 from vispco.analysis.regret import BEST_KNOWN, BestKnown, best_known
+from vispco.analysis.study_result import StudyResult
 from vispco.analysis.two_level import LEVEL, RESAMPLES, Estimate, Runs, estimate, resample
 from vispco.errors import ConfigError
 from vispco.registry import suggest
@@ -25,7 +27,7 @@ class Entry:
     """One entry of the study file with its runs, one study for each seed."""
 
     name: str
-    runs: list[Searched]
+    runs: list[StudyResult]
 
     @property
     def deterministic(self) -> bool:
@@ -43,10 +45,10 @@ def entries(comparison: Comparison) -> dict[str, Entry]:
     A seed counts once: of a study without seeds, which runs with seed 0, and one called ``@0`` that was added later,
     the one with more trials.
     """
-    found: dict[str, dict[int, Searched]] = {}
+    found: dict[str, dict[int | None, StudyResult]] = {}
     for search in comparison.searches:
         if search.trials:
-            runs, seed = found.setdefault(search.entry, {}), search.facts["seed"]
+            runs, seed = found.setdefault(search.entry, {}), search.seed
             if seed not in runs or len(search.trials) > len(runs[seed].trials):
                 runs[seed] = search
     return {name: Entry(name, list(runs.values())) for name, runs in found.items()}
@@ -170,15 +172,15 @@ def _interval(made: Estimate | None) -> list[float] | None:
 
 
 def _facts(comparison: Comparison, entry: Entry) -> dict[str, Any]:
-    facts, grid_flops = entry.runs[0].facts, comparison.grid_flops()
+    first, grid_flops = entry.runs[0], comparison.grid_flops()
     charged, propose = _mean_total(entry, "charged_flops"), _mean_total(entry, "propose_flops")
     spent = _mean_total(entry, "spent_flops")
     return {
         "entry": entry.name,
-        "kind": facts["kind"],
-        "method": facts.get("method"),
-        "family": facts.get("family"),
-        "seeds": [run.facts["seed"] for run in entry.runs],
+        "kind": first.kind,
+        "method": first.method,
+        "family": first.family,
+        "seeds": [run.seed for run in entry.runs],
         "deterministic": entry.deterministic,
         "trials": float(np.mean([len(run.trials) for run in entry.runs])),
         "budgets_missed": float(np.mean([comparison.missed(run) for run in entry.runs])),

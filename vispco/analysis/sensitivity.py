@@ -74,11 +74,11 @@ def sensitivity(comparison: Comparison) -> list[dict[str, Any]]:
     found: dict[str, dict[Place, TrialRecord]] = {}
     names: dict[str, str] = {}
     for search in comparison.searches:
-        if search.imported:
+        if search.is_imported:
             continue
         for trial in search.trials:
-            facts = search.of(trial).facts
-            key, method = facts["method_key"], facts["method"]
+            own = search.of_trial(trial)
+            key, method = str(own.method_key), str(own.method)
             if key not in names:
                 names[key] = key if method in names.values() else method
             place = _one_step(trial.user_attrs.get("schedule"))

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vispco.analysis.comparison import Comparison, Searched
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import holds
 from vispco.analysis.layers import depth
+from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import choose, fits
-from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedules import parse_schedule
 from vispco.pruning.targets import TARGETS, Target, targets_of
 from vispco.storage.store import Store
@@ -63,16 +63,15 @@ def _of(comparison: Comparison) -> dict[str, Any]:
     return {"experiment": comparison.experiment, "baseline": baseline, "targets": rows}
 
 
-def runs_on(comparison: Comparison, search: Searched, trial: Any, target: Target | None) -> bool:
+def runs_on(comparison: Comparison, search: StudyResult, trial: Any, target: Target | None) -> bool:
     """Whether ``target`` runs what a trial measured; no target: it runs."""
     origin = comparison.origin(search, trial)
     return target is None or (origin is not None and target.name in targets_of_trial(comparison, origin, trial))
 
 
-def targets_of_trial(comparison: Comparison, origin: Searched, trial: Any) -> list[str]:
+def targets_of_trial(comparison: Comparison, origin: StudyResult, trial: Any) -> list[str]:
     """Where the schedule of a trial runs; ``origin`` is the search whose method it belongs to."""
-    method = make_method(origin.facts["method"], origin.facts.get("method_parameters", {}))
-    return targets_of(parse_schedule(trial.user_attrs["schedule"]), method, depth(comparison))
+    return targets_of(parse_schedule(trial.user_attrs["schedule"]), origin.make_method(), depth(comparison))
 
 
 def _default(comparison: Comparison, budget: float) -> Evaluation | None:

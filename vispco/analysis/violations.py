@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, Searched, together
+from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.seeds import entries
+from vispco.analysis.study_result import StudyResult
 from vispco.errors import StorageError
 from vispco.fronts import HELD, relaxed_ratio
 from vispco.storage.store import Store
@@ -34,7 +35,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
             found.append(
                 {
                     "entry": entry.name,
-                    "seeds": [run.facts["seed"] for run in runs],
+                    "seeds": [run.seed for run in runs],
                     "budgets": rows,
                     "pairs": len(known),
                     "held": sum(abs(value) <= HELD for value in known),
@@ -45,7 +46,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
     return {"experiment": comparison.experiment, "within": HELD, "entries": found}
 
 
-def _relaxed(run: Searched) -> dict[float, dict[str, Any]]:
+def _relaxed(run: StudyResult) -> dict[float, dict[str, Any]]:
     """Attributes of the first trial of each budget that has a relaxed solution."""
     solved: dict[float, dict[str, Any]] = {}
     for trial in run.paid:
@@ -54,7 +55,7 @@ def _relaxed(run: Searched) -> dict[float, dict[str, Any]]:
     return solved
 
 
-def _row(runs: Sequence[Searched], budget: float) -> dict[str, Any]:
+def _row(runs: Sequence[StudyResult], budget: float) -> dict[str, Any]:
     said = [_relaxed(run).get(budget, {}) for run in runs]
     row: dict[str, Any] = {
         "budget": budget,

@@ -44,6 +44,18 @@ class TrialRecord:
     complete: datetime | None = None
 
     @property
+    def accuracy(self) -> float:
+        """The first value of a measured trial."""
+        assert self.values is not None
+        return self.values[0]
+
+    @property
+    def cost(self) -> float:
+        """The second value of a measured trial."""
+        assert self.values is not None
+        return self.values[1]
+
+    @property
     def datetime_start(self) -> datetime | None:
         return local(self.start)
 

@@ -1,0 +1,80 @@
+"""The studies of an experiment, read from the database in one state of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from optuna.trial import TrialState
+
+from vispco.analysis.study_result import StudyResult
+from vispco.fronts import is_measured
+from vispco.storage.reading import TrialRecord, read_trials, snapshot, study_ids
+from vispco.storage.store import Store
+
+# What analysis reads of a trial, and the only types that it believes: an imported study may use these names otherwise.
+ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
+    "schedule": str,
+    "evaluation": str,
+    "method": str,
+    "charged_flops": int,
+    "full_flops": int,
+    "spent_flops": int,
+    "propose_flops": int,
+    "budget": (int, float),
+    "flops_ratio": (int, float),
+    "limit_excess": (int, float),
+    "relaxed_flops_ratio": (int, float),
+    "relaxed_cost_ratio": (int, float),
+    "stationarity": (int, float),
+    "feasibility": (int, float),
+    "complementarity": (int, float),
+}
+
+
+def read_studies(
+    store: Store, experiment: str, facts: Mapping[str, Mapping[str, Any]], unpruned_cost: float | None
+) -> tuple[list[StudyResult], dict[str, int]]:
+    """Studies in the order of ``facts``, and the database's number of each.
+
+    Args:
+        facts: what the experiment notes of its studies, by their names; those without a study are left out.
+        unpruned_cost: what second values are made shares of; None: they are shares already.
+    """
+    with snapshot(store.engine) as connection:
+        known = study_ids(connection, experiment)
+        noted = {name: own for name, own in facts.items() if name in known}
+        stored = read_trials(
+            connection,
+            [known[name] for name in noted],
+            states=(TrialState.COMPLETE, TrialState.PRUNED),
+            attributes=ATTRIBUTES,
+            with_params=False,
+        )
+    studies = []
+    for name, own in noted.items():
+        trials = stored[known[name]]
+        if own["kind"] == "imported":
+            trials = [_believed(trial) for trial in trials]
+        if unpruned_cost is not None:
+            trials = [_as_share(trial, unpruned_cost) for trial in trials]
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and is_measured(t)]
+        stopped = [t for t in trials if t.state == TrialState.PRUNED]
+        studies.append(StudyResult.of(name.removeprefix(f"{experiment}/"), name, own, complete, stopped))
+    return studies, known
+
+
+def _as_share(trial: TrialRecord, whole: float) -> TrialRecord:
+    values = trial.values
+    return trial if not values or len(values) != 2 else replace(trial, values=(values[0], values[1] / whole))
+
+
+def _believed(trial: TrialRecord) -> TrialRecord:
+    """An imported trial without attributes that only share our names."""
+    attrs = {k: v for k, v in trial.user_attrs.items() if isinstance(v, ATTRIBUTES[k]) and not isinstance(v, bool)}
+    attrs = {k: v for k, v in attrs.items() if not isinstance(v, float) or math.isfinite(v)}
+    if "charged_flops" in attrs:
+        attrs.setdefault("propose_flops", 0)  # proposing was the user's own affair
+    return replace(trial, user_attrs=attrs)
