@@ -20,8 +20,9 @@ from vispco.experiment.run import Run
 from vispco.problem import Problem
 from vispco.pruning.schedules import Ratios, Schedule, TextPolicy
 from vispco.search.base import SearchContext
+from vispco.search.gradient.all_together import TIE
 from vispco.search.gradient.descent import Descent
-from vispco.search.gradient.lagrangian import TIE, LagrangianSearch
+from vispco.search.gradient.lagrangian import LagrangianSearch
 from vispco.search.gradient.options import GradientOptions
 from vispco.search.gradient.predicted import PredictedPolicy, snapped_policy
 from vispco.storage.store import Store
@@ -69,7 +70,7 @@ class Why:
     def _trained(self, predictor: str) -> tuple[LagrangianSearch, Descent]:
         options = GradientOptions.model_validate({"predictor": predictor, "dual_steps": 12, "check": 32})
         search = LagrangianSearch(self.context, options)
-        descent = search._predictor(self.budgets)
+        descent = search.network(self.budgets)
         descent.calibration = search.calibration
         if predictor == "input":
             descent.standardise()
@@ -78,12 +79,12 @@ class Why:
 
     def rows(self) -> list[dict[str, object]]:
         frees = self.static_descent.free().detach()
-        snapped = [(budget, self.static._snapped(frees[n], budget)) for n, budget in enumerate(self.budgets)]
+        snapped = [(budget, self.static.snapped(frees[n], budget)) for n, budget in enumerate(self.budgets)]
         features = self.input_descent._features_of(len(self.input.calibration.batches))
         own = self.input_descent.free(features).detach()
         mean = own.mean(dim=0)
-        of_mean = [(budget, self.input._snapped(mean[n], budget)) for n, budget in enumerate(self.budgets)]
-        checked = [ranked[0] for ranked in self.static._nearest_each(snapped)]
+        of_mean = [(budget, self.input.snapped(mean[n], budget)) for n, budget in enumerate(self.budgets)]
+        checked = [ranked[0] for ranked in self.static.ranking.nearest_each(snapped)]
         rows = [
             self._row("one for all: snapped, then checked against its neighbours", checked),
             self._row("one for all: snapped, not checked", [schedule for _, schedule in snapped]),
@@ -99,7 +100,7 @@ class Why:
         return rows
 
     def _checked(self, snapped: list[tuple[float, Schedule]]) -> list[Schedule]:
-        return [ranked[0] for ranked in self.static._nearest_each(snapped)]
+        return [ranked[0] for ranked in self.static.ranking.nearest_each(snapped)]
 
     def _shifted(self, number: int, ratios: torch.Tensor) -> TextPolicy:
         budget = self.budgets[number]

@@ -22,14 +22,18 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
+from vispco.search.gradient.all_together import AllTogether
+from vispco.search.gradient.between import widest
 from vispco.search.gradient.constraints import ByLagrangian
 from vispco.search.gradient.descent import Descent
 from vispco.search.gradient.kkt import residuals
-from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch, not_held, widest
+from vispco.search.gradient.lagrangian import LagrangianSearch
+from vispco.search.gradient.options import GradientOptions
 from vispco.search.gradient.predicted import PredictedPolicy, is_predicted, parse_policy, snapped_policy
 from vispco.search.gradient.predictor import RatioPredictor, from_text, shifted_counts, to_text
-from vispco.search.gradient.refine import nearest, nearest_of_each
+from vispco.search.gradient.refine import nearest_of_each
 from vispco.search.gradient.relaxed_cost import RelaxedCost
+from vispco.search.gradient.search import not_held
 from vispco.storage.store import Store
 
 STUDY = """
@@ -207,7 +211,7 @@ def test_groups_are_checked_together_as_each_alone() -> None:
     calibration: Any = SimpleNamespace(batches=list(range(8)), pruned_losses=losses)
     shapes = list(table)
     groups = [shapes[:3], shapes[1:5], [shapes[6]], [*shapes[4:], shapes[4]]]
-    alone = [nearest(calibration, group, 1, 8) for group in groups]
+    alone = [nearest_of_each(calibration, [group], 1, 8)[0] for group in groups]
     each, asked[:] = sum(asked), []
     assert nearest_of_each(calibration, groups, 1, 8) == alone
     assert sum(asked) < each  # schedules of several groups are asked for once
@@ -280,10 +284,9 @@ def test_without_enough_every_budget_is_measured(problem: Problem, tmp_path: Pat
 
 @pytest.mark.parametrize("budgets", [1, 2, 3, 5, 12])
 def test_budgets_are_measured_from_the_least_up(budgets: int) -> None:
-    search = object.__new__(LagrangianSearch)
-    search.options = GradientOptions().settled()
+    search: Any = SimpleNamespace(options=GradientOptions().settled(), context=None)
     falling = [1 - number / 20 for number in range(budgets)]
-    groups = search._groups(falling)
+    groups = AllTogether(search).groups(falling)
     assert sorted(one for group in groups for one in group) == list(enumerate(falling))
     assert [len(group) for group in groups[1:-1]] == list(range(1, len(groups) - 1))
     least = [min(budget for _, budget in group) for group in groups]

@@ -32,7 +32,9 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES, StepFamily
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step, parse_schedule
-from vispco.search.gradient.lagrangian import GradientOptions, LagrangianSearch
+from vispco.search.gradient.lagrangian import LagrangianSearch
+from vispco.search.gradient.options import GradientOptions
+from vispco.search.gradient.ranking import Ranking
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 
@@ -462,28 +464,26 @@ def test_a_climb_crosses_worse_layers(monkeypatch: pytest.MonkeyPatch, climb: in
     context = SimpleNamespace(family=StepFamily(26), method=None, methods=(), cost=cost)
     options = GradientOptions(climb=climb).settled()
     vars(search).update(context=context, options=options, _calibration=object())
-    monkeypatch.setattr(LagrangianSearch, "_done", lambda _: {})
+    search.ranking = Ranking(search)
+    monkeypatch.setattr(LagrangianSearch, "done", lambda _: {})
 
     def distance(schedule: Any) -> float:
         asked.append(schedule.layer)
         return abs(19 - schedule.layer) + 1.5 * ((schedule.layer - 4) % 3 != 0)
 
     monkeypatch.setattr(
-        "vispco.search.gradient.lagrangian.nearest", lambda _, shapes, first, most: sorted(shapes, key=distance)
-    )
-    monkeypatch.setattr(
-        "vispco.search.gradient.lagrangian.nearest_of_each",
+        "vispco.search.gradient.ranking.nearest_of_each",
         lambda _, groups, first, most: [sorted(shapes, key=distance) for shapes in groups],
     )
-    (ranked,) = search._nearest_each([(0.5, Step(4, 0.5))])
+    (ranked,) = search.ranking.nearest_each([(0.5, Step(4, 0.5))])
     assert ranked[0] == Step(found, 0.5)
     assert len(asked) <= 3 + 9 * climb
     monkeypatch.setattr(
-        LagrangianSearch, "_done", lambda _: {0.8: [SimpleNamespace(user_attrs={"schedule": "step(layer=19, keep=1)"})]}
+        LagrangianSearch, "done", lambda _: {0.8: [SimpleNamespace(user_attrs={"schedule": "step(layer=19, keep=1)"})]}
     )
-    assert search._nearest_each([(0.5, Step(4, 0.5))])[0][0] == Step(found if not climb else 19, 0.5)
-    monkeypatch.setattr(LagrangianSearch, "_done", lambda _: {})
-    both = search._nearest_each([(0.8, Step(19, 0.8)), (0.5, Step(4, 0.5))])
+    assert search.ranking.nearest_each([(0.5, Step(4, 0.5))])[0][0] == Step(found if not climb else 19, 0.5)
+    monkeypatch.setattr(LagrangianSearch, "done", lambda _: {})
+    both = search.ranking.nearest_each([(0.8, Step(19, 0.8)), (0.5, Step(4, 0.5))])
     assert both[1][0] == Step(found if not climb else 19, 0.5)  # what was just found for the budget above
 
 

@@ -111,7 +111,7 @@ class StudyResult:
     def make_method(self) -> Method:
         """Its one method, ready to run."""
         assert self.method is not None
-        return make_method(self.method, self.method_parameters)
+        return make_method(self.method, dict(self.method_parameters))
 
     @property
     def paid(self) -> list[TrialRecord]:

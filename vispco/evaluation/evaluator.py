@@ -66,10 +66,6 @@ class Evaluator(PromptCosts):
         self._memory: dict[str, Evaluation] = {}
         self._turn = threading.Lock()
 
-    @property
-    def resolution(self) -> float:
-        return self.problem.study.model.resolution
-
     def at(self, resolution: float | None) -> Evaluator:
         """The evaluator of schedules for pictures at ``resolution``; None, or the study's own: this one.
 

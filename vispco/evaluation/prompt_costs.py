@@ -45,6 +45,10 @@ class PromptCosts(ABC):
     def __init__(self, problem: Problem, runner: UnitRunner, whole: PromptCosts | None = None) -> None:
         self.problem, self.runner, self.whole = problem, runner, whole
 
+    @property
+    def resolution(self) -> float:
+        return self.problem.study.model.resolution
+
     @abstractmethod
     def at(self, resolution: float | None) -> PromptCosts:
         """The same for pictures at ``resolution``; None, or the study's own: this one."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from vispco.search.gradient.descent import Descent
-    from vispco.search.gradient.lagrangian import GradientSearch
+    from vispco.search.gradient.search import GradientSearch
 
 Losses = Mapping[str, tuple[list[Tensor], Tensor]]  # by method: [n] of each budget, and the samples' weights [n]
 
@@ -53,7 +53,7 @@ class MethodRace:
         if not missing:
             return
         self._share_teacher()
-        descents = {key: runner._predictor(budgets) for key, runner in self.runners.items()}
+        descents = {key: runner.network(budgets) for key, runner in self.runners.items()}
         for key, runner in self.runners.items():
             descents[key].calibration = runner.calibration
         proposals = self._raced(descents, missing)
@@ -75,12 +75,12 @@ class MethodRace:
     def _share_teacher(self) -> None:
         first, *others = self.runners.values()
         for runner in others:
-            runner._calibration = first.calibration.with_method(runner.context.method)
+            runner.share_teacher(first)
 
     def _raced(self, descents: Mapping[str, Descent], missing: Sequence[tuple[int, float]]) -> list[Proposal]:
         options, left = self.options, list(self.runners)
         half = max(1, options.dual_steps // 2) * options.primal_steps
-        first, most = self.search._batches()
+        first, most = self.search.ranking.batches()
         for until in (half, options.dual_steps * options.primal_steps):
             for number, key in enumerate(left):
                 self.search.context.advance(number, len(left), f"gradients with {key}")
@@ -89,7 +89,7 @@ class MethodRace:
             if until == half:
                 left = promising(self._losses(shapes, first))
         groups = {key: [(b, one) for (_, b), one in zip(missing, shapes[key], strict=True)] for key in left}
-        ranked = {key: self.runners[key]._nearest_each(groups[key]) for key in left}
+        ranked = {key: self.runners[key].ranking.nearest_each(groups[key]) for key in left}
         nearest = {key: [group[0] for group in ranked[key]] for key in left}
         losses = self._losses(nearest, most)
         proposals = []
@@ -103,7 +103,7 @@ class MethodRace:
 
     def _snapped(self, key: str, descent: Descent, missing: Sequence[tuple[int, float]]) -> list[Schedule]:
         frees = descent.free().detach()
-        return [self.runners[key]._snapped(frees[number], budget) for number, budget in missing]
+        return [self.runners[key].snapped(frees[number], budget) for number, budget in missing]
 
     def _losses(self, shapes: Mapping[str, Sequence[Schedule]], batches: int) -> Losses:
         """KL(teacher || pruned) of each method's schedules on the first ``batches``."""
@@ -119,8 +119,8 @@ class MethodRace:
         self, key: str, number: int, budget: float, schedule: Schedule, descent: Descent, candidates: list[str]
     ) -> Proposal:
         runner = self.runners[key]
-        attributes = runner._attributes(number, budget, descent)
-        attributes |= {"candidates": candidates, "violation": runner._violation(schedule, budget)}
+        attributes = runner.attributes(number, budget, descent)
+        attributes |= {"candidates": candidates, "violation": runner.violation(schedule, budget)}
         return Proposal(schedule, attributes=attributes, method=self.methods[key])
 
 

@@ -13,15 +13,12 @@ from vispco.search.gradient.distillation import Calibration
 CLEAR = 2.0  # standard errors of a paired difference
 
 
-def nearest(calibration: Calibration, candidates: Sequence[Schedule], first: int, most: int) -> list[Schedule]:
-    """``candidates`` by KL(teacher || pruned model), nearest first; ties in the given order."""
-    return nearest_of_each(calibration, [candidates], first, most)[0]
-
-
 def nearest_of_each(
     calibration: Calibration, groups: Sequence[Sequence[Schedule]], first: int, most: int
 ) -> list[list[Schedule]]:
-    """:func:`nearest` of several groups, all measured together, so that what schedules have in common runs once.
+    """Each group by KL(teacher || pruned model), nearest first; ties in the given order.
+
+    All groups are measured together, so that what schedules have in common runs once.
 
     In a group all are tried on ``first`` mini-batches; those that are within two standard errors of the best go on to
     twice as many, up to ``most``. A heuristic that saves compute, no test: it is repeated without correction. What a
