@@ -103,7 +103,7 @@ class Comparison(ExperimentResults):
         return self._draws[evaluation.id]
 
     def budget_score(self, search: StudyResult) -> tuple[float | None, list[float] | None]:
-        """Mean over budgets of the chosen schedules' held-out accuracy; null while one is not measured there."""
+        """Mean over budgets of the chosen schedules' held-out accuracy; None while one is not measured there."""
         delivered = self.delivered(search)
         if delivered is None:
             return None, None
