@@ -1,4 +1,4 @@
-"""Attention over packed questions: the picture's own rows read the picture alone, and everything stays in bfloat16."""
+"""Attention over packed questions: the picture's own rows read the picture alone, and nothing changes precision."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Write a run's state as the weights that are shipped: tower, projector and updates in 16 bits, with a record.
 
+The record keeps every examination, and of the training curve one mean in hundred steps.
+
 python -m benchmarks.train.smol.export --run OUT [--state last] [--to vispco/models/smol]
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,7 +21,7 @@ from benchmarks.train.smol.lora import ALPHA, RANK
 from vispco.models.smol.assemble import SCALE
 
 
-def shipped(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+def shipped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by ``tower/``, ``projector/`` and ``updates/``, and the record of the run."""
     assert ALPHA / RANK == SCALE
     tensors = {}
@@ -33,6 +36,10 @@ def shipped(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     return tensors, record
 
 
+def thinned(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in curve if "train" not in entry or entry["step"] % 100 == 0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
@@ -41,6 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     tensors, record = shipped(options.run / f"{options.state}.safetensors")
     save_file(tensors, options.to / "weights.safetensors")
+    record["curve"] = thinned(record["curve"])
     (options.to / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

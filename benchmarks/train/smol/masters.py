@@ -1,4 +1,4 @@
-"""Training in bfloat16 with float32 masters, and its whole state as flat tensors."""
+"""Training in a lower precision with float32 masters, and its whole state as flat tensors."""
 
 from __future__ import annotations
 

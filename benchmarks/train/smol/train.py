@@ -1,8 +1,9 @@
 """Train ``smol``'s vision tower, projector and low-rank updates on ``scene-vqa``.
 
 Three stages, each resumable to the step: the tower alone (`tower`), the projector onto words (`words`), all together
-(`together`). The learning rate of the last stage is flat until a decay is asked for, by `--decay N` on a resumed run
-or by writing {"decay": N} to OUT/decay.json while it runs; the state before the decay is kept for a longer run.
+(`together`). Before the last one the projector is taught the places of patches (places.py). The learning rate of the
+last stage is flat until a decay is asked for, by `--decay N` on a resumed run or by writing {"decay": N} to
+OUT/decay.json while it runs; the state before the decay is kept for a longer run.
 
     python -m benchmarks.train.smol.train --out OUT [--tower 700] [--words 200] [--together 3000] [--decay N]
     python -m benchmarks.train.smol.train --out OUT --begin vispco/models/smol    (go on from the shipped weights)
@@ -30,6 +31,7 @@ from benchmarks.train.smol.attention import NAME as PACKED
 from benchmarks.train.smol.lora import add_updates, merge_updates
 from benchmarks.train.smol.masters import Masters
 from benchmarks.train.smol.packing import MIX, Packed, every_question, pack, questions_for, weakest_more_often
+from benchmarks.train.smol.places import teach_places
 from benchmarks.train.smol.text import distance, own_answers
 from benchmarks.train.smol.tower import (
     Readers,
@@ -68,8 +70,11 @@ class Run:
         begin_with_neighbours(self.tower)
         self.readers = Readers(self.tower.config.hidden_size)
         model.set_attn_implementation("eager")
-        self.model = model.to(self.device, torch.bfloat16).train()
-        self.readers.to(self.device, torch.bfloat16)
+        # A CPU without bfloat16 instructions emulates them, eight times slower than float32.
+        fast = self.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        self.dtype = torch.bfloat16 if fast else torch.float32
+        self.model = model.to(self.device, self.dtype).train()
+        self.readers.to(self.device, self.dtype)
         self.model.requires_grad_(False)
         self.targets = WordTargets(self.tokenizer, model.get_input_embeddings().weight.detach())
         self.decoder, self.head = model.model.language_model, model.lm_head
@@ -101,7 +106,7 @@ class Run:
             if not self.updates:
                 torch.manual_seed(self.options.seed + 1)
                 with torch.random.fork_rng():
-                    self.answers = own_answers(self.model.eval(), self.tokenizer, self.out / "own_answers.safetensors")
+                    self.answers = self.own_answers()
                 self.model.train()
                 self.decoder.set_attn_implementation(PACKED)
                 self.updates = add_updates(self.decoder)
@@ -119,6 +124,16 @@ class Run:
         if self.updates:
             merge_updates(self.decoder)
         return Masters(groups)
+
+    def own_answers(self) -> dict[str, Tensor]:
+        """Made by the first process, read by the others."""
+        path = self.out / "own_answers.safetensors"
+        several = torch.distributed.is_initialized()
+        if self.rank == 0:
+            own_answers(self.model.eval(), self.tokenizer, path)
+        if several:
+            torch.distributed.barrier()
+        return own_answers(self.model.eval(), self.tokenizer, path)
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -170,13 +185,22 @@ class Run:
         self.masters = self._masters()
         shipped = load_file(folder / "weights.safetensors")
         self.masters.load({f"master/{name}": tensor.float() for name, tensor in shipped.items()})
-        merge_updates(self.decoder)
+        self.teach_places()
+
+    def teach_places(self) -> None:
+        def features_of(step: int) -> Tensor:
+            rng = random.Random(f"smol/{self.options.seed}/places/{step}/{self.rank}")
+            return self.features([sample_scene("train", rng) for _ in range(8)])
+
+        errors = teach_places(self.projector, self.targets, features_of)
+        self.masters = self._masters()
+        self.note({"places": [round(error, 4) for error in errors[::50]]})
 
     # --- steps ------------------------------------------------------------------------------------
 
     def hidden(self, scenes: list[Scene]) -> list[Tensor]:
         """What enters the tower's first layer and what leaves each, [B, 196, H]."""
-        pixels = pixel_values(scenes).to(self.device, torch.bfloat16)
+        pixels = pixel_values(scenes).to(self.device, self.dtype)
         return [states[:, 1:] for states in self.tower(pixels, output_hidden_states=True).hidden_states]
 
     def features(self, scenes: list[Scene]) -> Tensor:
@@ -387,7 +411,10 @@ class Run:
         if self.stage == "together":
             return False
         self.stage, self.step = STAGES[STAGES.index(self.stage) + 1], 0
-        self.masters = self._masters()
+        if self.stage == "together":
+            self.teach_places()
+        else:
+            self.masters = self._masters()
         self.save()
         self.save(f"before_{self.stage}")
         return True
