@@ -22,7 +22,7 @@ test-all: $(STAMP) lint
 
 # vLLM and lmms-eval pin versions of their own, so each has an environment; its tests are skipped elsewhere.
 vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q --complete tests/test_vllm.py
 
 .venv-vllm/.installed: pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
@@ -33,7 +33,7 @@ vllm: .venv-vllm/.installed
 	touch $@
 
 lmms-eval: .venv-lmms-eval/.installed
-	.venv-lmms-eval/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q tests/test_lmms_eval.py
+	.venv-lmms-eval/bin/python -m pytest -o addopts=--strict-markers -p no:cacheprovider -q --complete tests/test_lmms_eval.py
 
 # lmms-eval and its wandb take no av and no protobuf as new as those that the other environment has.
 .venv-lmms-eval/.installed: pyproject.toml constraints.txt
