@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--schedules", type=int, default=30)
+    parser.add_argument("--ragged", action="store_true", help="prompts of a batch differ in length")
     asked = parser.parse_args()
     effort = Effort(repeats=asked.repeats, max_tokens=asked.max_tokens)
     print(f"load of this machine: {os.getloadavg()[0]:.1f} of {os.cpu_count()} processors")
@@ -61,7 +62,14 @@ def main() -> int:
         for method in asked.methods:
             for batch in asked.batch:
                 checks = check_profile(
-                    model, processor, profile, method=method, batch=batch, schedules=asked.schedules, effort=effort
+                    model,
+                    processor,
+                    profile,
+                    method=method,
+                    batch=batch,
+                    schedules=asked.schedules,
+                    effort=effort,
+                    ragged=asked.ragged,
                 )
                 for cost in ("prefill_ms", "latency_ms"):
                     found = summary([check for check in checks if check.cost == cost])

@@ -23,7 +23,8 @@ from vispco.costs import read_profile
 from vispco.costs.base import Setting, make_cost
 from vispco.costs.checking import Check, summary
 from vispco.costs.described import described
-from vispco.costs.measuring import curve_of, random_schedule, search_edges, token_grid
+from vispco.costs.edges import search_edges, token_grid
+from vispco.costs.measuring import curve_of, random_schedule
 from vispco.costs.profile import Curve, Scoring
 from vispco.costs.prompter import Prompted
 from vispco.costs.rounds import in_turn
@@ -49,6 +50,76 @@ def test_edges_are_found_where_they_are() -> None:
     assert curve.monotone
     assert curve.edges() == [300, 700]
     assert curve(np.array([300, 301])).tolist() == [clock(300), clock(301)]
+
+
+class Clock:
+    """Time over tokens, and how many numbers of tokens it was asked for."""
+
+    def __init__(self, ms: Callable[[int], float]) -> None:
+        self.ms, self.asked = ms, 0
+
+    def __call__(self, tokens: Sequence[int]) -> dict[int, float]:
+        self.asked += len(tokens)
+        return {n: self.ms(n) for n in tokens}
+
+
+def edges_by(clock: Clock, most: int = 1024, **more: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """The edges that are found, and the jumps that are left; ``asked`` then counts what came after the grid."""
+    times = clock(token_grid(most))
+    clock.asked = 0
+    left = search_edges(times, clock, **more)
+    tokens = sorted(times)
+    return curve_of(tokens, [[times[n]] for n in tokens]).edges(), left
+
+
+@pytest.mark.parametrize("square", [0.0, 5e-6, 2e-5])
+def test_growth_without_steps_is_not_searched(square: float) -> None:
+    """Where time grows with the tokens, a gap's ends differ by much more than an edge does."""
+    clock = Clock(lambda n: 0.2 + 0.05 * n + square * n * n)
+    assert edges_by(clock, 4096) == ([], [])
+    assert clock.asked == 0
+
+
+def test_steps_on_a_slope_are_found_with_few_measurements() -> None:
+    """Beside growth in proportion, and where neighbouring gaps have edges too."""
+    edges = [200, 300, 450, 600, 700]
+    clock = Clock(lambda n: 3.0 + 0.005 * n + sum(3.0 * (n > edge) for edge in edges))
+    assert edges_by(clock) == (edges, [])
+    assert clock.asked <= 5 * 9  # at most 7 halvings of 128, and both ends once
+
+
+def test_noise_is_not_searched() -> None:
+    """Rises of 30 % where repetitions differ by as much; the same rises without noise are edges."""
+    clock = Clock(lambda n: 1.0 + 0.3 * (n > 300))
+    assert edges_by(clock, noise=dict.fromkeys(range(1025), 0.2)) == ([], [])
+    assert clock.asked == 0
+    assert edges_by(clock, noise=dict.fromkeys(range(1025), 0.05)) == ([300], [])
+
+
+def test_a_slow_moment_is_no_edge() -> None:
+    """What was slow once, and is not when it is measured again."""
+    clock = Clock(lambda n: 1.0)
+    times = clock(token_grid(1024))
+    times[640] = 1.5
+    clock.asked = 0
+    assert search_edges(times, clock) == []
+    assert clock.asked <= 6
+    assert set(times.values()) == {1.0}
+
+
+def test_what_the_limit_of_time_leaves_is_told() -> None:
+    """After the first edge no time is left; nothing is measured once it is over."""
+    clock = Clock(lambda n: 1.0 + 0.8 * (n > 300) + 0.5 * (n > 700))
+    assert edges_by(clock, ended=lambda: clock.asked > 8) == ([300], [(640, 768)])
+    clock.asked = 0
+    found, left = edges_by(Clock(clock.ms), ended=lambda: True)
+    assert (found, sorted(left)) == ([], [(257, 384), (640, 768)])
+
+
+def test_rounds_end_when_time_is_over() -> None:
+    """Each probe is timed once after its warm-up, whatever the limit."""
+    turns = in_turn({"a": lambda: 1.0, "b": lambda: 2.0}, lambda: 1.0, 9, random.Random(0), seconds=0.0)
+    assert {key: len(times) for key, times in turns.times.items()} == {"a": 1, "b": 1}
 
 
 def test_both_sides_of_likely_edges_are_measured() -> None:

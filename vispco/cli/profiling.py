@@ -46,6 +46,7 @@ def check_file(
     answer_tokens: int,
     effort: Effort,
     as_json: bool,
+    ragged: bool = False,
 ) -> None:
     """Predict schedules from a profile, measure them, and print by how much it is wrong."""
     known = read_profile(file)
@@ -62,6 +63,7 @@ def check_file(
                 schedules=schedules,
                 answer_tokens=answer_tokens,
                 effort=effort,
+                ragged=ragged,
             )
             for cost in ("prefill_ms", "latency_ms"):
                 rows = [check for check in checks if check.cost == cost]

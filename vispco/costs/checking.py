@@ -14,6 +14,7 @@ from vispco.costs.base import Setting, make_cost
 from vispco.costs.measuring import Effort, median, random_schedule, reference_of
 from vispco.costs.profile import Profile
 from vispco.costs.prompter import Prompter
+from vispco.costs.ragged import padded
 from vispco.costs.rounds import in_turn
 from vispco.costs.stamps import is_cuda, timed_call
 from vispco.models.families import adapter_for
@@ -21,6 +22,7 @@ from vispco.pruning.methods.base import make_method
 from vispco.pruning.prune import prune
 
 COSTS = ("prefill_ms", "latency_ms")
+WORDS = (2, 12, 24)  # of the prompts
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ def check_profile(
     schedules: int = 30,
     answer_tokens: int = 16,
     effort: Effort | None = None,
+    ragged: bool = False,
 ) -> list[Check]:
     """Predict random schedules and measure them, in turn and in random order: ``prefill_ms`` and ``latency_ms``.
+
+    Args:
+        ragged: prompts of a batch differ in length.
 
     Raises:
         ConfigError: the profile is of another model, or lacks the method or the batch.
@@ -63,7 +69,9 @@ def check_profile(
     setting = replace(Setting.of(adapter), method=chosen, profile=profile, batch=batch, answer_tokens=answer_tokens)
     rng, layers = random.Random(effort.seed + 1), adapter.shape().layers
     prompter = Prompter(model, processor)
-    prompts = [prompter.make(1, words, batch) for words in (2, 12, 24)]
+    prompts = [prompter.make(1, words, batch) for words in WORDS]
+    if ragged:
+        prompts = [prompter.make(1, [rng.randint(min(WORDS), most) for _ in range(batch)], batch) for most in WORDS[1:]]
     drawn = [(random_schedule(rng, layers), rng.choice(prompts)) for _ in range(schedules)]
     answer = {"max_new_tokens": answer_tokens, "min_new_tokens": answer_tokens, "do_sample": False}
 
@@ -86,10 +94,11 @@ def check_profile(
     found = []
     for number, cost in keys:
         schedule, prompted = drawn[number]
-        visual, text = np.array([prompted.visual]), np.array([prompted.text])
-        counts = schedule.counts(visual, layers)
-        predicted = float(make_cost(cost).of(setting, counts, visual, text)[0])
-        flops = float(make_cost("flops").of(setting, counts, visual, text)[0])
+        text = np.array(prompted.texts or [prompted.text])
+        visual = np.full(len(text), prompted.visual)
+        row = padded(schedule.counts(visual, layers), visual, text)
+        predicted = float(make_cost(cost).of(setting, *row)[0])
+        flops = float(make_cost("flops").of(setting, *row)[0])
         measured = speed * median(turns.times[number, cost])
         found.append(Check(schedule.text(), cost, prompted.visual, prompted.text, predicted, measured, flops, speed))
     return found

@@ -7,9 +7,9 @@ parts leave unexplained of whole pruned prefills and answers is what scoring and
 
 from __future__ import annotations
 
-import itertools
 import platform
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vispco.costs.base import Setting, make_cost
+from vispco.costs.edges import search_edges, token_grid
 from vispco.costs.profile import Curve, Decode, Profile, Scoring, Timings
 from vispco.costs.prompter import SIZE, Prompted, Prompter
 from vispco.costs.rounds import in_turn
@@ -35,10 +36,9 @@ from vispco.pruning.prune import prune
 from vispco.pruning.schedules import MultiStep, Schedule, Step
 
 SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp")
-JUMP, NEAR, MOST_EDGES = 0.15, 1.6, 12  # a rise that may be an edge; between such near numbers; edges that are searched
 STEPS, HOT = 8, 4  # decode steps of a long answer; of a timed run, the first of which warms up
 DRAWS, ANSWERS = 24, 8  # schedules that a method's times are fitted to; how many of them also answer
-QUICK = 5  # repetitions while edges are searched
+QUICK = 3  # repetitions while edges are searched
 Say = Callable[[str], None]
 Floats = NDArray[np.float64]
 Probe = Callable[[], Any]
@@ -47,11 +47,12 @@ Probe = Callable[[], Any]
 @dataclass(frozen=True)
 class Effort:
     """``repeats``: of each measurement, fewer where its median is settled; ``max_tokens``: the longest prompt that the
-    profile is for."""
+    profile is for; ``edge_seconds``: how long edges of the staircase are searched."""
 
     repeats: int = 15
     max_tokens: int = 1024
     seed: int = 0
+    edge_seconds: float = 60.0
 
 
 def measure_profile(
@@ -221,15 +222,23 @@ class Measuring:
 
     def _grid(self) -> list[int]:
         """Numbers of tokens, with both sides of each edge."""
-        main = self.kinds.index(self.profile.kinds[0])
+        main, effort, noise = self.kinds.index(self.profile.kinds[0]), self.effort, dict[int, float]()
+        ends = time.monotonic() + effort.edge_seconds
+
+        def left() -> float:
+            return ends - time.monotonic()
 
         def quick(tokens: Sequence[int]) -> dict[int, float]:
-            probes = {n: self._decoder(n) for n in tokens}
-            found = in_turn(probes, self.reference, min(QUICK, self.effort.repeats), self.rng).times
+            probes, repeats = {n: self._decoder(n) for n in tokens}, min(QUICK, effort.repeats)
+            found = in_turn(probes, self.reference, repeats, self.rng, seconds=left()).times
+            noise.update({n: spread_of(times[:, main]) for n, times in found.items()})
             return {n: median(times[:, main]) for n, times in found.items()}
 
-        times = quick(token_grid(self.effort.max_tokens))
-        search_edges(times, quick)
+        times = quick(token_grid(effort.max_tokens))
+        if missed := search_edges(times, quick, noise, lambda: left() <= 0):
+            told = ", ".join(f"{low} to {high}" for low, high in sorted(missed))
+            why = f"in {effort.edge_seconds:g} s (--edge-seconds)" if left() <= 0 else "as there are too many"
+            self.say(f"not all edges were found {why}: time is a straight line from {told} tokens, where it jumps")
         return sorted(times)
 
     def _pictures(self) -> list[Prompted]:
@@ -344,40 +353,14 @@ def random_schedule(rng: random.Random, layers: int) -> Schedule:
     return MultiStep(steps, keeps) if len(steps) > 1 else Step(steps[0], keeps[0])
 
 
+def spread_of(values: Iterable[float] | Floats) -> float:
+    """Interquartile range."""
+    low, high = np.percentile(np.asarray(values), [25, 75])
+    return float(high - low)
+
+
 def median(values: Iterable[float] | Floats) -> float:
     return float(np.median(np.asarray(values)))
-
-
-def token_grid(most: int) -> list[int]:
-    """Numbers of tokens, both sides of where kernels often step: multiples of 64 up to 1024, then of 512."""
-    steps = [*range(64, 1025, 64), *range(1536, 8193, 512), *range(10240, most + 1, 2048)]
-    coarse = [n for n in steps if n <= 256 or n % 128 == 0 or n == most]
-    grid = {1, 8, 16, 32, 48, *(m for n in coarse for m in (n, n + 1)), most}
-    return sorted(n for n in grid if n <= most)
-
-
-def search_edges(times: dict[int, float], measure: Callable[[Sequence[int]], dict[int, float]]) -> None:
-    """Find, by bisection, where the time jumps between near numbers of tokens; ``times`` gets the new points.
-
-    Both ends of a jump are measured again together with each middle, so that a slow moment is not taken for an edge.
-    """
-    seen: set[tuple[int, int]] = set()
-    for _ in range(MOST_EDGES):
-        gaps = [
-            (times[b] - times[a], a, b)
-            for a, b in itertools.pairwise(sorted(times))
-            if b > a + 1 and b <= NEAR * a and times[b] > (1 + JUMP) * times[a] and (a, b) not in seen
-        ]
-        if not gaps:
-            return
-        _, low, high = max(gaps)
-        seen.add((low, high))
-        while high > low + 1:
-            middle = (low + high) // 2
-            times.update(measure([low, middle, high]))
-            if times[high] <= (1 + JUMP) * times[low]:
-                break
-            low, high = (middle, high) if times[middle] - times[low] < times[high] - times[middle] else (low, middle)
 
 
 def curve_over(points: dict[int, Floats]) -> Curve:
@@ -389,7 +372,7 @@ def curve_over(points: dict[int, Floats]) -> Curve:
 def curve_of(tokens: Sequence[int], repetitions: Sequence[Sequence[float]]) -> Curve:
     """A curve of medians. Falls within the spread are noise, and the curve is then made to rise; others are kept."""
     middle = [median(values) for values in repetitions]
-    spread = [float(np.subtract(*np.percentile(list(values), [75, 25]))) for values in repetitions]
+    spread = [spread_of(list(values)) for values in repetitions]
     falls = [
         (a - b, max(first, second, 0.05 * a))
         for a, b, first, second in zip(middle, middle[1:], spread, spread[1:], strict=False)

@@ -20,7 +20,8 @@ def timed(setting: Setting) -> tuple[Profile, Timings]:
 
 @COSTS.register("prefill_ms")
 class PrefillMs(CostModel):
-    """Milliseconds for a whole batch; prompts of a batch are taken to be equally long."""
+    """Milliseconds for a whole batch; prompts of a batch are taken to be equally long (others:
+    :func:`vispco.costs.ragged.padded`)."""
 
     name: ClassVar[str] = "prefill_ms"
     unit: ClassVar[str] = "ms"

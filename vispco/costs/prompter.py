@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ SIZE = 336
 
 @dataclass(frozen=True, eq=False)
 class Prompted:
-    """A batch as the model takes it: ``inputs`` with pixels, and the tokens of one of its rows."""
+    """A batch as the model takes it: ``inputs`` with pixels, and the tokens of its longest row. ``texts``: of each row
+    where they differ; all have equally many visual tokens."""
 
     inputs: dict[str, Any]
     visual: int
     text: int
+    texts: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -27,13 +30,17 @@ class Prompted:
 
 
 class Prompter:
-    """Prompts of equal rows, of noise pictures and a number of words."""
+    """Prompts of noise pictures and a number of words."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter_for(model)
 
-    def make(self, pictures: int, words: int, batch: int, size: int = SIZE) -> Prompted:
-        """``size``: of a picture's sides, in pixels, where the processor keeps sizes apart."""
+    def make(self, pictures: int, words: int | Sequence[int], batch: int, size: int = SIZE) -> Prompted:
+        """A batch of equal rows, or of one for each number in ``words``, filled on the left.
+
+        Args:
+            size: of a picture's sides, in pixels, where the processor keeps sizes apart.
+        """
         from PIL import Image
 
         from vispco.tasks.base import Sample
@@ -41,12 +48,15 @@ class Prompter:
 
         noise = np.random.default_rng(0).integers(0, 255, (pictures, size, size, 3), dtype=np.uint8)
         images = [Image.fromarray(one) for one in noise]
-        text = render_prompt(self.processor, Sample("s", "g", images, " ".join(["the"] * words), ("a",)))
-        shown = [images] * batch if images else None
-        made = self.processor(images=shown, text=[text] * batch, return_tensors="pt", padding=True)
+        each = [words] * batch if isinstance(words, int) else list(words)
+        asked = [Sample("s", "g", images, " ".join(["the"] * count), ("a",)) for count in each]
+        texts = [render_prompt(self.processor, sample) for sample in asked]
+        shown = [images] * len(each) if images else None
+        made = self.processor(images=shown, text=texts, return_tensors="pt", padding=True, padding_side="left")
         inputs = dict(made.to(self.model.device))
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 inputs[key] = value.to(self.adapter.dtype())
         visual = int(self.adapter.visual_mask(inputs["input_ids"], None)[0].sum())
-        return Prompted(inputs, visual, int(inputs["input_ids"].shape[1]) - visual)
+        found = (inputs["attention_mask"].sum(dim=1) - visual).tolist()
+        return Prompted(inputs, visual, max(found), tuple(found) if len(set(found)) > 1 else ())

@@ -5,7 +5,9 @@ A slow moment of the machine then hits every measurement once, and not one of th
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,16 +38,20 @@ def in_turn(
     repeats: int,
     rng: random.Random,
     warm_up: int = 1,
+    seconds: float = math.inf,
 ) -> Turns:
     """Repetitions of each probe, a call that returns milliseconds: a number, or parts of one time.
 
     Processors change their speed by the second, so ``reference``, always the same work, is timed before and after each
     probe, and what the probe took is divided by it. A probe has at most ``repeats``, and no more once the median of its
-    sum is settled. ``warm_up`` rounds are left out.
+    sum is settled. ``warm_up`` rounds are left out. After ``seconds`` no round begins, once each probe has been timed.
     """
+    ends = time.monotonic() + seconds
     found: dict[Any, list[Floats]] = {key: [] for key in probes}
     spent = [reference() for _ in range(3)]
     for number in range(warm_up + repeats):
+        if number > warm_up and time.monotonic() > ends:
+            break
         going = [key for key, times in found.items() if not settled(times)]
         rng.shuffle(going)
         for key in going:

@@ -31,7 +31,11 @@ def profile_model(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=16, help="Longest prompt that is timed.")] = 1024,
     repeats: Annotated[int, typer.Option(min=3, help="Of each measurement; the median counts.")] = 15,
+    edge_seconds: Annotated[float, typer.Option(min=0, help="How long edges of the staircase are searched.")] = 60.0,
     schedules: Annotated[int, typer.Option(min=3, help="With --check: how many.")] = 30,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="With --check: the prompts of a batch differ in length.")
+    ] = False,
     answer_tokens: AnswerTokens = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: by device.")] = "auto",
@@ -43,8 +47,9 @@ def profile_model(
     from vispco.costs.measuring import Effort
 
     place = {"device": device, "dtype": dtype, "attn_implementation": attention}
-    effort = Effort(repeats=repeats, max_tokens=max_tokens)
+    effort = Effort(repeats=repeats, max_tokens=max_tokens, edge_seconds=edge_seconds)
     if check:
-        check_file(model, output, place, method or ["fastv"], batch or [1], schedules, answer_tokens, effort, as_json)
+        asked = (method or ["fastv"], batch or [1], schedules, answer_tokens, effort, as_json, ragged)
+        check_file(model, output, place, *asked)
     else:
         print(write_profile(model, output, place, method or ["fastv"], batch or [1], effort))
