@@ -51,3 +51,85 @@ def test_plan_command_takes_a_profile(cli: Callable[..., tuple[int, str, str]], 
         assert code == 0, err
         found.append(json.loads(out)[0]["minutes"])
     assert found[1] == pytest.approx(2 * found[0], rel=1e-9)
+
+
+def of_another_machine(folder: Path, name: str = "demo", **changes: Any) -> Path:
+    """A planted profile of no machine that is here: a GPU in bfloat16, at batch 4 and 512."""
+    data = json.loads(planted_profile(Problem.from_text(STUDY).shape, (), name).to_json())
+    data |= {"device": "cuda", "device_name": "Some GPU", "dtype": "bfloat16"}
+    one = data["batches"].pop("1")
+    data["batches"] = {"4": one, "512": one}
+    file = folder / "theirs.json"
+    file.write_text(json.dumps(data | changes))
+    return file
+
+
+def test_a_profile_of_another_machine_says_what_that_one_takes(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Minutes at the profile's largest batch within the study's; memory of bfloat16 values, half of float32's; more of
+    it where gradients are kept than where they are recomputed."""
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        STUDY.replace("{tpe: {kind: tpe, trials: 12}}", "")
+        + "  tpe: {kind: tpe, trials: 12}\n  kept: {kind: lagrangian, batch: 128}\n"
+        "  small: {kind: lagrangian, batch: 128, micro_batch: 2, recompute: true}\n"
+    )
+    profile = of_another_machine(tmp_path)
+    code, out, err = cli("plan", study, "--profile", profile, "--json")
+    assert (code, err) == (0, "minutes and memory are of Some GPU (cuda), bfloat16, batch 4\n")
+    there = {row["study"]: row for row in json.loads(out)}
+    here = {row["study"]: row for row in estimate(Problem.from_yaml(study))}
+    for name, row in there.items():
+        assert row["trials"] == here[name]["trials"]
+        assert row["pflops"] == here[name]["pflops"]
+        assert row["peak_mib"] == pytest.approx(here[name]["peak_mib"] / 2, rel=1e-9)
+    assert there["small/kept"]["peak_mib"] > there["small/tpe"]["peak_mib"] == there["small/small"]["peak_mib"]
+    assert there["total"]["peak_mib"] == there["small/kept"]["peak_mib"]
+    data = json.loads(profile.read_text())
+    data["batches"]["4"] = data["batches"].pop("512")  # equal times, so that batch 1 takes 4 times as long per prompt
+    data["batches"]["1"] = data["batches"].pop("4")
+    profile.write_text(json.dumps(data))
+    alone = {row["study"]: row for row in json.loads(cli("plan", study, "--profile", profile, "--json")[1])}
+    assert alone["small/tpe"]["minutes"] == pytest.approx(4 * there["small/tpe"]["minutes"], rel=1e-9)
+
+
+def test_a_profile_stands_in_for_the_studys(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """A study in milliseconds, whose own profile is on another machine."""
+    study = tmp_path / "study.yaml"
+    study.write_text(f"{STUDY}cost: {{name: prefill_ms, batch: 4}}\nprofile: not-here.json\n")
+    assert "cannot read profile 'not-here.json'" in cli("plan", study)[2]
+    code, _, err = cli("plan", study, "--profile", of_another_machine(tmp_path))
+    assert (code, err.count("\n")) == (0, 1)
+
+
+BAD = {
+    "no file": ({}, "cannot read profile"),
+    "of another depth": ({"shape": {"layers": 6}, "kinds": ["full"] * 6}, "6 decoder layers, and 'demo' has 8"),
+    "of another width": ({"hidden": 64}, "and 'demo' has hidden"),
+    "a negative time": ({"ms": -1.0}, "greater than or equal to 0"),
+    "of short prompts": ({"tokens": 20}, "the profile has times up to 20 tokens"),
+    "no profile": ({"format": "else"}, "is no hardware profile"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_profiles_are_one_line(name: str, cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    changes, message = BAD[name]
+    data = json.loads(of_another_machine(tmp_path).read_text())
+    data |= {key: value for key, value in changes.items() if key in data and key != "shape"}
+    data["shape"] |= changes.get("shape", {}) | {key: value for key, value in changes.items() if key == "hidden"}
+    curves = [times["layers"]["full"] for times in data["batches"].values()]
+    for curve in curves:
+        if "ms" in changes:
+            curve["ms"][0] = changes["ms"]
+        if "tokens" in changes:
+            curve.update(tokens=[1, changes["tokens"]], ms=[1.0, 2.0])
+    profile, study = tmp_path / "bad.json", tmp_path / "study.yaml"
+    if name != "no file":
+        profile.write_text(json.dumps(data))
+    study.write_text(STUDY)
+    code, out, err = cli("plan", study, "--profile", profile)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

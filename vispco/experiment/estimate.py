@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from vispco.config import SearchConfig
-from vispco.costs import Prompts, Setting, make_cost, plain_flops, relaxed_backward_flops, unpruned_flops
+from vispco.costs import Profile, Prompts, Setting, make_cost, plain_flops, relaxed_backward_flops, unpruned_flops
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation
@@ -23,6 +24,8 @@ from vispco.search.progress import in_flops
 
 DRAWN = 32  # points of a family's grid that stand for what a sampler will draw
 PROBES = 3
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+KEPT, RECOMPUTED = 2.4, 6.0  # a gradient step's memory over that of one layer's forward: per layer, and in all
 
 
 def estimate(
@@ -35,21 +38,35 @@ def estimate(
 
     PFLOPs are those of the prefills on the search split, as if nothing were shared or cached, so that a grid takes
     less; samplers are priced at the family's mean schedule, gradient searches by their steps, their check and what they
-    measure. Minutes follow from the study's profile, or else from a
-    probe of one batch. Memory is that of weights and ``peak_bytes`` of a batch of the longest prompts.
+    measure. Minutes follow from the problem's profile, or else from a probe of one batch. Memory is that of weights,
+    ``peak_bytes`` of a batch of the longest prompts, and, of gradient searches, what a step keeps for its backward pass
+    where that is more; of values as wide as the profile's machine has them.
+
+    Raises:
+        ConfigError: the profile is of another model, or has no times of such long prompts.
     """
     evaluator = evaluator or Evaluator(problem)
-    rate, memory = _seconds_per_flop(problem, evaluator, measured), _memory(problem, evaluator)
+    rate, memory = _seconds_per_flop(problem, evaluator, measured), PeakMemory(problem, evaluator)
     grid = _priced_grid(problem, evaluator, None)
     known: dict[str, float | None] = {}
     rows = []
     for item in plan(problem.study, only):
         trials, flops = _entry(problem, evaluator, item.config, item.options, known, grid)
         known[item.entry] = flops
-        rows.append(_row(item.study, trials, flops, rate, memory))
+        rows.append(_row(item.study, trials, flops, rate, memory.of(item.options)))
     told = [row["pflops"] for row in rows]
     total = None if None in told else sum(told) * 1e15
-    return [*rows, _row("total", sum(row["trials"] or 0 for row in rows), total, rate, memory)]
+    most = max((memory.of(item.options) for item in plan(problem.study, only)), default=memory.of(None))
+    return [*rows, _row("total", sum(row["trials"] or 0 for row in rows), total, rate, most)]
+
+
+def machine(problem: Problem) -> str | None:
+    """In words, what minutes and memory are of; None where that is this machine."""
+    profile = problem.profile
+    if profile is None:
+        return None
+    named = f"{profile.device_name} ({profile.device})" if profile.device_name else profile.device
+    return f"minutes and memory are of {named}, {profile.dtype}, batch {_batch(problem, profile)}"
 
 
 def in_words(rows: Sequence[dict[str, Any]]) -> str:
@@ -137,6 +154,11 @@ def _priced_grid(
     return [evaluator.price(schedule, "search", method) for schedule in itertools.islice(points, 0, None, step)]
 
 
+def _batch(problem: Problem, profile: Profile) -> int:
+    """The profile's batch that is nearest to what a run measures together, from below if there is one."""
+    return max((size for size in profile.batches if size <= problem.study.batch_size), default=min(profile.batches))
+
+
 def _seconds_per_flop(problem: Problem, evaluator: Evaluator, measured: Evaluation | None) -> float:
     """By a measurement that was just made, by the study's profile, or else by a few plain prefills of one batch."""
     if measured is not None and measured.spent_flops and measured.seconds:
@@ -146,7 +168,7 @@ def _seconds_per_flop(problem: Problem, evaluator: Evaluator, measured: Evaluati
         profile.check_model(problem.study.model.name, problem.shape)
         parts = [(part.n_visual, part.n_text) for part in evaluator.prepared("search")]
         prompts, cost = Prompts.of(parts), make_cost("prefill_ms")
-        setting = Setting.of(problem.adapter, profile=profile, batch=min(profile.batches))
+        setting = Setting.of(problem.adapter, profile=profile, batch=_batch(problem, profile))
         spent = prompts.mean(cost.unpruned(setting, prompts.visual, prompts.text)) / 1000 / setting.batch
         plain = prompts.mean(unpruned_flops(problem.shape, prompts.visual, prompts.text))
         return float(spent / plain)
@@ -163,10 +185,37 @@ def _seconds_per_flop(problem: Problem, evaluator: Evaluator, measured: Evaluati
     return float(np.median(times[1:])) / flops
 
 
-def _memory(problem: Problem, evaluator: Evaluator) -> float:
-    parts = evaluator.prepared("search")
-    longest = max(((int(v), int(t)) for p in parts for v, t in zip(p.n_visual, p.n_text, strict=True)), key=sum)
-    setting = Setting.of(problem.adapter, batch=problem.study.batch_size)
-    peak = make_cost("peak_bytes").unpruned(setting, np.array([longest[0]]), np.array([longest[1]]))
-    weights = sum(one.numel() * one.element_size() for one in problem.model.parameters())
-    return float(peak[0] + weights)
+class PeakMemory:
+    """Bytes that an entry takes at once: weights, and its largest batch of prompts as long as the search split's."""
+
+    def __init__(self, problem: Problem, evaluator: Evaluator) -> None:
+        parts = evaluator.prepared("search")
+        longest = max(((int(v), int(t)) for p in parts for v, t in zip(p.n_visual, p.n_text, strict=True)), key=sum)
+        self._visual, self._text = np.array([longest[0]]), np.array([longest[1]])
+        self._setting = Setting.of(problem.adapter, batch=problem.study.batch_size)
+        wide = self._setting.bytes_per_value
+        if problem.profile is not None:
+            wide = BYTES.get(problem.profile.dtype, wide)
+            self._setting = replace(self._setting, bytes_per_value=wide)
+        # Weights that are no floating-point numbers are quantised, and stay so.
+        sizes = ((one.numel(), wide if one.is_floating_point() else one.element_size()) for one in _weights(problem))
+        self._weights = sum(count * size for count, size in sizes)
+
+    def of(self, options: Any) -> float:
+        """With an entry's options; None of a grid's or a sampler's matter."""
+        peak = float(make_cost("peak_bytes").unpruned(self._setting, self._visual, self._text)[0])
+        if isinstance(options, GradientOptions):
+            peak = max(peak, self._backward(options.settled()))
+        return peak + self._weights
+
+    def _backward(self, options: GradientOptions) -> float:
+        """Of a step, for the samples whose gradients are held at once: so many times what a layer of a plain forward
+        pass holds (tests/test_memory.py)."""
+        layers, rows = self._setting.shape.layers, options.micro_batch or options.batch
+        one = max(make_cost("peak_bytes").layer(self._setting, n, self._visual + self._text)[0] for n in range(layers))
+        return float(rows * one * (RECOMPUTED if options.recompute else KEPT * layers))
+
+
+def _weights(problem: Problem) -> Iterator[torch.nn.Parameter]:
+    weights: Iterator[torch.nn.Parameter] = problem.model.parameters()
+    return weights

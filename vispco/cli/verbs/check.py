@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
 from vispco.cli.app import app
 from vispco.cli.options import (
     Csv,
@@ -22,15 +28,30 @@ def validate(study: StudyFile, overrides: Set = None) -> None:
 
 
 @app.command("plan")
-def plan_study(study: StudyFile, overrides: Set = None, as_json: Json = False, as_csv: Csv = False) -> None:
-    """What a study will take: trials, PFLOPs, minutes and memory per entry. Runs one batch, measures nothing."""
-    from vispco.experiment.estimate import estimate
+def plan_study(
+    study: StudyFile,
+    profile: Annotated[
+        Optional[Path], typer.Option(help="Hardware profile of the machine that will run it [default: the study's].")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """What a study will take: trials, PFLOPs, minutes and memory per entry, here or on the machine of a profile. Runs
+    at most one batch, measures nothing."""
+    from vispco.costs.profile import read_profile
+    from vispco.experiment.estimate import estimate, machine
     from vispco.experiment.validation import validate
     from vispco.problem import Problem
 
     problem = Problem.from_yaml(study, overrides)
+    if profile is not None:
+        problem.profile = read_profile(profile)
     validate(problem)
-    print_rows(estimate(problem), as_json=as_json, as_csv=as_csv)
+    rows = estimate(problem)
+    if told := machine(problem):
+        print(told, file=sys.stderr)
+    print_rows(rows, as_json=as_json, as_csv=as_csv)
 
 
 @app.command()
