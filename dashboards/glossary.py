@@ -21,7 +21,8 @@ GLOSSARY = {
     "front": "The schedules of a search that no other of its schedules dominates.",
     "grid": "All schedules of a regular raster, measured one by one: the reference for other searches.",
     "held-out split": "Samples on which results are confirmed. Nothing is chosen there.",
-    "hypervolume": "Area that a front dominates, up to the no-image accuracy and the unpruned model's compute.",
+    "hypervolume": "Area that a front dominates, up to the no-image accuracy and the unpruned model's compute; of "
+    "several costs, the volume.",
     "interval": "95 % confidence interval: from resampled samples, and from resampled seeds where there are enough.",
     "keep ratio": "Share of the visual tokens that enter a layer.",
     "method": "The rule that ranks visual tokens, such as FastV.",

@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import yaml
-from vispco.dashboards import figures, heatmaps, tables
+from vispco.dashboards import figures, heatmaps, objectives, tables
 from vispco.dashboards.axis import of_what, title_of
 from vispco.dashboards.decision import decision_html
 from vispco.dashboards.glossary import glossary_html, term
@@ -77,6 +77,7 @@ def section(sheet: Sheet, record: Record, pictures: Sequence[Mapping[str, str]])
             },
         ),
         _slider(sheet, comparison, record["answer"]),
+        *_objectives(sheet, comparison),
         sheet.heading("The searches compared"),
         answer_html(record["answer"]),
         tables.against(seeds["against"]) if seeds["against"] else tables.searches(comparison),
@@ -143,6 +144,23 @@ def _purpose(study: str) -> str:
     if not isinstance(text, str) or not text.strip():
         return ""
     return f'<p class="purpose">{in_html(shortened(" ".join(text.split()), PURPOSE))}</p>'
+
+
+def _objectives(sheet: Sheet, comparison: dict[str, Any]) -> list[str]:
+    """Where several costs are minimised, the fronts in all objectives."""
+    if "objectives" not in comparison:
+        return []
+    names = ", ".join(one["name"] for one in comparison["objectives"])
+    note = (
+        f"A schedule is on these fronts if no other of its search is at least as good in {names} on the search split. "
+        f"Budgets, choices and the front above are in {comparison.get('cost', 'flops')} alone."
+    )
+    return [
+        sheet.heading("The fronts in all objectives"),
+        f'<p class="note">{in_html(note)}</p>',
+        sheet.choice("objectives", "Axes", objectives.by_axes(comparison)),
+        tables.objectives(comparison),
+    ]
 
 
 def _few(comparison: dict[str, Any]) -> str:

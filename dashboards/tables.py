@@ -82,6 +82,18 @@ def searches(comparison: dict[str, Any]) -> str:
     return table(heads, rows, "Every run")
 
 
+def objectives(comparison: dict[str, Any]) -> str:
+    """Every run's front in all objectives, where several costs are minimised."""
+    heads = [("run", ""), ("schedules on the front", "front"), ("hypervolume", "hypervolume")]
+    heads += [("hypervolume, times the grid's", "hypervolume")]
+    rows = []
+    for search in comparison["searches"]:
+        found = search["objectives"]
+        ratio = times(found["hypervolume_ratio_to_grid"])
+        rows.append([search["name"], len(found["front"]), f"{found['hypervolume']:.4f}", ratio])
+    return table(heads, rows, "Fronts in all objectives")
+
+
 def by_budget(comparison: dict[str, Any]) -> str:
     """What each entry chose for each budget; budgets with the same choice share a row."""
     heads = [("budget", "budget"), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]

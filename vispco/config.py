@@ -94,11 +94,38 @@ Budget = Annotated[float | str, BeforeValidator(_budget)]
 
 
 class CostConfig(Frozen):
-    """The cost that budgets are in: ``batch`` prompts that run together, answers of ``answer_tokens``."""
+    """The cost that budgets are in: ``batch`` prompts that run together, answers of ``answer_tokens``.
+
+    ``also``: further costs that are minimised, each an objective of its own. ``name: [prefill_ms, kv_bytes]`` is short
+    for the first as ``name`` and the rest as ``also``.
+    """
 
     name: str = "flops"
     batch: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1
     answer_tokens: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 16
+    also: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        names = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(names, list):
+            return value
+        if not names or "also" in value:
+            raise ValueError("name one cost or more, such as [prefill_ms, kv_bytes]; budgets are in the first")
+        return {**value, "name": names[0], "also": names[1:]}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> CostConfig:
+        names = [self.name, *self.also]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a cost is listed twice: {', '.join(names)}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> Any:
+        """One cost is written as it was before ``also`` was known."""
+        return {key: value for key, value in dump(self).items() if key != "also" or value}
 
 
 class MethodConfig(Frozen):
@@ -175,7 +202,8 @@ class SearchConfig(Frozen):
 class Study(Frozen):
     """An experiment: a model, tasks, budgets and named search entries.
 
-    ``cost``: what budgets are in, a name of :data:`vispco.costs.COSTS`; costs in time need a ``profile``.
+    ``cost``: what budgets are in, a name of :data:`vispco.costs.COSTS`; costs in time need a ``profile``. Of a list all
+    are objectives, and budgets are in the first.
     ``budgets``: shares of the unpruned model's cost, numbers with a unit (``120 ms``), or how many to spread.
     ``limits``: upper bounds on other costs, written as budgets are, and under ``tasks`` points that tasks may lose.
     ``resolution``: of every entry that names none of its own.
@@ -226,7 +254,7 @@ class Study(Frozen):
                     raise ValueError(
                         "the experiment has one method, whose floor its budgets start at; list several in an entry"
                     )
-            if isinstance(value.get("cost"), str):
+            if isinstance(value.get("cost"), (str, list)):
                 value["cost"] = {"name": value["cost"]}
         return value
 

@@ -14,7 +14,9 @@ HELD = 0.02  # of a budget: a relaxed solution that misses it by more does not h
 
 
 class Measured(Protocol):
-    """A finished trial with values (accuracy, cost as a share of the unpruned model's) and user attributes."""
+    """A finished trial with values (accuracy, cost as a share of the unpruned model's, and further costs where several
+    are minimised) and user attributes.
+    """
 
     number: int
     values: Any
@@ -22,8 +24,8 @@ class Measured(Protocol):
 
 
 def is_measured(trial: Any) -> bool:
-    """Whether a COMPLETE trial has a finite accuracy and flops_ratio; others are on no front and chosen for nothing."""
-    return trial.values is not None and len(trial.values) == 2 and all(map(math.isfinite, trial.values))
+    """Whether a COMPLETE trial has a finite accuracy and costs; others are on no front and chosen for nothing."""
+    return trial.values is not None and len(trial.values) >= 2 and all(map(math.isfinite, trial.values))
 
 
 def within_limits(trial: Any) -> bool:
@@ -40,14 +42,26 @@ def relaxed_ratio(trial: Any) -> float | None:
 
 
 def front(trials: Sequence[Any]) -> list[Any]:
-    """Non-dominated trials (more accuracy, less cost) within limits, by cost; of equal points the first."""
+    """Trials within limits that none dominates in accuracy and the cost that budgets are in, by cost; of equal points
+    the first."""
+    return _nondominated(trials, 2)
+
+
+def front_of_all(trials: Sequence[Any]) -> list[Any]:
+    """Trials within limits that none dominates in accuracy and all costs, by the first cost; of equal points the
+    first."""
+    return _nondominated(trials, None)
+
+
+def _nondominated(trials: Sequence[Any], values: int | None) -> list[Any]:
+    """By the first so many values, or by all."""
     from moocore import is_nondominated
 
     trials = [trial for trial in trials if within_limits(trial)]
     if not trials:
         return []
-    points = np.array([trial.values for trial in trials], dtype=float)
-    keep = is_nondominated(points, maximise=[True, False])
+    points = np.array([trial.values[:values] for trial in trials], dtype=float)
+    keep = is_nondominated(points, maximise=[True, *[False] * (points.shape[1] - 1)])
     return sorted((t for t, k in zip(trials, keep, strict=True) if k), key=lambda trial: trial.values[1])
 
 
@@ -92,8 +106,8 @@ def choices_at(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence
 
 
 def trials_to_confirm(trials: Sequence[Any], budgets: Sequence[float]) -> list[Any]:
-    """Trials whose schedules to measure on the held-out split: the choices for the budgets, and the front."""
-    return _distinct([*(choose(trials, budget) for budget in budgets), *front(trials)])
+    """Trials whose schedules to measure on the held-out split: the choices for the budgets, and the fronts."""
+    return _distinct([*(choose(trials, budget) for budget in budgets), *front(trials), *front_of_all(trials)])
 
 
 def checkpoints_to_confirm(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence[float]) -> list[Any]:

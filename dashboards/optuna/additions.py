@@ -192,7 +192,7 @@ class Additions:
                     continue
                 number = shown.placed[search.study, trial.number] = len(shown.trials)
                 made = create_trial(
-                    values=list(trial.values or ()),
+                    values=list(trial.values or ())[:2],  # of all objectives, those that every search's budgets are in
                     params={"search": search.name},
                     distributions={"search": CategoricalDistribution(choices)},
                     user_attrs=_attributes(comparison, search, trial),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vispco.analysis.indicators import additive_epsilon, hypervolume, igd_plus
+from vispco.analysis.objectives import objective_rows, objectives_of
 from vispco.analysis.study_result import StudyResult
 from vispco.costs.base import make_cost
 from vispco.evaluation.records import Evaluation
@@ -39,6 +40,7 @@ def comparison_object(comparison: Comparison, reference: tuple[float, float]) ->
         "searches": [_search(comparison, search, reference) for search in comparison.searches if search.trials],
         "by_budget": _by_budget(comparison),
         **_cost_unit(comparison),
+        **({"objectives": objective_rows(comparison)} if comparison.further else {}),
         **({"limits": comparison.facts["limits"]} if "limits" in comparison.facts else {}),
     }
 
@@ -106,6 +108,7 @@ def _search(comparison: Comparison, search: StudyResult, reference: tuple[float,
         "igd_plus": igd_plus(points, reference_set=grid_points) if grid_points else None,
         "epsilon": additive_epsilon(points, reference_set=grid_points) if grid_points else None,
         "front": [_point(comparison, search, trial) for trial in comparison.front(search)],
+        **({"objectives": objectives_of(comparison, search, reference[0])} if comparison.further else {}),
     }
 
 

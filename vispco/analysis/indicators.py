@@ -1,6 +1,7 @@
 """Quality of a front, from points (accuracy, flops_ratio): pure functions over moocore.
 
-Accuracy is maximised, flops_ratio minimised. Inputs are array-likes [n, 2] and are not changed.
+Accuracy is maximised, flops_ratio minimised. Inputs are array-likes [n, 2] and are not changed. A hypervolume may be of
+more costs, [n, 1 + costs].
 """
 
 from __future__ import annotations
@@ -14,25 +15,28 @@ from numpy.typing import ArrayLike, NDArray
 MAXIMISE = [True, False]
 
 
-def _points(values: ArrayLike) -> NDArray[np.float64]:
-    points = np.array(values, dtype=np.float64).reshape(-1, 2)
+def _points(values: ArrayLike, width: int = 2) -> NDArray[np.float64]:
+    points = np.array(values, dtype=np.float64).reshape(-1, width)
     if not np.isfinite(points).all():
         raise ValueError(f"points must be finite, got {points[~np.isfinite(points).all(axis=1)][0]}")
     return points
 
 
 def hypervolume(points: ArrayLike, *, reference: Sequence[float]) -> float:
-    """Area that the points dominate up to ``reference`` = (accuracy, flops_ratio); 0 for no points.
+    """Area that the points dominate up to ``reference`` = (accuracy, flops_ratio, ...); 0 for no points.
 
     Points that do not dominate the reference contribute nothing.
 
     >>> hypervolume([[0.5, 0.5]], reference=(0.0, 1.0))
     0.25
+    >>> hypervolume([[0.5, 0.5, 0.5]], reference=(0.0, 1.0, 1.0))
+    0.125
     """
-    values = _points(points)
+    values = _points(points, len(reference))
     if not len(values):
         return 0.0
-    return float(moocore.hypervolume(values, ref=np.asarray(reference, dtype=float), maximise=MAXIMISE))
+    maximise = [True, *[False] * (len(reference) - 1)]
+    return float(moocore.hypervolume(values, ref=np.asarray(reference, dtype=float), maximise=maximise))
 
 
 def igd_plus(points: ArrayLike, *, reference_set: ArrayLike) -> float:

@@ -42,7 +42,7 @@ class Repriced(Comparison):
             (s.study, t.number): super(Repriced, self).flops_ratio(s, t) for s in self.searches for t in s.trials
         }
         priced = [self._repriced(pricing, cost, search) for search in self.searches]
-        self.cost, self.unpruned_cost = cost, pricing.unpruned(cost)
+        self.cost, self.unpruned_cost, self.further = cost, pricing.unpruned(cost), {}
         shares = [trial.cost for search in priced for trial in search.trials]
         if not shares:
             raise ConfigError(f"no trial of {experiment!r} has a schedule, so none has a cost in {cost}")

@@ -9,7 +9,7 @@ from vispco.analysis.study_reading import read_studies
 from vispco.analysis.study_result import StudyResult
 from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
-from vispco.fronts import choose, front
+from vispco.fronts import choose, front, front_of_all
 from vispco.storage.reading import TrialRecord, read_attribute, snapshot
 from vispco.storage.store import Store
 
@@ -20,7 +20,8 @@ class ExperimentResults:
     """Reads one experiment once.
 
     The second value of a trial is its ``cost`` as a share of the unpruned model's, in which budgets are; of ``flops``
-    that is flops_ratio.
+    that is flops_ratio. Values of ``further`` costs that are minimised come after it, likewise as shares. Budgets,
+    scores, and all that is said of a front without *all objectives*, are of accuracy and the first cost.
     """
 
     def __init__(self, store: Store, experiment: str) -> None:
@@ -33,7 +34,11 @@ class ExperimentResults:
         self.unpruned_cost: float | None = None
         if self.cost != FLOPS:
             self.unpruned_cost = float(self.facts["cost_terms"]["unpruned"]["search"])
-        searches, self._studies = read_studies(store, experiment, self.facts["studies"], self.unpruned_cost)
+        self.further: dict[str, float] = self.facts.get("further_costs", {})
+        wholes = None
+        if self.unpruned_cost is not None or self.further:
+            wholes = [1.0, self.unpruned_cost or 1.0, *self.further.values()]
+        searches, self._studies = read_studies(store, experiment, self.facts["studies"], wholes)
         self._links = {role: store.linked(experiment, role) for role in ("reference", "default", "schedule")}
         self._choose(searches, self.facts["budgets"])
         self._repeated = self._repeated_measurements()
@@ -47,6 +52,7 @@ class ExperimentResults:
         """Fronts of ``searches``, and what each would have chosen for ``budgets``."""
         self.searches, self.budgets = searches, budgets
         self._fronts = {search.study: front(search.trials) for search in searches}
+        self._fronts_of_all = {one.study: front_of_all(one.trials) for one in searches if self.further}
         self._choices = {search.study: [choose(search.trials, budget) for budget in budgets] for search in searches}
 
     def _repeated_measurements(self) -> dict[str, str]:
@@ -125,13 +131,18 @@ class ExperimentResults:
         """The search's non-dominated trials, by flops_ratio."""
         return self._fronts[search.study]
 
+    def front_of_all(self, search: StudyResult) -> list[TrialRecord]:
+        """Those that are non-dominated in all objectives, where several costs are minimised; otherwise none."""
+        return self._fronts_of_all.get(search.study, [])
+
     def chosen(self, search: StudyResult) -> list[TrialRecord | None]:
         """The trial that the search would have chosen for each budget; None for a budget that it misses."""
         return self._choices[search.study]
 
     def shown(self, search: StudyResult) -> list[TrialRecord]:
         """Trials of which held-out numbers are shown."""
-        return [*self._fronts[search.study], *(trial for trial in self._choices[search.study] if trial is not None)]
+        chosen = (trial for trial in self._choices[search.study] if trial is not None)
+        return [*self._fronts[search.study], *self.front_of_all(search), *chosen]
 
     def missed(self, search: StudyResult) -> int:
         """Budgets for which a search has nothing that fits."""
@@ -149,6 +160,10 @@ class ExperimentResults:
     def flops_ratio(self, search: StudyResult, trial: TrialRecord) -> float | None:
         """Of a trial on the search split, whatever cost budgets are in; None if it is not known."""
         return trial.cost if self.unpruned_cost is None else trial.user_attrs.get("flops_ratio")
+
+    def costs_of(self, trial: TrialRecord) -> dict[str, float]:
+        """Every cost that is minimised, as a share, by its name."""
+        return dict(zip([self.cost, *self.further], (trial.values or ())[1:], strict=True))
 
     def held_out_share(self, evaluation: Evaluation, trial: TrialRecord) -> float:
         """Cost of a trial's schedule where it was measured again. Measurements have FLOPs only: another cost is the one

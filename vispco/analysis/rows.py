@@ -28,9 +28,22 @@ def search_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             "spent_flops": search["spent_flops"],
             "propose_flops": search["propose_flops"],
             "wall_seconds": search["wall_seconds"],
+            **_of_all(search),
         }
         for search in comparison["searches"]
     ]
+
+
+def _of_all(search: dict[str, Any]) -> dict[str, Any]:
+    """Of an experiment that minimises several costs."""
+    found = search.get("objectives")
+    if found is None:
+        return {}
+    return {
+        "all_objectives_front": len(found["front"]),
+        "all_objectives_hypervolume": found["hypervolume"],
+        "all_objectives_hypervolume_ratio_to_grid": found["hypervolume_ratio_to_grid"],
+    }
 
 
 def task_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def sensitivity(comparison: Comparison) -> list[dict[str, Any]]:
                 found.setdefault(key, {}).setdefault(place, trial)
     tables = []
     for key, trials in found.items():
-        cells = {place: trial.values for place, trial in trials.items() if trial.values is not None}
+        cells = {place: trial.values[:2] for place, trial in trials.items() if trial.values is not None}
         table = sensitivity_table(names[key], unpruned.accuracy, cells)
         if table is not None:
             _add_intervals(comparison, table, trials)

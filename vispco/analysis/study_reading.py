@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,13 +35,13 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
 
 
 def read_studies(
-    store: Store, experiment: str, facts: Mapping[str, Mapping[str, Any]], unpruned_cost: float | None
+    store: Store, experiment: str, facts: Mapping[str, Mapping[str, Any]], wholes: Sequence[float] | None
 ) -> tuple[list[StudyResult], dict[str, int]]:
     """Studies in the order of ``facts``, and the database's number of each.
 
     Args:
         facts: what the experiment notes of its studies, by their names; those without a study are left out.
-        unpruned_cost: what second values are made shares of; None: they are shares already.
+        wholes: what each value is divided by to be a share, of an accuracy 1; None: all are shares already.
     """
     with snapshot(store.engine) as connection:
         known = study_ids(connection, experiment)
@@ -58,17 +58,18 @@ def read_studies(
         trials = stored[known[name]]
         if own["kind"] == "imported":
             trials = [_believed(trial) for trial in trials]
-        if unpruned_cost is not None:
-            trials = [_as_share(trial, unpruned_cost) for trial in trials]
+        if wholes is not None:
+            trials = [_as_shares(trial, wholes) for trial in trials]
         complete = [t for t in trials if t.state == TrialState.COMPLETE and is_measured(t)]
         stopped = [t for t in trials if t.state == TrialState.PRUNED]
         studies.append(StudyResult.of(name.removeprefix(f"{experiment}/"), name, own, complete, stopped))
     return studies, known
 
 
-def _as_share(trial: TrialRecord, whole: float) -> TrialRecord:
-    values = trial.values
-    return trial if not values or len(values) != 2 else replace(trial, values=(values[0], values[1] / whole))
+def _as_shares(trial: TrialRecord, wholes: Sequence[float]) -> TrialRecord:
+    if not trial.values or len(trial.values) != len(wholes):
+        return trial
+    return replace(trial, values=tuple(value / whole for value, whole in zip(trial.values, wholes, strict=True)))
 
 
 def _believed(trial: TrialRecord) -> TrialRecord:

@@ -64,6 +64,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
             for task in gradients
         ),
         *([] if cost.in_flops else [{"check": "cost", "result": cost.told()}]),
+        *({"check": "objective too", "result": one.name} for one in cost.further),
         {"check": "floor", "result": f"{floor:.4f}"},
         {"check": "budgets", "result": ", ".join(f"{budget:.3f}" for budget in budgets)},
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from vispco.analysis.objectives import in_words
 from vispco.analysis.rows import search_rows
 from vispco.cli.output import in_blocks, page_width, print_table, print_text
 from vispco.costs.bounds import amount
@@ -27,6 +28,10 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         f"unpruned {_number(unpruned['accuracy_held_out'])}, no image {_number(no_image['accuracy'])}, "
         f"least {comparison.get('cost', 'flops_ratio')} {comparison['floor']:.3f}{_of_unpruned(comparison)}"
     )
+    if "objectives" in comparison:
+        print_text(
+            f"objectives: {in_words(comparison['objectives'])}; budgets are in {comparison.get('cost', 'flops')}"
+        )
     if comparison.get("limits"):
         print_text(f"within limits: {_limits(comparison['limits'])}")
     plain, blind = unpruned["accuracy_held_out"], no_image["accuracy"]
@@ -83,6 +88,29 @@ def print_comparison(comparison: dict[str, Any]) -> None:
             print()
         print_table(cells_of, page_width())
     _explain_missed(comparison)
+    if "objectives" in comparison:
+        _print_objectives(comparison, runs)
+
+
+def _print_objectives(comparison: dict[str, Any], runs: Runs) -> None:
+    """The fronts in all objectives; of several seeds the mean."""
+    by_name = {search["name"]: search["objectives"] for search in comparison["searches"]}
+    rows = []
+    for entry, names in runs.items():
+        found = [by_name[name] for name in names]
+        ratios = [one["hypervolume_ratio_to_grid"] for one in found]
+        rows.append(
+            {
+                "search": entry,
+                "on the front": fmean(len(one["front"]) for one in found),
+                "hypervolume": fmean(one["hypervolume"] for one in found),
+                "hv/grid": None if None in ratios else fmean(ratios),
+            }
+        )
+    print()
+    print_text(f"all {len(comparison['objectives'])} objectives, on the search split, costs as shares of the unpruned")
+    print()
+    print_table(sorted(rows, key=lambda row: -row["hypervolume"]), page_width())
 
 
 def runs_of(comparison: dict[str, Any]) -> dict[str, list[str]]:

@@ -51,13 +51,15 @@ class Priced:
     """What a schedule costs: ``value`` in a cost's unit, ``ratio`` to the unpruned model's.
 
     ``limited``: other costs that have a limit, in their units. ``excess``: by how much each limit is exceeded, at most
-    0 within it: as a share of a limit on a cost, in accuracy of one on a task's loss.
+    0 within it: as a share of a limit on a cost, in accuracy of one on a task's loss. ``further``: other costs that are
+    minimised, in their units.
     """
 
     value: float
     ratio: float
     limited: Mapping[str, float] = field(default_factory=dict)
     excess: Mapping[str, float] = field(default_factory=dict)
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 def parse_bound(cost: str, given: float | str) -> Bound:

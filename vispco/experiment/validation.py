@@ -64,6 +64,17 @@ def _able(kind: type[Search], options: Any, study: Study) -> None:
     if not has_plain_cost(study) and not kind.any_cost:
         able = ", ".join(name for name, known in SEARCHES.items() if known.any_cost)
         raise ConfigError(f"kind {kind.kind!r} knows FLOPs only, and the study has cost: or limits:; use {able}")
+    if study.cost.also and not kind.several_costs:
+        able = ", ".join(name for name, known in SEARCHES.items() if known.several_costs)
+        names = ", ".join([study.cost.name, *study.cost.also])
+        raise ConfigError(
+            f"kind {kind.kind!r} knows one cost, and the study minimises {names}; use {able}, or one cost and limits:"
+        )
+    if study.cost.also and getattr(options, "race", None) is not None:
+        raise ConfigError(
+            f"race: stops schedules by accuracy and {study.cost.name}, and the study also minimises "
+            f"{', '.join(study.cost.also)}; remove race:, or the other costs"
+        )
     if kind.stops_early and drops_of(study):
         raise ConfigError(
             f"kind {kind.kind!r} stops schedules before it knows what each task loses; remove limits.tasks, or use "

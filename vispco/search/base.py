@@ -115,6 +115,7 @@ class Search(ABC):
     ``before_decoder``: it can use families that drop tokens before layer 0.
     ``resolutions``: it can search the pictures' resolution together with the schedule.
     ``any_cost``: it can search under budgets in another cost than FLOPs, and under limits.
+    ``several_costs``: it can run where several costs are minimised.
     ``stops_early``: it stops schedules before they saw all samples.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
@@ -130,6 +131,7 @@ class Search(ABC):
     resolutions: ClassVar[bool] = False
     among_methods: ClassVar[bool] = False
     any_cost: ClassVar[bool] = False
+    several_costs: ClassVar[bool] = False
     stops_early: ClassVar[bool] = False
     defaults: ClassVar[int] = 1
 
@@ -282,7 +284,7 @@ class Search(ABC):
     def _priced(self, proposal: Proposal, outcome: Outcome) -> Priced | None:
         """None where the outcome's own ``flops_ratio`` says all that is asked."""
         cost = self.context.cost
-        if cost.in_flops and not cost.limits:
+        if cost.in_flops and not cost.limits and not cost.further:
             return None
         measured = outcome if isinstance(outcome, Evaluation) else None
         return cost.priced(proposal.schedule, proposal.method or self.context.method, measured)

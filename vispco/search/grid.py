@@ -33,6 +33,7 @@ class GridSearch(Search):
     before_decoder: ClassVar[bool] = True
     resolutions: ClassVar[bool] = True
     any_cost: ClassVar[bool] = True
+    several_costs: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = GridOptions
 
     def run(self) -> None:

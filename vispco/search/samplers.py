@@ -48,7 +48,8 @@ class OptunaSearch(SamplingSearch):
         known = {(trial.user_attrs["schedule"], trial.user_attrs.get(METHOD)) for trial in history}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = new_study(self.sampler((self.context.seed * 1_000_003 + start) % 2**32), history)
+            sampler = self.sampler((self.context.seed * 1_000_003 + start) % 2**32)
+            study = new_study(sampler, history, 1 + len(self.context.cost.further))
             drawn = []
             for _ in range(count):
                 for _ in range(1 + self.redraws):

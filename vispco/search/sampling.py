@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from pydantic import Field, field_validator, model_validator
 
@@ -99,6 +100,7 @@ class SamplingSearch(Search):
     resolutions: ClassVar[bool] = True
     among_methods: ClassVar[bool] = True
     any_cost: ClassVar[bool] = True
+    several_costs: ClassVar[bool] = True
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -299,11 +301,14 @@ class RandomSearch(SamplingSearch):
         return optuna.samplers.RandomSampler(seed=(self.context.seed * 1_000_003 + number) % 2**32)
 
 
-def new_study(sampler: optuna.samplers.BaseSampler, history: Sequence[FrozenTrial] = ()) -> optuna.Study:
-    """A study in memory with copies of ``history``, numbered from 0."""
+def new_study(
+    sampler: optuna.samplers.BaseSampler, history: Sequence[FrozenTrial] = (), costs: int = 1
+) -> optuna.Study:
+    """A study in memory of an accuracy and so many costs, with copies of ``history``, numbered from 0."""
     name = f"proposals-{uuid.uuid4().hex}"
     with _unannounced(name):
-        study = optuna.create_study(study_name=name, directions=["maximize", "minimize"], sampler=sampler)
+        directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * costs]
+        study = optuna.create_study(study_name=name, directions=directions, sampler=sampler)
     study.add_trials(history)
     return study
 

@@ -46,8 +46,8 @@ def drops_of(study: Study) -> dict[str, float]:
 
 
 def has_plain_cost(study: Study) -> bool:
-    """Whether budgets are in FLOPs and nothing else is limited."""
-    return study.cost.name == FLOPS and not study.limits
+    """Whether budgets are in FLOPs, nothing else is minimised, and nothing is limited."""
+    return study.cost.name == FLOPS and not study.cost.also and not study.limits
 
 
 def check_cost(problem: Problem) -> None:
@@ -58,7 +58,8 @@ def check_cost(problem: Problem) -> None:
     """
     study = problem.study
     limits = bounds_of(study)
-    for model in [minimised(study.cost.name), *(make_cost(bound.cost) for bound in limits)]:
+    minimal = [minimised(name) for name in (study.cost.name, *study.cost.also)]
+    for model in [*minimal, *(make_cost(bound.cost) for bound in limits)]:
         if model.needs_profile and problem.profile is None:
             raise ConfigError(
                 f"cost {model.name!r} is in time, so the study needs profile: FILE; measure it: "
@@ -83,7 +84,8 @@ def check_measured(problem: Problem, methods: Sequence[Method]) -> None:
         ConfigError: the first of them.
     """
     study, profile = problem.study, problem.profile
-    timed = [make_cost(name).needs_profile for name in (study.cost.name, *(bound.cost for bound in bounds_of(study)))]
+    names = (study.cost.name, *study.cost.also, *(bound.cost for bound in bounds_of(study)))
+    timed = [make_cost(name).needs_profile for name in names]
     if profile is not None and any(timed):
         for method in methods:
             profile.method(study.cost.batch, method.name)
@@ -116,6 +118,7 @@ class StudyCost:
         self._evaluator, study = evaluator, evaluator.problem.study
         self.terms: CostConfig = study.cost
         self.model: CostModel = minimised(study.cost.name)
+        self.further: list[CostModel] = [minimised(name) for name in study.cost.also]
         self.bounds, self.drops = bounds_of(study), drops_of(study)
         self.unpruned_tasks: dict[str, float] = {}
         self._whole: dict[str, float] = {}
@@ -145,7 +148,7 @@ class StudyCost:
         problem = self._evaluator.problem
         if problem.profile is not None:
             problem.profile.check_model(problem.study.model.name, problem.shape)
-        wanted = {self.name, *(bound.cost for bound in self.bounds)}
+        wanted = {self.name, *(model.name for model in self.further), *(bound.cost for bound in self.bounds)}
         tower = vision_flops(problem) if "total_flops" in wanted else 0.0
         terms = self.terms
         return Setting.of(
@@ -201,7 +204,11 @@ class StudyCost:
             excess[f"task {name}"] = lost - points / 100
         ratio = self.ratio(policy, method)
         value = ratio * self.whole()
-        return Priced(value, ratio, limited, excess)
+        return Priced(value, ratio, limited, excess, self._further(rows, method))
+
+    def _further(self, rows: Sequence[Row], method: Method | None) -> dict[str, float]:
+        """The other costs that are minimised, in their units."""
+        return {model.name: self._mean(model, rows, method)[0] for model in self.further}
 
     def within_limits(self, policy: Policy, method: Method) -> bool:
         """Whether all limits on costs are kept; those on tasks are known only once measured."""
@@ -218,11 +225,20 @@ class StudyCost:
         return within
 
     def on_edge(self, schedule: Schedule, family: ScheduleFamily, method: Method) -> Schedule:
-        """The schedule of the same shape with the most tokens that costs no more: where measured times are a staircase,
-        the edge of its step."""
+        """The schedule of the same shape with the most tokens that costs no more, in any cost that is minimised: where
+        measured times are a staircase, the edge of its step."""
         if not self.model.needs_profile or (self.bounds and not self.within_limits(schedule, method)):
             return schedule  # what exceeds a limit is measured as it is, and said to exceed it
-        return family.snap(schedule, self.fits(max(self.ratio(schedule, method), 0.0), method))
+        fits = self.fits(max(self.ratio(schedule, method), 0.0), method)
+        if not self.further:
+            return family.snap(schedule, fits)
+        most = self._further(self._distinct(schedule, method, "search"), method)
+
+        def no_dearer(one: Schedule) -> bool:
+            found = self._further(self._distinct(one, method, "search"), method) if fits(one) else None
+            return found is not None and all(found[name] <= most[name] * (1 + TIE) for name in most)
+
+        return family.snap(schedule, no_dearer)
 
     # --- the range -----------------------------------------------------------------------------------
 
@@ -283,11 +299,18 @@ class StudyCost:
         return f"{self.name}, {self.whole():.4g} {self.model.unit} unpruned at batch {terms.batch}{more}"
 
     def facts(self) -> dict[str, Any]:
-        """What analysis needs of a study in another cost than FLOPs, or with limits; {} for any other."""
+        """What analysis needs of a study in another cost than FLOPs, in several, or with limits; {} for any other.
+
+        ``further_costs``: what else is minimised, and how much the unpruned model has of it.
+        """
         found: dict[str, Any] = {}
         if not self.in_flops:
+            found["cost"] = self.name
+        if not self.in_flops or self.further:
             whole = {split: self.whole(split) for split in ("search", "held_out")}
-            found = {"cost": self.name, "cost_terms": {**self.terms.model_dump(), "unpruned": whole}}
+            found["cost_terms"] = {**self.terms.model_dump(), "unpruned": whole}
+        if self.further:
+            found["further_costs"] = {model.name: self.whole_of(model) for model in self.further}
         limits = self._evaluator.problem.study.limits
         return {**found, **({"limits": limits} if limits else {})}
 

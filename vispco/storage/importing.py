@@ -60,7 +60,12 @@ def import_trials(
         ConfigError: objectives that cannot be compared, or an entry that is no import of this study.
         LockedError: the experiment is being run.
     """
-    store.require_experiment(experiment)
+    held = store.require_experiment(experiment)["facts"]
+    if further := held.get("further_costs"):
+        raise ConfigError(
+            f"experiment {experiment!r} also minimises {', '.join(further)}, which an imported study does not say; "
+            "import it into an experiment with one cost"
+        )
     chosen = entry or re.sub(r"[^A-Za-z0-9_.+-]+", "-", study_name)
     if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,100}", chosen):
         raise ConfigError(f"entry name {chosen!r}: use up to 100 letters, digits, _ . + and -; choose one with --as")

@@ -30,9 +30,9 @@ CHUNK = 500  # names or ids in one IN clause
 class TrialRecord:
     """One trial as it is stored; equal to Optuna's in every field it has.
 
-    ``values`` are (accuracy, flops_ratio), None unless they were stored. ``user_attrs`` holds the attributes that were
-    asked for. ``start`` and ``complete`` are naive UTC as stored, ``datetime_start`` and ``datetime_complete`` naive
-    local time as Optuna gives them.
+    ``values`` are (accuracy, flops_ratio), or whatever the study has as objectives, None unless they were stored.
+    ``user_attrs`` holds the attributes that were asked for. ``start`` and ``complete`` are naive UTC as stored,
+    ``datetime_start`` and ``datetime_complete`` naive local time as Optuna gives them.
     """
 
     number: int

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from sqlalchemy import Connection, delete, select
 
 from vispco.errors import StorageError, VispcoError
@@ -141,13 +142,15 @@ class Store(MeasurementStore):
 
     def trial_log(self, study_name: str) -> TrialLog:
         """Open a study, or create it with our directions and metric names, the second of which is the experiment's
-        cost."""
+        cost; others that it minimises follow."""
         stored = self.experiment(study_name.rpartition("/")[0])
         facts = stored["facts"] if stored else {}
         cost, terms = facts.get("cost"), facts.get("cost_terms")
-        metrics = [METRICS[0], cost or METRICS[1]]
+        further = facts.get("further_costs", {})
+        metrics = [METRICS[0], cost or METRICS[1], *further]
         study = self.persist(lambda: self._study(study_name, metrics))
-        return TrialLog(study, self.read, self.write, cost, terms["unpruned"]["search"] if terms else 1.0)
+        whole = terms["unpruned"]["search"] if terms else 1.0
+        return TrialLog(study, self.read, self.write, cost, whole, further)
 
     def _study(self, study_name: str, metrics: list[str]) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()
@@ -157,8 +160,9 @@ class Store(MeasurementStore):
                 study = optuna.load_study(study_name=study_name, storage=self.optuna, sampler=sampler)
             except KeyError:
                 with suppress(optuna.exceptions.DuplicatedStudyError):  # somebody else was faster: load theirs
+                    directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * (len(metrics) - 1)]
                     study = optuna.create_study(
-                        study_name=study_name, storage=self.optuna, directions=["maximize", "minimize"], sampler=sampler
+                        study_name=study_name, storage=self.optuna, directions=directions, sampler=sampler
                     )
             if study is not None:
                 break

@@ -46,16 +46,25 @@ class TrialLog:
     """A study that one driver writes.
 
     In an experiment whose budgets are in another cost than FLOPs, the second value of a stored trial is ``cost``, in
-    its unit. Trials that are read here have it as a share of ``whole``, the unpruned model's, as budgets are.
+    its unit. Trials that are read here have it as a share of ``whole``, the unpruned model's, as budgets are. Values of
+    ``further`` costs come after it, stored and read likewise; it says how much the unpruned model has of each.
 
     Trials enter when they are finished, in one transaction: a driver that dies leaves no RUNNING trial. A trial
     whose transaction lost its answer is tried again and stored once, told by a token among its system attributes.
     """
 
     def __init__(
-        self, study: optuna.Study, read: Read, write: Write, cost: str | None = None, whole: float = 1.0
+        self,
+        study: optuna.Study,
+        read: Read,
+        write: Write,
+        cost: str | None = None,
+        whole: float = 1.0,
+        further: Mapping[str, float] | None = None,
     ) -> None:
-        self.study, self.cost, self.whole = study, cost, whole
+        self.study, self.cost, self.whole, self.further = study, cost, whole, dict(further or {})
+        # What each value that is no share is divided by; None where all of them are.
+        self._wholes = [1.0, 1.0 if cost is None else whole, *self.further.values()] if cost or further else None
         self.name: str = study.study_name
         self._read, self._write = read, write
         self._known: list[FrozenTrial] = []
@@ -79,17 +88,19 @@ class TrialLog:
             StorageError: an attribute that searches read is of another kind.
         """
         where = f"trial {trial.number} of study {self.name!r}"
-        if self.cost is not None:
+        if self._wholes is not None:
             trial = copy(trial)  # the storage keeps the one that it gave
         for name, kind in ATTRIBUTES.items():
             value = trial.user_attrs.get(name)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
                 raise _unusable(where, f"attribute {name!r} is {shortened(value)}")
-        if trial.state == TrialState.COMPLETE and (not trial.values or len(trial.values) != len(METRICS)):
+        if trial.state == TrialState.COMPLETE and (
+            not trial.values or len(trial.values) != len(METRICS) + len(self.further)
+        ):
             raise _unusable(where, "is complete without its values")
         trial.user_attrs = _Attributes(trial.user_attrs, where)
-        if self.cost is not None and trial.values:
-            trial.values = [trial.values[0], trial.values[1] / self.whole]
+        if self._wholes is not None and trial.values:
+            trial.values = [value / whole for value, whole in zip(trial.values, self._wholes, strict=True)]
         return trial
 
     def _newest(self) -> int | None:
@@ -156,7 +167,7 @@ class TrialLog:
         beside ``samples``, the number of samples seen, and
         ``full_flops``, what measuring all would have cost.
 
-        ``priced``: of an experiment in another cost than FLOPs, or with limits. The trial then has the attributes
+        ``priced``: of an experiment in other costs than FLOPs, or with limits. The trial then has the attributes
         ``flops_ratio`` and ``cost_ratio``, those costs that have a limit by their names, and ``limit_excess``, the
         largest of the constraints that Optuna knows it by: above 0 it is not within a limit.
 
@@ -172,6 +183,8 @@ class TrialLog:
         costs, constraints = self._costs(evaluation.flops_ratio, priced)
         if self.cost is not None and priced is not None:
             measured[1] = priced.value
+        if self.further and priced is not None:
+            measured += [priced.further[name] for name in self.further]
         trial = create_trial(
             state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
             values=None if stopped else measured,
@@ -262,7 +275,7 @@ class TrialLog:
 
         self._write(change)
         if self._finished and alone:
-            self._known.append(self._checked(_as_read(trial, *placed)) if self.cost else _as_read(trial, *placed))
+            self._known.append(self._checked(_as_read(trial, *placed)) if self._wholes else _as_read(trial, *placed))
 
     def fail_running(self) -> int:
         """Mark trials that a dead process left RUNNING as FAIL; returns how many."""

@@ -49,6 +49,7 @@ class GradientSearch(Search):
     defaults: ClassVar[int] = 3
     tolerance: ClassVar[float | None] = None
     any_cost: ClassVar[bool] = True
+    several_costs: ClassVar[bool] = True
 
     @classmethod
     def as_begun(cls, options: Any, defaults: int) -> Any:
@@ -84,6 +85,11 @@ class GradientSearch(Search):
     def run(self) -> None:
         context, before = self.context, len(self.context.log.complete())
         budgets = sorted(context.budgets, reverse=True)
+        if further := ", ".join(model.name for model in context.cost.further):
+            context.say(
+                f"kind {self.kind!r} maximises accuracy within budgets of {context.cost.name}; {further} of its "
+                "schedules is stored and not minimised (limits: bounds it)"
+            )
         if context.methods:
             MethodRace(self).run()
         elif self.options.predictor == "static":

@@ -132,6 +132,7 @@ class HalvingSearch(OptunaSearch):
     among_methods: ClassVar[bool] = False
     stops_early: ClassVar[bool] = True
     resolutions: ClassVar[bool] = False
+    several_costs: ClassVar[bool] = False  # who goes on is decided by accuracy and one cost
 
     def sampler(self, seed: int) -> BaseSampler:
         return self._inner.sampler(seed)
