@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import yaml
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
@@ -20,6 +21,7 @@ from vispco.dashboards.optuna.view import DashboardView
 from vispco.dashboards.report import write_report
 
 from conftest import SMALL, stopped_after
+from pages import blocks
 from test_life import Told
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.indicators import hypervolume
@@ -353,3 +355,14 @@ def test_ways_to_write_it_are_one_study() -> None:
     alone = [parse_study((HEAD + ENTRIES).replace("[prefill_ms, kv_bytes]", f)) for f in ("prefill_ms", "[prefill_ms]")]
     assert len({study.spec_hash() for study in alone}) == 1
     assert "also" not in alone[0].identity()["cost"]
+
+
+def test_the_study_of_the_page_is_valid(profile: Path) -> None:
+    whole = yaml.safe_load(blocks("docs/studies.md", "yaml", "Every key")[0])
+    (block,) = blocks("docs/studies.md", "yaml", "Several costs")
+    shown = {**whole, **yaml.safe_load(block), "profile": str(profile), "anytime": False}
+    problem = Problem.from_text(yaml.safe_dump(shown))
+    validate(problem)
+    assert problem.study.cost.also == ["kv_bytes"]
+    (form,) = re.findall(r"# or (\{.*\})", block)
+    assert parse_study(yaml.safe_dump({**shown, "cost": yaml.safe_load(form)})).cost.batch == 16
