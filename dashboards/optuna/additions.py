@@ -161,7 +161,7 @@ class Additions:
             files = notes.study_files(told, search, self.store.trajectory(study.study))
             attributes[study.study] = {
                 **_figures(first),
-                **_note(notes.study_note(told, search, study.facts)),
+                **_note(notes.study_note(told, search, study)),
                 **self._artifacts(study.study, files),
             }
         name = self._free(f"{comparison.experiment}: comparison")

@@ -14,20 +14,21 @@ from vispco.dashboards.axis import name_of, share
 from vispco.dashboards.text import clean, in_markdown
 
 from vispco.analysis.rows import search_rows
+from vispco.analysis.study_result import StudyResult
 
 Rows = list[dict[str, Any]]
 FORMULA = ("=", "+", "-", "@", "\t")  # how a text begins that a spreadsheet would compute
 SCHEDULE = 80  # characters of a schedule in a note
 
 
-def study_note(comparison: Mapping[str, Any], search: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def study_note(comparison: Mapping[str, Any], search: Mapping[str, Any], study: StudyResult) -> str:
     """The note of one search's study."""
     told = {
         "experiment": comparison["experiment"],
         "search": search["name"],
-        "kind": facts.get("kind"),
-        "method": facts.get("method"),
-        "family": facts.get("family"),
+        "kind": study.kind,
+        "method": study.method,
+        "family": study.family,
         "seed": search["seed"],
     }
     numbers = {
