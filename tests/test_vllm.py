@@ -525,6 +525,10 @@ def test_what_would_prune_wrongly_is_refused_before_a_model_is_loaded(
 
 
 def test_the_second_model_runner_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import envs
+
+    # An engine of an earlier test has made vLLM remember its environment.
+    envs.disable_envs_cache()
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises((ConfigError, ValueError), match="set VLLM_USE_V2_MODEL_RUNNER=0"):
         engine_config(folder)
