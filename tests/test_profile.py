@@ -214,11 +214,13 @@ def test_stamps_are_gone_afterwards_and_add_up() -> None:
 
 
 def test_summary_by_hand() -> None:
-    rows = [Check("a", "prefill_ms", 1, 1, p, m, f) for p, m, f in ((1.0, 1.0, 1.0), (2.2, 2.0, 4.0), (3.0, 4.0, 9.0))]
+    times = ((1.0, 1.0, 1.0, (1.1, 0.9)), (2.2, 2.0, 4.0, (2.1, 4.0)), (3.0, 4.0, 9.0, (4.2, 3.9)))
+    rows = [Check("a", "prefill_ms", 1, 1, p, m, f, halves=halves) for p, m, f, halves in times]
     found = summary(rows)
     assert found["median_error"] == pytest.approx(0.1)
     assert found["worst_error"] == pytest.approx(0.25)
     assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["rank_repeated"] == pytest.approx(0.5)
     assert found["ratio_error"] < found["ratio_error_of_flops"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ class Check:
     """A schedule that was not measured for the profile: milliseconds predicted and measured, and its FLOPs.
 
     ``speed``: of the machine now as a share of its speed while the profile was made; ``measured`` is multiplied by it.
+    ``halves``: medians of every other repetition, from which it can be told how well measurements agree at all.
     """
 
     schedule: str
@@ -40,6 +42,7 @@ class Check:
     measured: float
     flops: float
     speed: float = 1.0
+    halves: tuple[float, float] = (math.nan, math.nan)
 
 
 def check_profile(
@@ -99,14 +102,21 @@ def check_profile(
         row = padded(schedule.counts(visual, layers), visual, text)
         predicted = float(make_cost(cost).of(setting, *row)[0])
         flops = float(make_cost("flops").of(setting, *row)[0])
-        measured = speed * median(turns.times[number, cost])
-        found.append(Check(schedule.text(), cost, prompted.visual, prompted.text, predicted, measured, flops, speed))
+        times = speed * turns.times[number, cost]
+        halves = (median(times[::2]), median(times[1::2]))
+        found.append(
+            Check(
+                *(schedule.text(), cost, prompted.visual, prompted.text, predicted, median(times), flops, speed, halves)
+            )
+        )
     return found
 
 
 def summary(checks: Sequence[Check]) -> dict[str, float]:
-    """``median_error``, ``worst_error``, ``rank_correlation`` (Spearman's), the median error of the ratio of two
-    schedules' times, as the profile predicts it and as FLOPs would, and the machine's ``speed`` now over then."""
+    """``median_error``, ``worst_error``, ``rank_correlation`` (Spearman's), ``rank_repeated`` (the same between two
+    halves of the measurements: where schedules take nearly the same time, no prediction can rank them better), the
+    median error of the ratio of two schedules' times, as the profile predicts it and as FLOPs would, and the machine's
+    ``speed`` now over then."""
     from scipy.stats import spearmanr
 
     predicted, measured = np.array([c.predicted for c in checks]), np.array([c.measured for c in checks])
@@ -122,6 +132,7 @@ def summary(checks: Sequence[Check]) -> dict[str, float]:
         "median_error": float(np.median(error)),
         "worst_error": float(error.max()),
         "rank_correlation": float(spearmanr(predicted, measured).statistic),
+        "rank_repeated": float(spearmanr(*np.array([c.halves for c in checks]).T).statistic),
         "ratio_error": ratio_error(predicted),
         "ratio_error_of_flops": ratio_error(flops),
         "speed": checks[0].speed,
