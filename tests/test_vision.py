@@ -227,7 +227,19 @@ def test_extras_split_and_join() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma3", "internvl", "idefics3", "smolvlm", "mistral3", "qwen2_5_vl", "gemma4", "glm4v"]
+    "name",
+    [
+        "llava_next",
+        "llava_onevision",
+        "gemma3",
+        "internvl",
+        "idefics3",
+        "smolvlm",
+        "mistral3",
+        "qwen2_5_vl",
+        "gemma4",
+        "glm4v",
+    ],
 )
 def test_what_is_read_belongs_to_the_token_of_the_same_cell(name: str) -> None:
     """The pixels of one place change: of all tokens the one whose features change most is the one whose keys do.

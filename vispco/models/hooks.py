@@ -40,9 +40,16 @@ class Hooks:
         self.modules.append(module)
         self._handles.append(module.register_forward_hook(_Hook(self, function), always_call=always))
 
+    def method(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """``function(own, output, *args, **kwargs)`` runs after the method ``name`` of ``module``, which is ``own``.
+
+        For what a model does outside of any module's forward.
+        """
+        self._handles.append(_Method(self, module, name, function))
+
     def remove(self) -> None:
         self.active = False
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
         self.modules.clear()
@@ -64,6 +71,31 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert, ()
+
+
+class _Method:
+    """Stands in the place of a method of one module. In a copy of the module, or in its pickle, it is the method."""
+
+    def __init__(self, hooks: Hooks, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        self.hooks, self.module, self.name, self.function = hooks, module, name, function
+        self.before = vars(module).get(name)
+        self.__wrapped__ = getattr(module, name)  # so that its signature is the method's
+        setattr(module, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.__wrapped__(*args, **kwargs)
+        if self.hooks.active:
+            self.function(self.__wrapped__, output, *args, **kwargs)
+        return output
+
+    def remove(self) -> None:
+        if vars(self.module).get(self.name) is self:
+            delattr(self.module, self.name)
+            if self.before is not None:
+                setattr(self.module, self.name, self.before)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.module, self.name)
 
 
 def _inert() -> Callable[..., None]:

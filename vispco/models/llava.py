@@ -12,7 +12,7 @@ from vispco.models.grids import Grid, fixed_grids
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.vision import VisionWatch
+    from vispco.models.vision import EncoderWatch, VisionWatch
 
 
 @ADAPTERS.register("llava")
@@ -39,25 +39,7 @@ class LlavaAdapter(ModelAdapter):
     def watch_vision(self) -> VisionWatch | None:
         from vispco.models.vision import EncoderWatch
 
-        config, tower = self.model.config, self.model.model.vision_tower
-        tower = getattr(tower, "vision_model", tower)
-        layers = getattr(getattr(tower, "encoder", None), "layers", None)
-        last = (
-            config.vision_feature_layer
-            if isinstance(config.vision_feature_layer, int)
-            else config.vision_feature_layer[-1]
-        )
-        if config.model_type != "llava" or layers is None or last in (0, -len(layers) - 1):
-            return None
-        cls = hasattr(tower.embeddings, "class_embedding")
-        return EncoderWatch(
-            layers,
-            last - 1 if last > 0 else len(layers) + last,
-            config.vision_config.num_attention_heads,
-            self.model.model.multi_modal_projector,
-            cls=cls,
-            drop_cls=cls and config.vision_feature_select_strategy == "default",
-        )
+        return encoder_watch(self.model, EncoderWatch)
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -67,3 +49,25 @@ class LlavaAdapter(ModelAdapter):
             # LLaVA joins a list of [images, tokens, H]; one long image of all tokens is the same join.
             rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features[None]])}
         return rest
+
+
+def encoder_watch(model: Any, kind: type[EncoderWatch], **more: Any) -> VisionWatch | None:
+    """Reads the tower of a model of LLaVA's kind; None where its layers are not those of CLIP or SigLIP, or where
+    features are not a layer's output."""
+    config, tower = model.config, model.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    chosen = config.vision_feature_layer
+    last = chosen if isinstance(chosen, int) else chosen[-1]
+    if layers is None or last in (0, -len(layers) - 1):
+        return None
+    cls = hasattr(tower.embeddings, "class_embedding")
+    return kind(
+        layers,
+        last - 1 if last > 0 else len(layers) + last,
+        config.vision_config.num_attention_heads,
+        model.model.multi_modal_projector,
+        cls=cls,
+        drop_cls=cls and config.vision_feature_select_strategy == "default",
+        **more,
+    )

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vispco.models.families import ADAPTERS
 from vispco.models.grids import Grid
-from vispco.models.llava import LlavaAdapter
+from vispco.models.llava import LlavaAdapter, encoder_watch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vispco.models.vision import VisionWatch
 
 
 @ADAPTERS.register("llava_next")
@@ -28,6 +30,11 @@ class LlavaNextAdapter(LlavaAdapter):
 
     def seen(self, inputs: dict[str, Any]) -> None:
         return None
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.tiled import TiledWatch
+
+        return encoder_watch(self.model, TiledWatch, owner=self.model.model)
 
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
         import torch

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vispco.models.families import ADAPTERS
 from vispco.models.grids import Grid
+from vispco.models.llava import encoder_watch
 from vispco.models.llava_next import anyres_pictures, thumbnail, unpadded_grid
 from vispco.models.video import VideoAdapter
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vispco.models.vision import VisionWatch
 
 
 @ADAPTERS.register("llava_onevision")
@@ -43,6 +46,11 @@ class LlavaOnevisionAdapter(VideoAdapter):
 
     def seen(self, inputs: dict[str, Any]) -> None:
         return None
+
+    def watch_vision(self) -> VisionWatch | None:
+        from vispco.models.tiled import TiledWatch
+
+        return encoder_watch(self.model, TiledWatch, owner=self.model.model)
 
     def encode(self, kind: str, inputs: dict[str, Any]) -> Tensor:
         import torch

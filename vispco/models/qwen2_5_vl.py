@@ -16,7 +16,7 @@ from vispco.models.video import KINDS, PIXELS, VideoAdapter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.vision import VisionExtras, VisionWatch
+    from vispco.models.vision import VisionWatch
 
 TABLES = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
@@ -86,10 +86,3 @@ class Qwen25VLAdapter(VideoAdapter):
         from vispco.models.vision import PackedWatch
 
         return PackedWatch(self.model.model.visual)
-
-    def join_extras(self, inputs: dict[str, Any], calls: Sequence[VisionExtras]) -> VisionExtras:
-        """Pictures are encoded before videos, wherever they stand in the prompt."""
-        joined = super().join_extras(inputs, calls)
-        if len(calls) == 1:
-            return joined
-        return joined.take(self.of_videos(inputs).long().argsort(stable=True).argsort())

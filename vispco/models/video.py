@@ -11,6 +11,8 @@ from vispco.models.base import ModelAdapter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vispco.models.vision import VisionExtras
+
 KINDS = ("image", "video")
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -52,6 +54,13 @@ class VideoAdapter(ModelAdapter):
         joined = torch.empty(len(video), parts["image"].shape[-1], dtype=parts["image"].dtype, device=video.device)
         joined[video], joined[~video] = parts["video"], parts["image"]
         return joined
+
+    def join_extras(self, inputs: dict[str, Any], calls: Sequence[VisionExtras]) -> VisionExtras:
+        """Pictures are encoded before videos, wherever they stand in the prompt."""
+        joined = super().join_extras(inputs, calls)
+        if len(calls) == 1:
+            return joined
+        return joined.take(self.of_videos(inputs).long().argsort(stable=True).argsort())
 
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         rest = {key: value for key, value in inputs.items() if key not in PIXELS.values()}

@@ -37,6 +37,8 @@ class VisionExtras:
     what its neighbours predict, where the tower is given patches. ``received`` and ``middle`` float32 [N], where they
     were asked for: what the token gets from all rows in the layer that makes the features and in a middle one, mean
     over heads and rows. ``flops``: what reading cost beside the tower.
+
+    A visual token that the tower knows nothing of (a learned newline) has zeros everywhere, also in ``among``.
     """
 
     attention: Tensor
@@ -68,6 +70,10 @@ class VisionExtras:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {k: change(value) for k, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **changed)
+
+    def rearranged(self, change: Callable[[Tensor], Tensor]) -> VisionExtras:
+        """Other tokens, made by ``change`` of [N, C] to [M, C], for what is read of one channel too."""
+        return self._each(lambda values: change(values) if values.ndim == 2 else change(values[:, None])[:, 0])
 
     def take(self, where: Tensor | slice) -> VisionExtras:
         """The tokens at ``where``, an index or a mask [N]."""

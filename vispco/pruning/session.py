@@ -49,7 +49,7 @@ class PruningSession(Record):
         self.policy = policy
         self.gather_always = gather_always
         self._hooks = Hooks(owner=self)
-        self._drafts = DraftWatch(adapter.model)
+        self._drafts = DraftWatch()
         check_needs(method, adapter)
         self._tower = TowerReader(adapter, method)
         self._recurrent = bool(adapter.recurrent_layers)
@@ -80,7 +80,7 @@ class PruningSession(Record):
             refuse_compiled(self.adapter.model, hooks.modules)
             self._tower.install(hooks)
             self.adapter.note_pictures(lambda: self._thread.noted, hooks)
-            self._drafts.install()
+            self._drafts.install(self.adapter.model, hooks)
         except BaseException:
             self.remove()
             raise
@@ -97,7 +97,6 @@ class PruningSession(Record):
     def remove(self) -> None:
         """Take the hooks off the model; it is as it was."""
         self._hooks.remove()
-        self._drafts.remove()
         self._end_call()
         self._tower.clear()
 

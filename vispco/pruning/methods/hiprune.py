@@ -29,8 +29,9 @@ class HiPrune(TowerMethod):
 
     Source: arXiv 2508.00553 and Danielement321/HiPrune; its defaults are ``hiprune:192``, ``:128`` and ``:64``.
     Deviations: original positions also in LLaVA; views of one picture are ranked together, not with the same number
-    each; where anchors and neighbours are more than k (k < 5, or alpha above 1 / 2), the first of them are kept; at
-    later boundaries the rule is applied to what is left.
+    each, and all tiles of LLaVA-NeXT are one view, with newline tokens that go first and are nobody's neighbours (its
+    LLaVA-NeXT has none); where anchors and neighbours are more than k (k < 5, or alpha above 1 / 2), the first of them
+    are kept; at later boundaries the rule is applied to what is left.
     """
 
     alpha: float = 0.1
@@ -57,7 +58,8 @@ class HiPrune(TowerMethod):
             # Where the token with each number stands among those left; -1: it has gone.
             place = torch.full((everything,), -1, device=numbers.device)
             place[numbers] = torch.arange(len(numbers), device=numbers.device)
-            around = place[neighbourhood(anchors, row_lengths(context, row).to(numbers.device))]
+            around = neighbourhood(anchors, row_lengths(context, row).to(numbers.device))
+            around = place[around[extras.among[around] > 0]]
             first = _in_order(around[around >= 0])[:count].to(at.device)
             chosen[row, at[first]] = True
             order = scores[row, at].argsort(descending=True, stable=True)

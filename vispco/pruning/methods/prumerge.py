@@ -37,7 +37,8 @@ class PruMerge(TowerMethod):
     three spread tokens to each outlier, hence the quarter); states are merged where they enter the boundary, after
     the projector, not before it; prompt order and positions, not attention order; the token that stands for the
     dropped ones has the place of the first of them by attention; where only one token is kept it is a plain one; in a
-    tower without a CLS token, attention received from all patches.
+    tower without a CLS token, attention received from all patches. Newline tokens, which its models do not have, go
+    first and are merged into nothing.
     """
 
     plus: bool = False
@@ -50,12 +51,13 @@ class PruMerge(TowerMethod):
     def attention(self, extras: VisionExtras) -> Tensor:
         return extras.pseudo_attention
 
-    def _own(self, order: Tensor, count: int) -> Tensor:
-        """``count`` of the numbers ``order`` [m], best first, that keep their place."""
+    def _own(self, order: Tensor, count: int, cell: Tensor) -> Tensor:
+        """``count`` of the numbers ``order`` [m], best first, that keep their place; ``cell`` [m]: no newlines."""
         import torch
 
         outliers = int(count * OUTLIERS + 0.5) if self.plus else count
         rest = order[outliers:].sort().values
+        rest = rest[cell[rest]] if int(cell.sum()) >= count else rest
         spread = count - outliers
         middles = ((torch.arange(spread, device=order.device) + 0.5) * len(rest) / max(1, spread)).long()
         return torch.cat([order[:outliers], rest[middles]])
@@ -70,7 +72,8 @@ class PruMerge(TowerMethod):
                 chosen[row, at] = count >= n
                 continue
             order = scores[row, at].argsort(descending=True, stable=True)
-            own = self._own(order, max(1, count - 1))
+            cell = (extras.among[numbers] > 0).to(order.device)
+            own = self._own(order, max(1, count - 1), cell)
             dropped = torch.ones(n, dtype=torch.bool, device=own.device)
             dropped[own] = False
             keys = unit(extras.last_keys[numbers]).to(hidden.device)
@@ -79,6 +82,7 @@ class PruMerge(TowerMethod):
             states, given = states * self.attention(extras)[numbers].to(states)[:, None], hidden[row]
             for block in torch.split(mine, states.shape[1]):
                 cosine = torch.matmul(keys[block], keys.T).scatter_(1, block[:, None], -torch.inf)
+                cosine[:, ~cell.to(cosine.device)] = -torch.inf
                 near = cosine.topk(min(NEIGHBOURS, n - 1), dim=1).indices
                 neighbours = torch.zeros_like(cosine).scatter_(1, near, 1.0)
                 merged[row, places[block]] = given[places[block]] + torch.matmul(neighbours, states).to(given.dtype)

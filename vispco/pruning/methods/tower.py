@@ -18,6 +18,9 @@ class TowerMethod(Method):
 
     Papers and official codes prune picture by picture. Here a schedule says how many tokens of a sample stay, so those
     of several pictures are ranked together, by how much more each gets than the average token of its picture.
+
+    Newline tokens of LLaVA-NeXT and LLaVA-OneVision get no attention there, so that they stay last. They count as all
+    visual tokens do.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"vision"})

@@ -31,7 +31,8 @@ class VisionZip(TowerMethod):
     itself is not among the visual tokens of these models, so all dominant ones are patches; states are merged where
     they enter the boundary, after the projector, not before it; targets stay in their places, with their positions,
     and do not stand after the dominant ones; at later boundaries the rule is applied to what is left; attention
-    received from all patches, where there is no CLS token, is the ports' rule, not the paper's.
+    received from all patches, where there is no CLS token, is the ports' rule, not the paper's. Newline tokens go
+    first, as in its LLaVA-NeXT, where none is left; they are neither targets nor merged.
     """
 
     contextual: float = 10 / 64
@@ -61,17 +62,20 @@ class VisionZip(TowerMethod):
         chosen, merged = best(scores, context.visual, keep - targets), hidden.clone()
         for row, at, extras, numbers in towers(context):
             count, rest = int(targets[row]), (~chosen[row, at]).nonzero()[:, 0]
+            cell = (extras.among[numbers] > 0).to(rest.device)[rest]
+            rest, cells = torch.cat([rest[cell], rest[~cell]]), int(cell.sum())
             if not count or int(keep[row]) >= len(at):
                 chosen[row, at[rest]] = int(keep[row]) >= len(at)
                 continue
             is_target = torch.zeros(len(rest), dtype=torch.bool, device=rest.device)
-            is_target[:: max(1, len(rest) // count)][:count] = True
+            is_target[:: max(1, cells // count)][:count] = True
             heads = extras.keys[numbers[rest.to(numbers.device)]].float().view(len(rest), extras.heads, -1)
             keys = unit(heads.mean(dim=1)).to(hidden.device)
             own, other = (at[rest[where]].to(hidden.device) for where in (is_target, ~is_target))
             where = is_target.to(hidden.device)
             nearest = torch.matmul(keys[~where], keys[where].T).argmax(dim=1)
             joined = torch.nn.functional.one_hot(nearest, count).T.float()
+            joined[:, int((~is_target[:cells]).sum()) :] = 0  # newlines join nothing
             mean = torch.matmul(joined, hidden[row, other].float()) / joined.sum(dim=1, keepdim=True).clamp(min=1)
             merged[row, own] = hidden[row, own] + mean.to(hidden.dtype)
             chosen[row, at[rest[is_target]]] = True

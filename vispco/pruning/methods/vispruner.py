@@ -33,7 +33,8 @@ class VisPruner(TowerMethod):
     Source: arXiv 2412.01818 and Theia-4869/VisPruner (formerly FasterVLM); its default is ``vispruner:128``.
     Deviations: original positions; an odd number of candidates is split with the longer part first (there the shapes
     clash); at later boundaries the rule is applied to what is left; in a tower without a CLS token, attention
-    received from all patches.
+    received from all patches. Newline tokens, of which its LLaVA-NeXT keeps all beyond the count, are within it here:
+    as they are like no other token, they are mostly among those that are unlike the rest.
     """
 
     important: float = 0.5
