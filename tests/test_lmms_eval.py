@@ -21,18 +21,21 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import vispco
 from hub_copies import COPIES, picture, write_copy
 from pages import blocks, sections
-from processors import llava
+from processors import PROCESSORS, llava
 from vispco.errors import UserError
+from vispco.evaluation.showing import video_arguments
 from vispco.integrations.lmms_eval import MODEL, manifest
 from vispco.pruning.session import PruningSession
 from vispco.tasks.base import ALIASES, Sample, make_task
 from vispco.tasks.rendering import render_prompt
+from vispco.tasks.videos import VideoFrames
 from vispco.testing.tiny import TINY
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
@@ -246,14 +249,125 @@ def test_mistakes_are_said_before_any_data_are_loaded(
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_picture_is_refused(model_class: Any, folder: Path) -> None:
+def test_what_is_no_picture_is_refused(model_class: Any, folder: Path, tmp_path: Path) -> None:
     model = model_class(str(folder), device="cpu")
     model.task_dict = TASKS
-    film = SimpleNamespace(args=("what ?", {}, lambda doc: ["film.mp4"], 0, "mine", "test"))
-    with pytest.raises(UserError, match="task 'mine' shows str, and vispco takes pictures only"):
+    sound = SimpleNamespace(args=("what ?", {}, lambda doc: [{"array": [0.0]}], 0, "mine", "test"))
+    with pytest.raises(UserError, match="task 'mine' shows dict, and vispco takes pictures and videos only"):
+        model.generate_until([sound])
+    film = SimpleNamespace(args=("what ?", {}, lambda doc: [tmp_path / "film.mp4"], 0, "mine", "test"))
+    with pytest.raises(UserError, match=r"task 'mine': document 0.*film\.mp4"):
+        model.generate_until([film])
+    stills = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    film = SimpleNamespace(args=("what ?", {}, lambda doc: [stills], 0, "mine", "test"))
+    with pytest.raises(UserError, match=r"show: video: .* takes no videos; show pictures"):
         model.generate_until([film])
     words = SimpleNamespace(args=("what color ?", {"max_new_tokens": 1}, lambda doc: [], 0, "mine", "test"))
     assert len(model.generate_until([words])) == 1
+
+
+# --- videos ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torchvision")
+    path = tmp_path_factory.mktemp("video-model")
+    model = TINY["qwen2_5_vl"].build()
+    processor = PROCESSORS["qwen2_5_vl"](model)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from test_videos import write_video  # skips where there is no PyAV
+
+    return write_video(tmp_path_factory.mktemp("films") / "one.mp4")
+
+
+class Reader:
+    """What decord's VideoReader gives: frames by number, as an array of its own."""
+
+    def __init__(self, frames: Any) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def get_avg_fps(self) -> float:
+        return 10.0
+
+    def get_batch(self, numbers: list[int]) -> Any:
+        return SimpleNamespace(asnumpy=lambda: self.frames[numbers])
+
+
+def asked(shown: Any, task: str = "mine") -> Any:
+    return SimpleNamespace(args=("what moves ?", {"max_new_tokens": 4}, lambda doc: shown, 0, task, "test"))
+
+
+@pytest.mark.parametrize("schedule", [None, SCHEDULE])
+def test_videos_are_shown_as_vispco_eval_shows_them(
+    model_class: Any, video_folder: Path, film: Path, schedule: str | None
+) -> None:
+    """A file, a reader of it, and its frames in an array: the same frames reach the model's own video processor."""
+    model = model_class(str(video_folder), schedule=schedule, method="evs" if schedule else None, max_num_frames=4)
+    model.task_dict = TASKS
+    frames = VideoFrames(film, 4, "here")
+    sample = Sample("", "", frames, "what moves ?", (), show="video")
+    inputs = model.processor(
+        text=[render_prompt(model.processor, sample)],
+        return_tensors="pt",
+        **video_arguments([sample], [list(frames)]),
+    )
+    with torch.no_grad(), model.pruned([sample]):
+        tokens = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    expected = model.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    whole = np.stack([np.asarray(frame) for frame in VideoFrames(film, 20, "here")])
+    assert model.generate_until([asked([str(film)])]) == [expected]
+    for shown in (Reader(whole), torch.from_numpy(whole), whole):
+        given = model._inputs([model._sample(asked([shown]).args)])
+        assert torch.equal(given["pixel_values_videos"], inputs["pixel_values_videos"])
+        assert torch.equal(given["video_grid_thw"], inputs["video_grid_thw"])
+        assert float(given["second_per_grid_ts"][0]) == (1.0 if isinstance(shown, Reader) else 10.0)
+
+
+def test_videos_and_pictures_run_in_one_batch(model_class: Any, video_folder: Path, film: Path) -> None:
+    found = []
+    for size in (1, 3):
+        model = model_class(str(video_folder), batch_size=size, max_num_frames=4)
+        model.task_dict = TASKS
+        found.append(model.generate_until([asked([str(film)]), asked([picture(1)]), asked([])]))
+    assert found[0] == found[1]
+
+
+def test_frames_may_be_pictures(model_class: Any, folder: Path, film: Path) -> None:
+    """Also for a model without a video processor, which reads them one by one."""
+    model = model_class(str(folder), device="cpu", show="pictures", max_num_frames=3)
+    model.task_dict = TASKS
+    frames = list(VideoFrames(film, 3, "here"))
+    assert model.generate_until([asked([film])]) == model.generate_until([asked(frames)])
+    assert len(model._sample(asked([film, picture(1)]).args).images) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beside", "message"),
+    [
+        ({"show": "both"}, [], "show=both: videos are shown as video or as pictures"),
+        ({"max_num_frames": 0}, [], "max_num_frames=0: a video shows at least one frame"),
+        ({}, [1], "document 0 shows 1 of its 2 visuals as videos.*add show=pictures"),
+        ({"max_pixels": 1600}, [], "document 0: min_pixels and max_pixels are for pictures"),
+    ],
+)
+def test_what_goes_not_with_a_video_is_one_line(
+    model_class: Any, video_folder: Path, film: Path, arguments: dict[str, Any], beside: list[int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        model = model_class(str(video_folder), **arguments)
+        model.task_dict = TASKS
+        model.generate_until([asked([film, *map(picture, beside)])])
+    assert "\n" not in str(error.value)
 
 
 def test_the_entry_point(model_class: Any) -> None:
@@ -263,6 +377,43 @@ def test_the_entry_point(model_class: Any) -> None:
     assert (told.model_id, told.simple_class_path, told.chat_class_path) == ("vispco", MODEL, None)
     assert f"{model_class.__module__}.{model_class.__name__}" == MODEL
     assert model_class.is_simple
+
+
+def run_lmms_eval(home: Path, tasks: Path, task: str, model: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and logged samples of ``task``, whose YAML lies in ``tasks``, by lmms-eval's own command."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", "vispco", "--device", "cpu", "--tasks", task]
+    command += ["--model_args", model, "--include_path", str(tasks), "--batch_size", "1"]
+    command += ["--output_path", str(home / "out"), "--log_samples"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = (home / "out").rglob("*results.json")
+    (logged,) = (home / "out").rglob("*samples*.jsonl")
+    found = json.loads(results.read_text())["results"][task]
+    rows = sorted((json.loads(line) for line in logged.read_text().splitlines()), key=lambda row: row["doc_id"])
+    for path in (results, logged):
+        path.unlink()
+    return found, rows
+
+
+def run_ours(cli: Any, home: Path, *arguments: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The same by ``vispco eval``."""
+    code, out, err = cli("eval", "--json", "--log-samples", home / "said.jsonl", "--batch-size", 1, *arguments)
+    assert code == 0, err
+    return json.loads(out)["metrics"], [json.loads(line) for line in (home / "said.jsonl").read_text().splitlines()]
+
+
+def check_same(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> None:
+    """Prompts and answers."""
+    said = [row["filtered_resps"] for row in theirs]
+    assert [one if isinstance(one, str) else one[0] for one in said] == [row["answer"].strip() for row in ours]
+    assert [row["input"] for row in theirs] == [row["prompt"] for row in ours]
+
+
+def exported(home: Path, method: str) -> Path:
+    path = home / "best.json"
+    path.write_text(json.dumps({"format": "vispco-schedule", "version": 2, "method": method, "schedule": SCHEDULE}))
+    return path
 
 
 @pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed")
@@ -278,32 +429,56 @@ def test_lmms_eval_itself_gives_what_vispco_eval_gives(cli: Any, folder: Path, t
     text = (theirs / "chartqa.yaml").read_text()
     text = text.replace("lmms-lab-encoder/ChartQA", str(data)).replace('task: "chartqa"', "task: chartqa_copy")
     (tasks / "chartqa_copy.yaml").write_text(text.replace("dataset_kwargs:\n  token: True\n", ""))
-    exported = {"format": "vispco-schedule", "version": 2, "method": "fastv", "schedule": SCHEDULE}
-    (tmp_path / "best.json").write_text(json.dumps(exported))
-    for more in ("", f",schedule={tmp_path}/best.json"):
-        command = [sys.executable, "-m", "lmms_eval", "--model", "vispco", "--device", "cpu", "--tasks", "chartqa_copy"]
-        command += ["--model_args", f"pretrained={folder}{more}", "--include_path", str(tasks), "--batch_size", "1"]
-        command += ["--output_path", str(tmp_path / "out"), "--log_samples"]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        (results,) = (tmp_path / "out").rglob("*results.json")
-        (logged,) = (tmp_path / "out").rglob("*samples*.jsonl")
-        found = json.loads(results.read_text())["results"]["chartqa_copy"]
-        rows = sorted((json.loads(line) for line in logged.read_text().splitlines()), key=lambda row: row["doc_id"])
-        ours = ["eval", "--model", folder, "--task", "chartqa", "--option", f"path={data}", "--json"]
-        ours += ["--log-samples", tmp_path / "said.jsonl", "--batch-size", 1]
-        code, out, err = cli(*ours, *(["--schedule", tmp_path / "best.json"] if more else []))
-        assert code == 0, err
-        said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-        theirs_said = [row["filtered_resps"] for row in rows]
-        theirs_said = [one if isinstance(one, str) else one[0] for one in theirs_said]
-        assert theirs_said == [row["answer"].strip() for row in said]
-        assert [row["input"] for row in rows] == [row["prompt"] for row in said]
-        for name, value in json.loads(out)["metrics"].items():
+    best = exported(tmp_path, "fastv")
+    for schedule in (None, best):
+        more = f",schedule={schedule}" if schedule else ""
+        found, rows = run_lmms_eval(tmp_path, tasks, "chartqa_copy", f"pretrained={folder}{more}")
+        ours = ["--model", folder, "--task", "chartqa", "--option", f"path={data}"]
+        metrics, said = run_ours(cli, tmp_path, *ours, *(["--schedule", schedule] if schedule else []))
+        check_same(rows, said)
+        for name, value in metrics.items():
             assert found[f"{name},none"] == pytest.approx(value)
-        for path in (results, logged):
-            path.unlink()
+
+
+@pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed")
+@pytest.mark.parametrize(
+    ("name", "metric", "videos"),
+    [("mlvu_dev", "mlvu_percetion_score", "mlvu"), ("videomme", "videomme_perception_score", "videomme/data")],
+)
+def test_lmms_eval_itself_shows_videos_as_vispco_eval_does(
+    cli: Any, video_folder: Path, tmp_path: Path, name: str, metric: str, videos: str
+) -> None:
+    """Its own MLVU and Video-MME on files that are made here, pruned: the same prompts and answers."""
+    import datasets
+    import lmms_eval
+
+    from test_videos import ML, MME, write_video
+
+    both = ("one", "two")
+    for number, video in enumerate(both):
+        write_video(tmp_path / "home" / videos / f"{video}.mp4", 20 + 10 * number)
+    more = {"sub_category": "Football", "question_id": "1"}
+    rows = {
+        "mlvu_dev": [{**ML, "video_name": f"{video}.mp4"} for video in both],
+        "videomme": [{**MME, **more, "videoID": video} for video in both],
+    }[name]
+    data, tasks = tmp_path / "data", tmp_path / "tasks"
+    datasets.Dataset.from_list(rows).to_parquet(data / "test-00000-of-00001.parquet")
+    tasks.mkdir()
+    theirs = Path(lmms_eval.__file__).parent / "tasks" / name.removesuffix("_dev")
+    text = (theirs / "utils.py").read_text().replace("Path(__file__).parent", f"Path({str(theirs)!r})")
+    (tasks / "utils.py").write_text(text)
+    text = re.sub(r"dataset_kwargs:\n(?:  .*\n)+", "", (theirs / f"{name}.yaml").read_text())
+    text = re.sub(r"dataset_path: .*", f"dataset_path: {data}", text)
+    (tasks / "copy.yaml").write_text(text.replace(f"task: {name}", f"task: {name}_copy"))
+    best = exported(tmp_path, "evs")
+    arguments = f"pretrained={video_folder},schedule={best},max_num_frames=4"
+    found, theirs_said = run_lmms_eval(tmp_path, tasks, f"{name}_copy", arguments)
+    options = [f"path={data}", f"video_root={tmp_path / 'home' / videos}", "show=video", "frames=4"]
+    task = [part for option in options for part in ("--option", option)]
+    _, said = run_ours(cli, tmp_path, "--model", video_folder, "--task", name, *task, "--schedule", best)
+    check_same(theirs_said, said)
+    assert f"{metric},none" in found
 
 
 def test_the_page_names_the_arguments(model_class: Any) -> None:

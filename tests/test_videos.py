@@ -127,7 +127,7 @@ def test_video_mme_asks_as_lmms_eval_does(tmp_path: Path, videos: Path) -> None:
     assert samples[0].prompt == (
         "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
         "Respond with only the letter (A, B, C, or D) of the correct option.\nHow many?\nA. One.\nB. Two.\nC. Three.\n"
-        "D. Four.\nAnswer with the option's letter from the given choices directly."
+        "D. Four.\n\nAnswer with the option's letter from the given choices directly."
     )
     assert samples[0].options == ("One.", "Two.", "Three.", "Four.")
     assert [sample.group_id for sample in samples] == ["one", "one", "three"]
@@ -156,7 +156,7 @@ def test_mlvu_counts_kinds_alike(tmp_path: Path, videos: Path) -> None:
     rows = [ML, {**ML, "video_name": "two.mp4"}, {**ML, "video_name": "three.mkv", "task_type": "order"}]
     task = load("mlvu", tmp_path, videos, rows, frames=2)
     samples = sorted(task.samples("search"), key=lambda sample: sample.id)
-    assert samples[0].prompt == f"\n{ML['question']}\nOnly give the best option.\n\nBest option: ("
+    assert samples[0].prompt == f"{ML['question']}\nOnly give the best option.\nBest option: ("
     assert samples[0].options == ("here", "there", "away", "home")
     scores = np.array([1.0, 0.0, 1.0])
     assert task.aggregate(scores, [sample.group_id for sample in samples]) == 0.75

@@ -1,4 +1,4 @@
-"""lmms-eval's ``--model vispco``: any family of this package, plain or pruned, on any of its tasks with pictures."""
+"""lmms-eval's ``--model vispco``: any family, plain or pruned, on any of its tasks with pictures or videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from lmms_eval.api.model import lmms
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.pixels import limited
+from vispco.evaluation.showing import check_shown, video_arguments
+from vispco.integrations.lmms_eval_videos import frames_of, is_video
 from vispco.models.families import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.prune import install, prune
-from vispco.tasks.base import PLACE, Sample
+from vispco.tasks.base import PLACE, Sample, Show
 from vispco.tasks.rendering import render_prompt
 
 LONGEST = 1024  # tokens of an answer, where a task does not say
@@ -32,6 +34,8 @@ class VispcoModel(lmms):  # type: ignore[misc]
         method: defaults to the schedule's own, or FastV.
         dtype, attn_implementation: as in a study's model block.
         min_pixels, max_pixels: limits on the area of pictures; default: the processor's.
+        show: videos as ``video``, by the model's own video processor, or their frames as ``pictures``.
+        max_num_frames: how many frames of a video the model sees.
         batch_size, device, max_batch_size: what lmms-eval passes on.
 
     Raises:
@@ -52,12 +56,19 @@ class VispcoModel(lmms):  # type: ignore[misc]
         max_batch_size: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        show: Show = "video",
+        max_num_frames: int = 32,
     ) -> None:
         super().__init__()
         if method is not None and schedule is None:
             raise ConfigError(f"method={method} says which tokens to drop, not how many; add schedule=best.json")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ConfigError(f"batch_size {batch_size!r}: vispco runs batches of a fixed size; give a number")
+        if show not in get_args(Show):
+            raise ConfigError(f"show={show}: videos are shown as video or as pictures; give one of the two")
+        if max_num_frames < 1:
+            raise ConfigError(f"max_num_frames={max_num_frames}: a video shows at least one frame")
+        self.show, self.frames = show, max_num_frames
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.processor = load_model(
             pretrained, device=device, dtype=dtype, attn_implementation=attn_implementation
@@ -144,24 +155,48 @@ class VispcoModel(lmms):  # type: ignore[misc]
     def _sample(self, arguments: Sequence[Any]) -> Sample:
         context, _, visuals, doc_id, task, split = arguments
         shown = visuals(self.task_dict[task][split][doc_id]) or []
-        wrong = [type(one).__name__ for one in shown if not hasattr(one, "convert")]
+        wrong = [type(one).__name__ for one in shown if not (hasattr(one, "convert") or is_video(one))]
         if wrong:
-            raise DataError(f"task {task!r} shows {wrong[0]}, and vispco takes pictures only; choose another task")
+            raise DataError(
+                f"task {task!r} shows {wrong[0]}, and vispco takes pictures and videos only; choose another task"
+            )
+        videos, where = [is_video(one) for one in shown], f"task {task!r}: document {doc_id}"
+        found = [frames_of(one, self.frames, where) if is_video(one) else [one.convert("RGB")] for one in shown]
+        names = f"{task}/{split}/{doc_id}", f"{task}/{doc_id}"
+        if self.show == "video" and any(videos):
+            self._check_video(videos, where)
+            return Sample(*names, found[0], context.replace(PLACE, "").strip(), (), show="video")
+        pictures = [picture for part in found for picture in part]
         # A mark that stands for no picture is text: the processor would look for one.
-        text = context if context.count(PLACE) == len(shown) else context.replace(PLACE, "").strip()
-        pictures = [one.convert("RGB") for one in shown]
-        return Sample(f"{task}/{split}/{doc_id}", f"{task}/{doc_id}", pictures, text, ())
+        text = context if context.count(PLACE) == len(pictures) else context.replace(PLACE, "").strip()
+        return Sample(*names, pictures, text, ())
+
+    def _check_video(self, videos: Sequence[bool], where: str) -> None:
+        check_shown(self.processor, self.show)
+        if len(videos) > 1:
+            raise DataError(
+                f"{where} shows {sum(videos)} of its {len(videos)} visuals as videos, and a prompt may have one video "
+                "and nothing beside it; add show=pictures"
+            )
+        if self.limits:
+            raise ConfigError(f"{where}: min_pixels and max_pixels are for pictures; remove them, or add show=pictures")
 
     def _inputs(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
-        images = [list(sample.images) for sample in samples]
-        inputs: Mapping[str, Any] = self.processor(
-            images=images if any(images) else None,
-            text=[render_prompt(self.processor, sample) for sample in samples],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            **self.limits,
-        ).to(self.device)
+        videos = [sample for sample in samples if sample.show == "video"]
+        images = [[] if sample.show == "video" else list(sample.images) for sample in samples]
+        try:
+            inputs: Mapping[str, Any] = self.processor(
+                images=images if any(images) else None,
+                text=[render_prompt(self.processor, sample) for sample in samples],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                **video_arguments(videos, [list(sample.images) for sample in videos]),
+                **self.limits,
+            ).to(self.device)
+        except ValueError as error:
+            names = ", ".join(sample.id for sample in samples)
+            raise DataError(f"{names}: the processor refuses what is shown: {' '.join(str(error).split())}") from error
         return inputs
 
     def _generate(self, samples: Sequence[Sample], settings: dict[str, Any]) -> list[str]:

@@ -30,9 +30,10 @@ class MLVU(VideoBenchmark):
     """
 
     name: ClassVar[str] = "mlvu"
+    version: ClassVar[int] = 2
     hub = (("sy1998/MLVU_dev", None),)
     columns = {name: (name,) for name in ("video_name", "question", "answer", "task_type")}
-    post_prompt = "\nOnly give the best option.\n\nBest option: ("
+    post_prompt = "\nOnly give the best option.\nBest option: ("
     scorers: ClassVar[dict[str, Scorer]] = {"standard": first_letter}
 
     def video(self, row: Row) -> str:
@@ -43,7 +44,6 @@ class MLVU(VideoBenchmark):
         return Item(
             question=question,
             answers=(row.text("answer").strip().upper(),),
-            prompt=f"\n{question}",
             options=tuple(text for _, text in OPTION.findall(question)),
             category=kind,
             group=f"{kind}/{row.place}",  # kinds count alike, and each question alike within its kind
