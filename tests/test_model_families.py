@@ -157,18 +157,27 @@ def test_families_that_cannot_be_cut_are_refused_in_one_line(family: str, why: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_gemma_4_with_shared_keys_is_refused_in_one_line() -> None:
-    """The class's own defaults for E2B: 15 of 35 layers have keys and values of their own."""
+@pytest.mark.parametrize(
+    ("shared", "wide", "message"),
+    [
+        (2, 8, "its last 2 of 4 layers reuse keys .* and every layer has an input of its own for each token .8 wide."),
+        (2, 0, "its last 2 of 4 layers reuse keys and values and run on the last token only, which"),
+        (0, 256, "not served: every layer has an input of its own for each token .256 wide., which"),
+    ],
+)
+def test_a_gemma_4_of_the_small_kind_is_refused_in_one_line(shared: int, wide: int, message: str) -> None:
+    """E2B and E4B have both; without shared keys, an input for every layer is the text class's own default."""
     from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig, Gemma4VisionConfig
 
-    text = Gemma4TextConfig(
-        **TEXT, head_dim=8, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2
-    )
+    kinds = ["sliding_attention", "full_attention"] * 2
+    own = {"num_kv_shared_layers": shared, "hidden_size_per_layer_input": wide, "layer_types": kinds}
+    text = Gemma4TextConfig(**TEXT, head_dim=8, **own)
     vision = Gemma4VisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1)
     with torch.device("meta"):
         model = Gemma4ForConditionalGeneration(Gemma4Config(text_config=text, vision_config=vision, audio_config=None))
-    with pytest.raises(ModelError, match=r"the last 2 of the 4 layers of this Gemma 4 reuse keys .*; use gemma-4-26B"):
+    with pytest.raises(ModelError, match=f"{message}.*; use gemma-4-26B-A4B or gemma-4-31B") as caught:
         adapter_for(model)
+    assert "\n" not in str(caught.value)
 
 
 # --- sizes of published models ---------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Full-attention layers have wider heads than sliding ones, fewer keys and values, and may use keys as values. Picture
 tokens see each other in both directions in sliding layers only. The small models (E2B, E4B) are refused: their last
-layers read keys and values of earlier ones and run on the last token only, and every layer has an input of its own.
+layers read keys and values of earlier ones and run on the last token only, and every layer has an input of its own for
+each token, which would have to be cut with the states.
 """
 
 from __future__ import annotations
@@ -34,11 +35,18 @@ class Gemma4Adapter(VideoAdapter):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         text = model.config.get_text_config()
-        if text.num_kv_shared_layers or text.hidden_size_per_layer_input:
+        beside = []
+        if text.num_kv_shared_layers:
+            last = f"its last {text.num_kv_shared_layers} of {text.num_hidden_layers} layers"
+            beside.append(f"{last} reuse keys and values and run on the last token only")
+        if text.hidden_size_per_layer_input:
+            beside.append(
+                f"every layer has an input of its own for each token ({text.hidden_size_per_layer_input} wide)"
+            )
+        if beside:
             raise ModelError(
-                f"the last {text.num_kv_shared_layers} of the {text.num_hidden_layers} layers of this Gemma 4 reuse "
-                "keys and values and run on the last token only, which pruning does not follow; use gemma-4-26B-A4B "
-                "or gemma-4-31B"
+                f"this Gemma 4 is not served: {' and '.join(beside)}, which pruning does not follow; use "
+                "gemma-4-26B-A4B or gemma-4-31B"
             )
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -65,7 +73,7 @@ class Gemma4Adapter(VideoAdapter):
         hooks.before(self.model.model.vision_tower, note)
 
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
-        """The frames of a video are runs with text between them, of one picture of several frames."""
+        """Every frame of a video is a run by itself, with text between them, and counts as a picture of its own."""
         kinds = self.kinds(inputs, runs)
         given = {kind: _sizes(inputs.get(PLACES[kind]), self._side) for kind in KINDS}
         if not any(given.values()):
