@@ -22,8 +22,12 @@ class PixelPrune(StaticOrder):
     the first column the one above. Exact copies come last, the corner of each picture or frame first.
 
     Source: arXiv 2604.00886 and OPPO-Mente-Lab/PixelPrune. Deviations: there cells that equal the prediction are left
-    out before the vision tower runs, so that their number is the picture's; here the schedule says how many go, and
-    the tower sees all of them, so that it saves the decoder only.
+    out before the vision tower runs, so that their number is the picture's; here they leave the decoder as the schedule
+    says, and the tower sees all of them. So it saves the decoder only: ``total_flops`` and milliseconds have the whole
+    tower in them. Features of the cells that stay are those of the whole picture, not of a tower that never saw the
+    copies. The reason: features are computed once for all schedules of a study, and a tower on fewer patches needs its
+    positions, windows and seams cut in every family's own way. To make the tower cheaper too, lower ``resolution``.
+    With a threshold (``tau`` there) its prediction is from what was kept; here it is from the pixels themselves.
     """
 
     name: ClassVar[str] = "pixelprune"
