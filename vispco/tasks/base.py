@@ -89,6 +89,11 @@ class Sample:
     prompt: str = ""
     show: Show = "pictures"
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], images: Sequence[Any], **more: Any) -> Sample:
+        """Of a row with ``id``, ``group_id``, ``question`` and ``answer``."""
+        return cls(row["id"], row["group_id"], images, row["question"], (row["answer"],), **more)
+
     @property
     def frame_times(self) -> FrameTimes:
         """When the pictures are seen in their video; one a second if they do not know."""

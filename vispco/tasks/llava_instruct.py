@@ -110,14 +110,7 @@ class LlavaInstruct(Task):
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
         size = (row["width"], row["height"])
-        return Sample(
-            id=row["id"],
-            group_id=row["group_id"],
-            images=Picture(row["image"], size),
-            question=row["question"],
-            answers=(row["answer"],),
-            extra={"size": size},
-        )
+        return Sample.of(row, Picture(row["image"], size), extra={"size": size})
 
     def score(self, sample: Sample, answer: str) -> float:
         raise ConfigError(f"task {self.name!r} cannot score answers; name it under calibration:, not under tasks:")

@@ -55,14 +55,7 @@ class MosaicVQA(Task):
         return Dataset.from_dict({name: column[:size] for name, column in columns.items()}, features=features)
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
-        return Sample(
-            id=row["id"],
-            group_id=row["group_id"],
-            images=(row["image"],),
-            question=row["question"],
-            answers=(row["answer"],),
-            extra={"kind": row["kind"]},
-        )
+        return Sample.of(row, (row["image"],), extra={"kind": row["kind"]})
 
     def score(self, sample: Sample, answer: str) -> float:
         return float(answer.strip().lower() == sample.answers[0])

@@ -82,15 +82,7 @@ class SceneMoving(Task):
         return Dataset.from_dict({name: column[:size] for name, column in columns.items()}, features=features)
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
-        return Sample(
-            id=row["id"],
-            group_id=row["group_id"],
-            images=tuple(row["frames"]),
-            question=row["question"],
-            answers=(row["answer"],),
-            category=row["kind"],
-            show=self.show,
-        )
+        return Sample.of(row, tuple(row["frames"]), category=row["kind"], show=self.show)
 
     def score(self, sample: Sample, answer: str) -> float:
         return float(plain(answer) == plain(sample.answers[0]))

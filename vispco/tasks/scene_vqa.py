@@ -105,14 +105,7 @@ class SceneTask(Task):
         return Dataset.from_dict({name: column[:size] for name, column in columns.items()}, features=features)
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
-        return Sample(
-            id=row["id"],
-            group_id=row["group_id"],
-            images=(row["image"],),
-            question=row["question"],
-            answers=(row["answer"],),
-            category=row["kind"],
-        )
+        return Sample.of(row, (row["image"],), category=row["kind"])
 
     def score(self, sample: Sample, answer: str) -> float:
         gold = sample.answers[0]

@@ -75,16 +75,11 @@ class CDPruner(StaticOrder):
         mean = prompt.embeddings[row][asked.to(vectors.device)].float().mean(dim=0, keepdim=True)
         return scaled(torch.matmul(vectors, unit(mean).T)[:, 0])
 
-    def begin_flops(
-        self,
-        shape: ModelShape,
-        visual: NDArray[np.int64],
-        text: NDArray[np.int64],
-        most: NDArray[np.int64] | None = None,
+    def order_flops(
+        self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], picks: NDArray[np.int64]
     ) -> Any:
         """With m picks: a row of cosines for each but the last, the rows before it projected out, and the relevance:
         ``2 H N (m - 1) + N (m - 1) (m - 2) [+ 2 H N]``."""
-        picks = visual if most is None else np.minimum(most, visual)
         rows = np.maximum(picks - 1, 0)
         asked = 2 * shape.hidden * visual * (text > 0) if self.relevance == "embeddings" else 0
         return 2 * shape.hidden * visual * rows + visual * rows * np.maximum(picks - 2, 0) + asked

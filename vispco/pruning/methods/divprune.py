@@ -35,15 +35,10 @@ class DivPrune(StaticOrder):
     def order(self, prompt: Prompt, row: int, tokens: Tensor, most: int) -> Tensor:
         return farthest_first(unit(prompt.embeddings[row, tokens.to(prompt.embeddings.device)]), most)
 
-    def begin_flops(
-        self,
-        shape: ModelShape,
-        visual: NDArray[np.int64],
-        text: NDArray[np.int64],
-        most: NDArray[np.int64] | None = None,
+    def order_flops(
+        self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], picks: NDArray[np.int64]
     ) -> Any:
         """Every pair once for the first pick, then one row per pick: ``2 H N (N + most - 1)``."""
-        picks = visual if most is None else np.minimum(most, visual)
         return 2 * shape.hidden * visual * np.maximum(visual + picks - 1, 0)
 
 

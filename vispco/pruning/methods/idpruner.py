@@ -26,7 +26,7 @@ class IDPruner(StaticOrder):
     (1 - weight) * s``, where s is its largest cosine (of the embeddings that enter the decoder) with one picked.
 
     Source: ``idpruner`` of Tencent/AngelSlim. Deviation: there importance comes from a trained selector; here it is the
-    attention in the vision tower, scaled to [0, 1] over the sample.
+    attention in the vision tower, scaled to [0, 1] over the sample. That of newline tokens is 0.
     """
 
     weight: float = 0.5
@@ -42,16 +42,11 @@ class IDPruner(StaticOrder):
         importance = extras.beside(extras.attention).to(embeddings.device)
         return marginal(unit(embeddings[tokens.to(embeddings.device)]), importance, self.weight, most)
 
-    def begin_flops(
-        self,
-        shape: ModelShape,
-        visual: NDArray[np.int64],
-        text: NDArray[np.int64],
-        most: NDArray[np.int64] | None = None,
+    def order_flops(
+        self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], picks: NDArray[np.int64]
     ) -> Any:
         """With m picks a row of cosines for each but the last, ``2 H N (m - 1)``."""
-        picks = visual if most is None else np.minimum(most, visual)
-        return 2 * shape.hidden * visual * np.maximum(picks - 1, 0) + 0 * text
+        return 2 * shape.hidden * visual * np.maximum(picks - 1, 0)
 
 
 def marginal(vectors: Tensor, importance: Tensor, weight: float, most: int) -> Tensor:

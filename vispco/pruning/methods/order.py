@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vispco.pruning.methods.base import Method, ScoreContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vispco.models.base import ModelShape
     from vispco.pruning.forward.tokens import Prompt
 
 
@@ -25,6 +29,21 @@ class StaticOrder(Method):
 
         ``tokens`` are the prompt places of the visual tokens of sample ``row``; numbers count within them.
         """
+
+    def order_flops(
+        self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], picks: NDArray[np.int64]
+    ) -> Any:
+        """FLOPs of :meth:`order` of one sample's ``visual`` tokens of which ``picks`` are put in order."""
+        return np.zeros_like(visual)
+
+    def begin_flops(
+        self,
+        shape: ModelShape,
+        visual: NDArray[np.int64],
+        text: NDArray[np.int64],
+        most: NDArray[np.int64] | None = None,
+    ) -> Any:
+        return self.order_flops(shape, visual, text, visual if most is None else np.minimum(most, visual)) + 0 * text
 
     def begin(self, prompt: Prompt) -> Tensor:
         """int [B, N]: each visual token's place in its sample's order; what is not ordered comes after, as it was."""

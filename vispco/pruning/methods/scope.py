@@ -27,7 +27,8 @@ class Scope(StaticOrder):
     similar one picked.
 
     Source: arXiv 2510.24214 and kinredon/SCOPE; a ninth of LLaVA-1.5's tokens is ``scope:64``. Deviations: tokens of
-    several pictures are picked together; attention received from all patches where a tower has no CLS token.
+    several pictures are picked together; attention received from all patches where a tower has no CLS token. Newline
+    tokens come last, as in its LLaVA-NeXT, where none is left.
 
     Memory: every pair of a prompt's ``N`` visual tokens is compared, and so picking takes ``8 N²`` bytes.
     """
@@ -44,15 +45,11 @@ class Scope(StaticOrder):
         extras = prompt.vision[row]
         return covering(unit(extras.features), extras.beside(extras.attention) ** self.alpha, most)
 
-    def begin_flops(
-        self,
-        shape: ModelShape,
-        visual: NDArray[np.int64],
-        text: NDArray[np.int64],
-        most: NDArray[np.int64] | None = None,
+    def order_flops(
+        self, shape: ModelShape, visual: NDArray[np.int64], text: NDArray[np.int64], picks: NDArray[np.int64]
     ) -> Any:
         """The cosine of every pair, ``2 C N²``."""
-        return 2 * shape.vision_width * visual * visual + 0 * text
+        return 2 * shape.vision_width * visual * visual
 
 
 def covering(vectors: Tensor, weight: Tensor, most: int) -> Tensor:

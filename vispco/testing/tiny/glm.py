@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vispco.testing.tiny.base import IMAGE, TEXT, VIDEO
-from vispco.testing.tiny.qwen import TinyQwen25VL
+from vispco.testing.tiny.qwen import VISION, TinyQwen25VL
 
 TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1]}
@@ -29,16 +29,9 @@ class TinyGlm4v(TinyQwen25VL):
         torch.manual_seed(0)
         vision = {
             "model_type": "glm4v_moe_vision" if more else "glm4v_vision",
+            **VISION,
             "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
             "image_size": 16,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 32,
-            "initializer_range": 0.3,
         }
         text = {"model_type": "glm4v_moe_text" if more else "glm4v_text", **TEXT, "rope_parameters": HALF, **more}
         return model(config(vision_config=vision, text_config=text, **TOKENS)).eval()

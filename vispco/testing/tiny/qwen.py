@@ -10,6 +10,16 @@ from torch import Tensor
 from vispco.testing.tiny.base import IMAGE, TEXT, VIDEO, TinyFamily
 
 TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 6, "vision_end_token_id": 7}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 32,
+    "initializer_range": 0.3,
+}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 
 
@@ -25,19 +35,7 @@ class TinyQwen25VL(TinyFamily):
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
         torch.manual_seed(0)
-        vision = {
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 32,
-            "window_size": 16,
-            "fullatt_block_indexes": [0],
-            "initializer_range": 0.3,
-        }
+        vision = {**VISION, "depth": 1, "window_size": 16, "fullatt_block_indexes": [0]}
         config = Qwen2_5_VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **TOKENS)
         return Qwen2_5_VLForConditionalGeneration(config).eval()
 
@@ -112,19 +110,7 @@ class TinyQwen3VL(TinyQwen25VL):
 
     def _build(self, config: Any, model: Any, **more: Any) -> Any:
         torch.manual_seed(0)
-        vision = {
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-            "initializer_range": 0.3,
-        }
+        vision = {**VISION, "depth": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
         text = {**TEXT, "head_dim": 8, "rope_parameters": {**MROPE, "mrope_interleaved": True}, **more}
         return model(config(vision_config=vision, text_config=text, **TOKENS)).eval()
 
@@ -147,11 +133,10 @@ class TinyQwen3VLMoe(TinyQwen3VL):
         return self._build(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, **EXPERTS, mlp_only_layers=[1])
 
 
-class TinyQwen35(TinyQwen25VL):
-    """Three layers of linear attention and one of the usual kind."""
+class TinyQwen35(TinyQwen3VL):
+    """Three layers of linear attention and one of the usual kind; no deepstack."""
 
     name = "qwen3_5"
-    video_times = {}
 
     def build(self) -> Any:
         from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
@@ -160,18 +145,7 @@ class TinyQwen35(TinyQwen25VL):
 
     def _build(self, config: Any, model: Any, **more: Any) -> Any:
         torch.manual_seed(0)
-        vision = {
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 16,
-            "initializer_range": 0.3,
-        }
+        vision = {**VISION, "depth": 1, "num_position_embeddings": 16}
         text = {
             **TEXT,
             "head_dim": 16,
@@ -185,10 +159,6 @@ class TinyQwen35(TinyQwen25VL):
             **more,
         }
         return model(config(vision_config=vision, text_config=text, **TOKENS)).eval()
-
-    def video(self) -> Tensor:
-        frame = torch.cat([torch.tensor([8, 6]), torch.full((6,), VIDEO), torch.tensor([7])])
-        return frame.repeat(3)
 
 
 class TinyQwen35Moe(TinyQwen35):
