@@ -387,7 +387,9 @@ def run_lmms_eval(home: Path, tasks: Path, task: str, model: str) -> tuple[dict[
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "home")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    (results,) = (home / "out").rglob("*results.json")
+    written = list((home / "out").rglob("*results.json"))  # it may fail and return 0
+    assert len(written) == 1, done.stderr[-3000:]
+    (results,) = written
     (logged,) = (home / "out").rglob("*samples*.jsonl")
     found = json.loads(results.read_text())["results"][task]
     rows = sorted((json.loads(line) for line in logged.read_text().splitlines()), key=lambda row: row["doc_id"])

@@ -17,6 +17,7 @@ from processors import PROCESSORS, llava
 from test_videos import MME, write_video, written
 from vispco.config import parse_study
 from vispco.errors import ConfigError, DataError
+from vispco.evaluation.plain import SPLIT, evaluate_plain, plain_task
 from vispco.evaluation.showing import video_arguments
 from vispco.pruning.schedules import Step, keep_all
 from vispco.survivors import survivors
@@ -76,6 +77,19 @@ def test_videos_are_measured_as_the_plain_model_reads_them(name: str) -> None:
         assert whole.flops_ratio == 1
         assert 0.4 < pruned.flops_ratio < 1
         assert pruned.keep_ratio[1] == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_plain_evaluation_shows_videos_too() -> None:
+    """What ``vispco eval`` runs: the same visual tokens as in a study."""
+    task = plain_task("scene-vqa-moving", {"show": "video"}, 3)
+    found = evaluate_plain({"name": "demo"}, task, schedule="step(layer=1, keep=0.5)", loaded=loaded("qwen3_vl"))
+    processor = loaded("qwen3_vl")[1]
+    tokens = 0
+    for sample in task.samples(SPLIT):
+        shown = video_arguments([sample], [list(sample.images)])
+        inputs = processor(text=[render_prompt(processor, sample)], return_tensors="pt", **shown)
+        tokens += int((inputs["input_ids"] == processor.video_token_id).sum())
+    assert found.costs["visual_tokens"] == pytest.approx(tokens / 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,8 @@ from test_vision import read, tower_of
 from vispco.models.base import adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.hiprune import neighbourhood
-from vispco.pruning.schedules import Step
+from vispco.pruning.schedules import Ratios, Step
+from vispco.testing import checks
 from vispco.testing.tiny import TINY
 
 TILED = ("llava_next", "llava_onevision")
@@ -102,6 +103,16 @@ def test_videos_of_llava_onevision_stand_where_the_prompt_has_them() -> None:
     assert torch.allclose(extras.attention[13:22], picture[0], atol=1e-6)
 
 
+def test_generate_reads_pictures_and_videos_as_a_forward_does() -> None:
+    tiny: Any = TINY["llava_onevision"]
+    model, batch = sharp("llava_onevision"), tiny.video_batch()
+    with torch.no_grad(), vispco.prune(model, method="visionzip", schedule=Step(1, 0.4)) as session:
+        model(**batch)
+        kept = session.kept(1)
+        model.generate(**batch, max_new_tokens=2, do_sample=False)
+        assert session.kept(1) == kept
+
+
 # --- what methods do with newlines -----------------------------------------------------------------
 
 LAST = [
@@ -133,6 +144,14 @@ def test_newlines_go_first(name: str, method: str, parameters: dict[str, Any]) -
         kept = [place - 3 for place in session.kept(1)[0]]
         assert len(kept) == count
         assert int(cells[kept].sum()) == min(count, able)
+
+
+@pytest.mark.parametrize(("method", "parameters"), [*LAST, ("vispruner", {}), ("idpruner", {})], ids=str)
+@pytest.mark.parametrize("name", TILED)
+def test_flops_equal_the_counter(name: str, method: str, parameters: dict[str, Any]) -> None:
+    """Newlines are in the products, so that formulas over visual tokens hold."""
+    for schedule in (Step(0, 0.5), Step(2, 0.0), Ratios([1, 0.75, 0.3, 0.1])):
+        checks.check_flops(TINY[name], [(2, 2, 3), (6, 0, 2)], make_method(method, parameters), schedule)
 
 
 def test_visionzip_merges_no_newline() -> None:

@@ -67,7 +67,7 @@ class Part(Task):
         self.whole, self.part = whole, list(samples)
         self.name = whole.name  # type: ignore[misc]
         self.scorer, self.answer_by = whole.scorer, whole.answer_by
-        self.max_new_tokens, self.pixels = whole.max_new_tokens, whole.pixels
+        self.max_new_tokens, self.pixels, self.show = whole.max_new_tokens, whole.pixels, whole.show
 
     def dataset(self, split: str) -> Iterable[Mapping[str, Any]]:
         return self.whole.dataset(split)
