@@ -459,7 +459,12 @@ def test_lmms_eval_itself_shows_videos_as_vispco_eval_does(
     both = ("one", "two")
     for number, video in enumerate(both):
         write_video(tmp_path / "home" / videos / f"{video}.mp4", 20 + 10 * number)
-    more = {"sub_category": "Football", "question_id": "1"}
+    more = {
+        "domain": "Sports Competition",
+        "sub_category": "Football",
+        "task_type": "Counting Problem",
+        "question_id": "1",
+    }
     rows = {
         "mlvu_dev": [{**ML, "video_name": f"{video}.mp4"} for video in both],
         "videomme": [{**MME, **more, "videoID": video} for video in both],
