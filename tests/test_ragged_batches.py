@@ -15,7 +15,7 @@ from vispco.costs.measuring import Effort
 from vispco.costs.prompter import Prompter
 from vispco.costs.ragged import padded
 from vispco.errors import ConfigError
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.models.loading import load_model
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import MultiStep, Schedule, Step, parse_schedule

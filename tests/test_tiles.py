@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import vispco
 from test_vision import read, tower_of
-from vispco.models.base import adapter_for
+from vispco.models.families import adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.hiprune import neighbourhood
 from vispco.pruning.schedules import Ratios, Step

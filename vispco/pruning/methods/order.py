@@ -13,7 +13,7 @@ from vispco.pruning.methods.base import Method, ScoreContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vispco.models.base import ModelShape
+    from vispco.models.shapes import ModelShape
     from vispco.pruning.forward.tokens import Prompt
 
 
