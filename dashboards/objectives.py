@@ -64,8 +64,8 @@ def parallel(comparison: dict[str, Any]) -> go.Figure:
         for height, value, anchor in ((0.0, ends[name][0], "top"), (1.0, ends[name][1], "bottom")):
             text = "-" if value is None else percent(value)
             figure.add_annotation(x=place, y=height, text=text, showarrow=False, yanchor=anchor, yshift=0)
-    layout(figure, title="Fronts in all objectives: on every axis up is better", x="", y="")
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=[in_figure(_named(name)) for name in names])
+    layout(figure, title="Fronts in all objectives, up is better: held-out accuracy, costs of unpruned", x="", y="")
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=[in_figure(name) for name in names], tickangle=0)
     figure.update_xaxes(range=[-0.3, len(names) - 0.7], gridcolor=GRID, gridwidth=2)
     figure.update_yaxes(range=[-ROOM, 1 + ROOM], showticklabels=False, showgrid=False)
     figure.update_layout(hovermode="closest", height=520)
@@ -127,10 +127,6 @@ def _told(point: dict[str, Any], names: Sequence[str]) -> str:
 
 def _percent(value: float) -> float:
     return round(100 * value, 4)
-
-
-def _named(name: str) -> str:
-    return "held-out accuracy" if name == ACCURACY else f"{name}, of unpruned"
 
 
 def _title(comparison: dict[str, Any], name: str) -> str:

@@ -39,9 +39,11 @@ def fill(
     note: str = "made for a test",
     study: str | None = None,
     seed: int = 0,
+    further: Mapping[str, float] | None = None,
 ) -> None:
-    """Every front point is measured on both splits."""
-    rng, entries = np.random.default_rng(seed), entries or ENTRIES
+    """Every front point is measured on both splits. ``further``: costs that are minimised too, and what the unpruned
+    model has of them."""
+    rng, entries, others = np.random.default_rng(seed), entries or ENTRIES, dict(further or {})
     groups = {task: [f"g{i // 2}" for i in range(SAMPLES)] for task in tasks}
     easy = {task: rng.random(SAMPLES) for task in tasks}
     store.save_experiment(
@@ -84,6 +86,9 @@ def fill(
             one = measured(key, split, accuracy, ratio, Step(layer=2, keep=0.5) if role == "default" else whole)
             store.put_evaluation(one, groups)
             store.link(experiment, role, key, one)
+    known = {"further_costs": others} if others else {}
+    if known:
+        store.save_facts(experiment, known)  # which say how many objectives a new study has
     studies: dict[str, dict[str, Any]] = {}
     kept: list[Evaluation] = []
     for entry, (kind, seeds, trials, gain) in entries.items():
@@ -106,12 +111,12 @@ def fill(
                 )
                 level = 0.25 + 0.6 * ratio + gain - 0.02 * (len(rows) % (LAYERS - 1)) + 0.02 * rng.normal()
                 accuracy = float(np.clip(level, 0, 1))
-                if accuracy > best:  # only what is on a front is confirmed
+                if accuracy > best or others:  # only what is on a front is confirmed
                     best = accuracy
                     kept.append(measured(f"{entry}-{number}-{len(rows)}", "held_out", accuracy, ratio, schedule))
                 rows.append(
                     create_trial(
-                        values=[accuracy, ratio],
+                        values=[accuracy, ratio, *(whole * (0.3 + 0.7 * rng.random()) for whole in others.values())],
                         params={"layer": schedule.layer, "keep": schedule.keep},
                         distributions={"layer": IntDistribution(1, LAYERS - 1), "keep": FloatDistribution(0.0, 1.0)},
                         user_attrs={
@@ -131,7 +136,7 @@ def fill(
                     store.save_steps(study, f"budget-{place}", _path(rng, place))
     store.put_evaluations(kept, groups)
     store.link_all(experiment, "schedule", [(f"fastv|{one.schedule}", one) for one in kept])
-    store.save_facts(experiment, {"accounting": "exact", "floor": 0.2, "budgets": BUDGETS, "studies": studies})
+    store.save_facts(experiment, {"accounting": "exact", "floor": 0.2, "budgets": BUDGETS, "studies": studies, **known})
 
 
 def _path(rng: np.random.Generator, place: int) -> list[dict[str, Any]]:

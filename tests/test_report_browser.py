@@ -61,7 +61,7 @@ def browser() -> Iterator[Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     folder = tmp_path_factory.mktemp("browser")
     store = Store(f"sqlite:///{folder}/a.db")
-    fill(store, EXPERIMENT, entries=ENTRIES, tasks=TASKS, note=HOSTILE)
+    fill(store, EXPERIMENT, entries=ENTRIES, tasks=TASKS, note=HOSTILE, further={"kv_bytes": 2048.0})
     write_report(store, EXPERIMENT, folder / "r.html")
     return Comparison(store, EXPERIMENT), folder / "r.html"
 
@@ -113,7 +113,18 @@ def select(browser: Any, place: str, value: str) -> None:
 
 def test_every_figure_is_drawn(page: Any) -> None:
     places = page.execute_script("return [...document.querySelectorAll('.figure')].map((p) => p.id)")
-    assert {"overlay", "costs", "choices", "task", "map", "path", "layers-0", "seeds-0", "anytime"} <= set(places)
+    assert {
+        "overlay",
+        "objectives",
+        "costs",
+        "choices",
+        "task",
+        "map",
+        "path",
+        "layers-0",
+        "seeds-0",
+        "anytime",
+    } <= set(places)
     for place in places:
         drawn = page.execute_script(
             "const p = document.getElementById(arguments[0]);"
