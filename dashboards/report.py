@@ -59,7 +59,7 @@ def report_record(comparison: Comparison) -> dict[str, Any]:
     told, decided = comparison.to_dict(), decision(comparison)
     return {
         "comparison": told,
-        "model": comparison.stored["identity"].get("model", {}).get("name"),
+        "model": comparison.stored.identity.get("model", {}).get("name"),
         "tasks": list(told["unpruned"]["tasks"]),
         "decision": decided,
         "prices": prices(comparison, decided),
@@ -71,7 +71,7 @@ def report_record(comparison: Comparison) -> dict[str, Any]:
         "layers": layer_record(comparison),
         "export": export_steps(comparison),
         "storage": "" if comparison.store.url == DEFAULT_URL else redact(comparison.store.url),
-        "study": comparison.stored["spec_text"],
+        "study": comparison.stored.spec_text,
         "provenance": provenance(comparison),
     }
 
@@ -154,12 +154,11 @@ def provenance(comparison: Comparison) -> dict[str, Any]:
     for entry in entries.values():
         entry["seeds"] = ", ".join("-" if seed is None else str(seed) for seed in entry["seeds"])
     unpruned = comparison.reference("unpruned", "held_out")
-    created = stored.get("created")
     return {
-        **stored["provenance"],
-        "spec_hash": stored["spec_hash"],
+        **stored.provenance,
+        "spec_hash": stored.spec_hash,
         "accounting": comparison.facts["accounting"],
         "evaluation": unpruned.id if unpruned else None,
-        "created": created.isoformat(" ", "seconds") if created else None,
+        "created": stored.created.isoformat(" ", "seconds"),
         "entries": list(entries.values()),
     }

@@ -58,7 +58,7 @@ def sample_pictures(comparison: Comparison, number: int) -> list[dict[str, str]]
     """
     budget = answer(comparison)["budget"]
     exported = export_schedule(comparison, budget)
-    problem = Problem.from_text(comparison.stored["spec_text"], f"study stored for {comparison.experiment!r}")
+    problem = Problem.from_text(comparison.stored.spec_text, f"study stored for {comparison.experiment!r}")
     method = make_method(exported["method"], exported["method_parameters"])
     schedule = parse_schedule(exported["schedule"])
     found: list[dict[str, Any]] = []

@@ -264,7 +264,7 @@ def test_studies_that_only_propose_are_not_announced(caplog: pytest.LogCaptureFi
 
 
 def test_budgets_are_kept_and_used(problem: Problem, finished: Store) -> None:
-    budgets = finished.require_experiment("small")["facts"]["budgets"]
+    budgets = finished.require_experiment("small").facts["budgets"]
     for entry in ("gsearch", "fit"):
         trials = complete(finished, entry)
         assert [trial.user_attrs["budget"] for trial in trials] == sorted(budgets, reverse=True)
@@ -668,7 +668,7 @@ def test_every_published_default_belongs_to_one_entry(finished: Store) -> None:
     (before,) = complete(finished, "before")
     assert before.user_attrs["schedule"] == "step(layer=0, keep=0.098)"
     assert before.params == {}
-    facts = finished.require_experiment("small")["facts"]["studies"]
+    facts = finished.require_experiment("small").facts["studies"]
     assert [entry for entry in ENTRIES if facts[f"small/{entry}"]["deterministic"]] == ["published", "before"]
 
 
@@ -723,7 +723,7 @@ def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(problem: Prob
     made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
     whole, store = Store(f"sqlite:///{tmp_path}/whole.db"), Store(f"sqlite:///{tmp_path}/a.db")
     Run(made, whole).run()
-    budgets = whole.require_experiment("small")["facts"]["budgets"]
+    budgets = whole.require_experiment("small").facts["budgets"]
     for family in ("step", "multistep", "layerwise"):
         trials = whole.trial_log(f"small/{family}").complete()
         assert [t.user_attrs["budget"] for t in trials] == sorted(budgets, reverse=True)

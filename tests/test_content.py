@@ -246,12 +246,12 @@ def test_the_ways_out_measure_anew(name: str, copied: Path) -> None:
 def test_an_experiment_of_before_gets_its_content_at_its_next_run_and_is_said_to_be_unverified(copied: Path) -> None:
     store, said = Store("sqlite:///a.db"), Said()
     stored = store.require_experiment("own")
-    content = stored["identity"].pop("content")
-    kept = {key: stored[key] for key in ("spec_text", "spec_hash", "identity", "provenance")}
-    store.save_experiment("own", **kept)
+    content = stored.identity.pop("content")
+    kept = {"spec_text": stored.spec_text, "spec_hash": stored.spec_hash, "provenance": stored.provenance}
+    store.save_experiment("own", identity=stored.identity, **kept)
     assert Run(Problem.from_yaml("study.yaml"), store, said).run(["random"]) == 0
     assert [line for line in said.lines if "cannot be verified" in line]
-    assert store.require_experiment("own")["identity"]["content"] == content
+    assert store.require_experiment("own").identity["content"] == content
     said.lines.clear()
     assert Run(Problem.from_yaml("study.yaml"), store, said).run(["random"]) == 0
     assert not said.lines
@@ -261,13 +261,13 @@ def test_a_copy_refuses_another_content_and_takes_over_what_was_not_known(copied
     source, other = Store("sqlite:///a.db"), Store("sqlite:///b.db")
     copy_experiments(source, other)
     stored = other.require_experiment("own")
-    content = stored["identity"].pop("content")
-    kept = {key: stored[key] for key in ("spec_text", "spec_hash", "provenance")}
-    other.save_experiment("own", identity=stored["identity"], **kept)
+    content = stored.identity.pop("content")
+    kept = {"spec_text": stored.spec_text, "spec_hash": stored.spec_hash, "provenance": stored.provenance}
+    other.save_experiment("own", identity=stored.identity, **kept)
     copy_experiments(source, other)
-    assert other.require_experiment("own")["identity"]["content"] == content
+    assert other.require_experiment("own").identity["content"] == content
     changed = {**content, "model": {**content["model"], "weights": "another"}}
-    other.save_experiment("own", identity={**stored["identity"], "content": changed}, **kept)
+    other.save_experiment("own", identity={**stored.identity, "content": changed}, **kept)
     with pytest.raises(StorageError, match="its weights of the model"):
         copy_experiments(source, other)
 

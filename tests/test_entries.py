@@ -261,7 +261,7 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
     """A study that ran before seeds: was written runs with seed 0, and so does the study called @0."""
     store = Store(f"sqlite:///{tmp_path}/a.db")
     fill_entries(store, entries={"grid": ENTRIES["grid"], "tpe": ("tpe", 10, 4, 0.1, 0.25)})
-    facts = store.require_experiment("exp")["facts"]
+    facts = store.require_experiment("exp").facts
     before = {"exp/grid": facts["studies"]["exp/grid"], "exp/tpe@9": {**facts["studies"]["exp/tpe@9"], "seed": 0}}
     store.save_facts("exp", {**facts, "studies": {**before, **facts["studies"]}})
     assert len(entries(Comparison(store, "exp"))["tpe"].runs) == 10
@@ -529,12 +529,12 @@ def test_a_run_measures_what_was_chosen_at_checkpoints(tmp_path: Path) -> None:
     plain = Problem.from_text(RUN)
     Run(plain, store).run()
     before = store.linked("small", "schedule")
-    assert "anytime" not in store.require_experiment("small")["facts"]
+    assert "anytime" not in store.require_experiment("small").facts
     curves = Problem.from_text(f"{RUN}anytime: [0.05, 0.02]\n", "with checkpoints")
     assert curves.study.spec_hash() == plain.study.spec_hash()
     assert Run(curves, store).run() == 0
     after = store.linked("small", "schedule")
-    facts = store.require_experiment("small")["facts"]
+    facts = store.require_experiment("small").facts
     assert facts["anytime"]["shares"] == [0.02, 0.05]
     comparison = Comparison(store, "small")
     grid = comparison.grid()
@@ -571,7 +571,7 @@ def test_the_violation_table_has_every_seed_and_budget(cli: Cli, tmp_path: Path)
     assert violations(Comparison(store, "exp"))["entries"] == []
     with pytest.raises(StorageError, match=r"no gradient search that says how it held its budgets"):
         compare_violations(store, ["exp"])
-    facts = store.require_experiment("exp")["facts"]
+    facts = store.require_experiment("exp").facts
     for seed in (0, 1):
         facts["studies"][f"exp/learned@{seed}"] = {
             **facts["studies"]["exp/grid"],
@@ -652,6 +652,6 @@ def test_regret_is_told_against_everything_that_was_found(cli: Cli, tmp_path: Pa
     assert code == 0
     assert all(len(line) <= 80 for line in out.splitlines()), out
     assert f"best known: {score:.3f}, of {best.trials} trials" in out
-    facts = store.require_experiment("more")["facts"]
+    facts = store.require_experiment("more").facts
     store.save_facts("more", {**facts, "budgets": [0.123]})
     assert best_known(Comparison(store, "exp")).experiments == ["exp"]

@@ -107,7 +107,7 @@ def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyP
     store = Store(f"sqlite:///{tmp_path}/a.db")
     fill(store, "quickstart", tasks=("read", "count"))
     lengths = {split: [[64, 10, 1.0]] for split in ("search", "held_out")}
-    facts = store.require_experiment("quickstart")["facts"]
+    facts = store.require_experiment("quickstart").facts
     store.save_facts("quickstart", {**facts, "costs": {**described("demo").to_dict(), "prompts": lengths}})
     printed_all = ""
     for line in "".join(blocks("docs/choose.md", "bash")).strip().splitlines():

@@ -738,7 +738,7 @@ def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_a_trial_per_budget(problem: Problem, finished: tuple[Store, list[str]]) -> None:
     store, said = finished
-    budgets = store.require_experiment("letter")["facts"]["budgets"]
+    budgets = store.require_experiment("letter").facts["budgets"]
     evaluator = Evaluator(problem)
     (part,) = evaluator.prepared("search")
     least = official_layer_macs(problem.shape, part.n_text.astype(float))

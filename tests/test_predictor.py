@@ -327,7 +327,7 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     study = made(problem, f"  one: {{kind: lagrangian, {cost}, between: 0, seeds: [0]}}\n")
     store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
     Run(study, store).run()
-    facts = store.require_experiment("learned")["facts"]
+    facts = store.require_experiment("learned").facts
     assert facts["studies"]["learned/one@0"].pop("defaults") == 3
     store.save_facts("learned", facts)
     more = Problem(
@@ -343,7 +343,7 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     begun = "predictor: static, learning_rate: 0.3, samples: 0, enough: never"
     assert f"learned/one@1: goes on with the defaults that it began with ({begun})" in said
     assert store.trajectory("learned/one@0").keys() - store.trajectory("learned/one@1").keys() == {"predictor"}
-    assert store.require_experiment("learned")["facts"]["studies"]["learned/one@1"]["defaults"] == 1
+    assert store.require_experiment("learned").facts["studies"]["learned/one@1"]["defaults"] == 1
 
 
 def test_a_short_training_for_many_budgets_ends_on_each(problem: Problem, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def conditioned(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def test_policies_per_sample_hold_the_budget_on_average(conditioned: tuple[Problem, Store]) -> None:
     study, store = conditioned
-    facts = store.require_experiment("learned")["facts"]
+    facts = store.require_experiment("learned").facts
     trials = store.trial_log("learned/input").complete()
     assert sorted(t.user_attrs["budget"] for t in trials) == pytest.approx(facts["budgets"])
     read = policies(study, store)

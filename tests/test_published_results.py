@@ -98,10 +98,10 @@ def run_of(url: str, model: str = "Qwen/Qwen2.5-VL-3B-Instruct", tasks: Any = SH
     assert stored is not None
     store.save_experiment(
         "made",
-        spec_text=stored["spec_text"],
-        spec_hash=stored["spec_hash"],
-        identity={**stored["identity"], "model": {"name": model}},
-        provenance=stored["provenance"],
+        spec_text=stored.spec_text,
+        spec_hash=stored.spec_hash,
+        identity={**stored.identity, "model": {"name": model}},
+        provenance=stored.provenance,
     )
     return store
 

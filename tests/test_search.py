@@ -65,7 +65,7 @@ def test_dense_grid_is_every_point_once(finished: tuple[Store, Path]) -> None:
 
 def test_lagrangian_keeps_every_budget(finished: tuple[Store, Path]) -> None:
     store, _ = finished
-    facts = store.require_experiment("small")["facts"]
+    facts = store.require_experiment("small").facts
     trials = complete(store, "small/lagrangian")
     asked = facts["budgets"]
     solved = [t for t in trials if not t.user_attrs.get("interpolated")]
@@ -157,7 +157,7 @@ def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> Non
     for added in (2, 0):
         own = Problem(study, model=problem.model, processor=problem.processor)
         assert Run(own, store).run() == added
-    assert parse_study(store.require_experiment("small")["spec_text"]) == study
+    assert parse_study(store.require_experiment("small").spec_text) == study
     with pytest.raises(ConfigError, match=r"entry 'grid'.*other settings"):
         text = SMALL.replace("{kind: grid}", "{kind: random, trials: 2, method: random}")
         Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()

@@ -133,7 +133,7 @@ def test_an_old_database_compares_as_it_did_and_can_be_extended(tmp_path: Path) 
     assert found == near(expected)
 
     # Six of ten trials per seed: the five that are there are kept as they are, one is added.
-    stored = store.require_experiment("old")["spec_text"]
+    stored = store.require_experiment("old").spec_text
     before = [trial.user_attrs["schedule"] for trial in store.trial_log("old/tpe@1").complete()]
     assert Run(Problem.from_text(stored.replace("trials: 5", "trials: 6")), store).run(["tpe"]) == 2
     after = [trial.user_attrs["schedule"] for trial in store.trial_log("old/tpe@1").complete()]

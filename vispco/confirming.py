@@ -23,7 +23,7 @@ def confirm(comparison: Comparison, search: str, trial: int) -> None:
     record = next(one for one in study.trials if one.number == trial)
     origin = comparison.origin(study, record) or study
     text = str(record.user_attrs["schedule"])
-    problem = Problem.from_text(comparison.stored["spec_text"], f"study stored for {name!r}")
+    problem = Problem.from_text(comparison.stored.spec_text, f"study stored for {name!r}")
     with store.lock(name):
         (evaluation,) = Evaluator(problem, store).evaluate([parse_schedule(text)], "held_out", origin.make_method())
         store.link(name, "schedule", f"{origin.method_key}|{text}", evaluation)

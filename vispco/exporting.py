@@ -83,7 +83,7 @@ def schedule_record(
         "format": FORMAT,
         "version": VERSION,
         "experiment": comparison.experiment,
-        "spec_hash": comparison.stored["spec_hash"],
+        "spec_hash": comparison.stored.spec_hash,
         "search": search.name,
         "trial": trial.number,
         "method": origin.method,
@@ -97,9 +97,9 @@ def schedule_record(
         "accuracy": trial.accuracy,
         "accuracy_held_out": held_out.accuracy if held_out else None,
         "targets": targets_of_trial(comparison, origin, trial),
-        "model": comparison.stored["identity"]["model"]["name"],
+        "model": comparison.stored.identity["model"]["name"],
         "model_type": comparison.facts.get("model_type"),
-        "versions": comparison.stored["provenance"]["versions"],
+        "versions": comparison.stored.provenance["versions"],
     }
 
 

@@ -111,7 +111,7 @@ class Additions:
         for name in self.store.experiment_names():
             stored = self.store.experiment(name)
             if stored is not None:
-                known[name] = [stored["created"], stored["facts"], 0, []]
+                known[name] = [stored.created, stored.facts, 0, []]
         with snapshot(self.store.engine) as connection:
             query = select(links.c.experiment, func.count()).group_by(links.c.experiment)
             for name, count in connection.execute(query):

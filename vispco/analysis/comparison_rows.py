@@ -23,7 +23,7 @@ def comparison_object(comparison: Comparison, reference: tuple[float, float]) ->
     samples = sum(len(s) for s in unpruned.scores.values()) if unpruned else 0
     return {
         "experiment": comparison.experiment,
-        "spec_hash": comparison.stored["spec_hash"],
+        "spec_hash": comparison.stored.spec_hash,
         "accounting": comparison.facts["accounting"],
         "floor": comparison.facts["floor"],
         "budgets": comparison.budgets,

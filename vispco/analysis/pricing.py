@@ -67,7 +67,7 @@ class Pricing:
 
     @property
     def _model(self) -> str:
-        return str(self.comparison.stored["identity"].get("model", {}).get("name"))
+        return str(self.comparison.stored.identity.get("model", {}).get("name"))
 
     @cached_property
     def setting(self) -> Setting:
@@ -82,7 +82,7 @@ class Pricing:
             return Setting.from_dict(known, **more)
         from vispco.costs.described import described
 
-        model = self.comparison.stored["identity"].get("model", {})
+        model = self.comparison.stored.identity.get("model", {})
         return replace(described(self._model, model.get("device", "cpu"), model.get("dtype", "auto")), **more)
 
     def prompts(self, split: str) -> Prompts:
@@ -175,7 +175,7 @@ class Pricing:
 
     @property
     def _own_resolution(self) -> float:
-        return float(self.comparison.stored["identity"].get("model", {}).get("resolution", 1.0))
+        return float(self.comparison.stored.identity.get("model", {}).get("resolution", 1.0))
 
     def unpruned(self, cost: str, split: str = "search") -> float:
         """Mean cost of the plain model."""

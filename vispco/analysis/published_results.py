@@ -90,7 +90,7 @@ def beside_published(comparison: Comparison) -> dict[str, Any]:
     other tasks may be set beside as well. Rows are per task the experiment shares with the paper; without one there
     are rows of the averages only.
     """
-    identity = comparison.stored["identity"]
+    identity = comparison.stored.identity
     model, named = _model(identity)
     method, method_named = _method(comparison)
     kernel = _kernel(comparison)

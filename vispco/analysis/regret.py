@@ -88,10 +88,10 @@ class _Candidate:
 def _alike(comparison: Comparison, name: str) -> Comparison | None:
     """Another experiment on the same samples; None if it is on others, or has no results."""
     stored = comparison.store.require_experiment(name)
-    ours, theirs = comparison.stored["identity"], stored["identity"]
-    if not stored["facts"] or any(ours.get(key) != theirs.get(key) for key in SAME):
+    ours, theirs = comparison.stored.identity, stored.identity
+    if not stored.facts or any(ours.get(key) != theirs.get(key) for key in SAME):
         return None
-    same = stored["facts"]["budgets"] == comparison.budgets
+    same = stored.facts["budgets"] == comparison.budgets
     return Comparison(comparison.store, name) if same else None
 
 

@@ -27,7 +27,7 @@ class ExperimentResults:
     def __init__(self, store: Store, experiment: str) -> None:
         self.store, self.experiment = store, experiment
         self.stored = store.require_experiment(experiment)
-        self.facts = self.stored["facts"]
+        self.facts = self.stored.facts
         if not self.facts:
             raise StorageError(f"experiment {experiment!r} has no results yet; run it (vispco resume {experiment})")
         self.cost = str(self.facts.get("cost", FLOPS))

@@ -90,10 +90,10 @@ def experiment_row(store: Store, name: str) -> dict[str, Any]:
     found = _summaries(store, name)
     return {
         "experiment": name,
-        "model": stored["identity"]["model"]["name"],
+        "model": stored.identity["model"]["name"],
         "studies": len(found),
         "trials": sum(summary.states.get(TrialState.COMPLETE, 0) for summary in found.values()),
-        "created": str(stored["created"])[:16],
+        "created": str(stored.created)[:16],
         "held_by": store.holders().get(name, "-"),
     }
 
@@ -103,7 +103,7 @@ def status_rows(store: Store, experiment: str | None) -> list[dict[str, Any]]:
     holders = store.holders()
     rows = []
     for name in [experiment] if experiment else store.experiment_names():
-        known = store.require_experiment(name)["facts"]
+        known = store.require_experiment(name).facts
         facts, cost = known.get("studies", {}), known.get("cost", "flops")
         done = _summaries(store, name)
         for study in [*facts, *(s for s in done if s not in facts)]:

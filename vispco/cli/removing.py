@@ -19,7 +19,7 @@ def matching(store: Store, name: str) -> list[str]:
         ConfigError: it has no such entry.
     """
     experiment, _, entry = name.partition("/")
-    noted = store.require_experiment(experiment)["facts"].get("studies", {})
+    noted = store.require_experiment(experiment).studies
     known = list(dict.fromkeys([*store.study_names(experiment), *noted]))
     if not entry:
         return known

@@ -12,6 +12,7 @@ from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.planning import Planned, plan_in
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule
+from vispco.search import SEARCHES
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
@@ -75,6 +76,6 @@ class Allowances:
     @cached_property
     def dense_grid(self) -> tuple[list[Schedule], Method]:
         """Of the study's first grid; where it has none, the dense step grid."""
-        entries = [entry for entry in self.problem.study.searches.values() if entry.kind == "grid"]
+        entries = [entry for entry in self.problem.study.searches.values() if SEARCHES[entry.kind].is_reference]
         entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
         return list(self.problem.family(entry).dense_grid()), self.problem.method(entry)

@@ -19,6 +19,7 @@ from vispco.evaluation.records import Evaluation
 from vispco.experiment.planning import plan
 from vispco.problem import Problem
 from vispco.pruning.schedules import keep_all
+from vispco.search import SEARCHES
 from vispco.search.gradient.options import GradientOptions
 from vispco.search.progress import in_flops
 
@@ -98,7 +99,7 @@ def _entry(
     known: dict[str, float | None],
     grid: list[int],
 ) -> tuple[int | None, float | None]:
-    if entry.kind == "grid":
+    if SEARCHES[entry.kind].is_reference:
         prices = _priced_grid(problem, evaluator, entry)
         return len(prices), float(sum(prices))
     compute, trials = getattr(options, "compute", None), getattr(options, "trials", None)

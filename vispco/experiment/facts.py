@@ -14,7 +14,7 @@ from vispco.plugin_files import code_of
 from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.methods.base import Method
-from vispco.search import SEARCHES
+from vispco.search import SEARCHES, Search
 from vispco.search.grid import grid_points
 from vispco.search.study_cost import StudyCost
 from vispco.storage.store import Store
@@ -53,12 +53,13 @@ def profile_facts(problem: Problem) -> dict[str, Any]:
 def study_facts(problem: Problem, store: Store, cost: StudyCost) -> dict[str, Any]:
     """Per study what analysis needs and trials do not say; studies that the file no longer names are kept."""
     stored = store.experiment(problem.study.experiment)
-    studies = dict(stored["facts"].get("studies", {})) if stored else {}
+    studies = dict(stored.studies) if stored else {}
     begun = {facts["entry"]: facts.get("defaults", 1) for facts in studies.values()}
     for item in plan_in(store, problem.study):
         methods = problem.methods(item.config)
         method, several = methods[0], len(methods) > 1
-        points = _points(problem, cost, item) if item.config.kind == "grid" else None
+        kind: type[Search] = SEARCHES[item.config.kind]
+        points = _points(problem, cost, item) if kind.is_reference else None
         studies[item.study] = {
             "entry": item.entry,
             "seed": item.seed,
@@ -69,8 +70,8 @@ def study_facts(problem: Problem, store: Store, cost: StudyCost) -> dict[str, An
             **({"methods": {one.key(): _method_facts(one) for one in methods}} if several else {}),
             "family": item.config.family or problem.study.family,
             "points": points,
-            "deterministic": SEARCHES[item.config.kind].deterministic,
-            "defaults": begun.get(item.entry, SEARCHES[item.config.kind].defaults),
+            "deterministic": kind.deterministic,
+            "defaults": begun.get(item.entry, kind.defaults),
             "settings": fixed_settings(problem.study.searches[item.entry]),
             **({"code": code} if (code := code_of_entry(problem, item)) else {}),
         }

@@ -16,6 +16,7 @@ from vispco.experiment.progress import Progress
 from vispco.fronts import checkpoints_to_confirm, choose, front, is_measured, trials_to_confirm
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Policy, Schedule, parse_schedule
+from vispco.search import SEARCHES
 from vispco.storage.store import Store
 
 
@@ -47,7 +48,7 @@ class HeldOut:
             only = next(iter(methods))
             log = self.store.trial_log(item.study)
             wanted = trials_to_confirm(log.complete(), budgets)
-            if limits and item.config.kind != "grid":
+            if limits and not SEARCHES[item.config.kind].is_reference:
                 paid = log.trials(TrialState.COMPLETE, TrialState.PRUNED)
                 wanted = [*wanted, *checkpoints_to_confirm(paid, budgets, limits)]
             for trial in wanted:
@@ -72,7 +73,7 @@ class HeldOut:
     def _add_imported(self, todo: dict[str, tuple[Method, dict[str, Policy]]], budgets: list[float]) -> None:
         """What imported studies would have chosen, where a trial's evaluation shows that we would measure the same."""
         stored = self.store.experiment(self.study.experiment)
-        studies = stored["facts"]["studies"] if stored else {}
+        studies = stored.facts["studies"] if stored else {}
         names = [name for name, facts in studies.items() if facts["kind"] == "imported"]
         own = [method for entry in self.study.searches.values() for method in self.problem.methods(entry)]
         methods = {method.key(): method for method in (self.problem.default_method, *own)}

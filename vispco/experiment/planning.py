@@ -74,7 +74,7 @@ def plan_in(store: Store, study: Study, only: Sequence[str] | None = None) -> li
     """The studies of this run. Seed 0 of an entry is one study, whether or not the file lists its seeds: an entry
     that began without seeds goes on where it is."""
     stored = store.experiment(study.experiment)
-    known = stored["facts"].get("studies", {}) if stored else {}
+    known = stored.studies if stored else {}
     planned = []
     for item in plan(study, only):
         listed = study.searches[item.entry].seeds is not None

@@ -210,7 +210,7 @@ class Run:
         if self.study.profile is not None and Path(self.study.profile).exists():
             return
         stored = self.store.experiment(self.study.experiment)
-        known = stored["facts"].get("profile") if stored else None
+        known = stored.facts.get("profile") if stored else None
         if known is not None:
             self.problem.profile = parse_profile(known, "the stored profile")
 
@@ -248,7 +248,7 @@ class Run:
     def _as_begun(self, item: Planned, cls: type[Search]) -> Any:
         """The entry's options; one that began under earlier defaults keeps them, so that its trials are of one kind."""
         stored = self.store.experiment(self.study.experiment)
-        defaults = stored["facts"]["studies"][item.study].get("defaults", 1) if stored else cls.defaults
+        defaults = stored.facts["studies"][item.study].get("defaults", 1) if stored else cls.defaults
         options = cls.as_begun(item.options, defaults)
         changed = {key: value for key, value in options if value != getattr(item.options, key)}
         if changed:

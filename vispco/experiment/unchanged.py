@@ -26,31 +26,31 @@ def check_unchanged(problem: Problem, store: Store) -> None:
     now = problem.study.identity()
     for key in (*now, *(key for key in ("cost", "limits") if key not in now)):
         value = now.get(key)
-        if key == "budgets" and isinstance(value, list) and set(stored["facts"].get("budgets", ())) <= set(value):
+        if key == "budgets" and isinstance(value, list) and set(stored.facts.get("budgets", ())) <= set(value):
             continue  # further budgets change nothing for those that are there
-        if stored["identity"].get(key) != value:
+        if stored.identity.get(key) != value:
             raise ConfigError(
                 f"experiment {problem.study.experiment!r} in this database has another {key!r} "
-                f"({_short(stored['identity'].get(key))} there, {_short(value)} here); "
+                f"({_short(stored.identity.get(key))} there, {_short(value)} here); "
                 f"its trials cannot be mixed: {way_out}"
             )
     for item in plan_in(store, problem.study):
-        if stored["facts"].get("studies", {}).get(item.study, {}).get("kind") == "imported":
+        if stored.studies.get(item.study, {}).get("kind") == "imported":
             raise ConfigError(
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was imported; rename the entry"
             )
     for item in plan_in(store, problem.study):
-        known, code = stored["facts"].get("studies", {}).get(item.study, {}).get("code"), code_of_entry(problem, item)
+        known, code = stored.studies.get(item.study, {}).get("code"), code_of_entry(problem, item)
         if known and known != code and store.trial_log(item.study).complete():
             changed = ", ".join(key for key in known if known[key] != code.get(key))
             raise ConfigError(
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with another version of its "
                 f"plug-in ({changed}); put the file back, rename the entry, {way_out}"
             )
-    earlier = parse_study(stored["spec_text"], "stored study").searches if stored["spec_text"] else {}
+    earlier = parse_study(stored.spec_text, "stored study").searches if stored.spec_text else {}
     for item in plan_in(store, problem.study):
         # The stored file no longer names an entry that was dropped and is put back; its studies are still there.
-        known = stored["facts"].get("studies", {}).get(item.study, {}).get("settings")
+        known = stored.studies.get(item.study, {}).get("settings")
         if known is None and item.entry in earlier:
             known = fixed_settings(earlier[item.entry])
         if known is not None and known != fixed_settings(problem.study.searches[item.entry]):
@@ -80,7 +80,7 @@ def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -
     stored = store.experiment(name)
     if stored is None:
         return found
-    before = stored["identity"].get("content")
+    before = stored.identity.get("content")
     if before is None:
         if any(store.trial_log(item).complete() for item in store.study_names(name)):
             say(

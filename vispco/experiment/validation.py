@@ -52,7 +52,7 @@ def validate(problem: Problem) -> None:
             _able(kind, planned.options, problem.study)
         except ConfigError as error:
             raise ConfigError(f"searches.{planned.entry}: {error}") from None
-        if planned.config.kind == "grid":
+        if kind.is_reference:
             try:
                 next(iter(made.dense_grid()))
             except ConfigError as error:
@@ -80,7 +80,7 @@ def _able(kind: type[Search], options: Any, study: Study) -> None:
             f"kind {kind.kind!r} stops schedules before it knows what each task loses; remove limits.tasks, or use "
             "tpe, nsga2 or gp"
         )
-    if getattr(options, "race", None) is not None and study.limits and (kind.kind != "grid" or drops_of(study)):
+    if getattr(options, "race", None) is not None and study.limits and (not kind.is_reference or drops_of(study)):
         raise ConfigError("race: cannot tell whether a schedule keeps the study's limits; remove race:, or limits:")
 
 

@@ -117,6 +117,7 @@ class Search(ABC):
     ``any_cost``: it can search under budgets in another cost than FLOPs, and under limits.
     ``several_costs``: it can run where several costs are minimised.
     ``stops_early``: it stops schedules before they saw all samples.
+    ``is_reference``: it measures the whole grid of its family, which other searches are compared with.
     ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
     ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
     (:meth:`as_begun`), so that its trials are never mixed.
@@ -133,6 +134,7 @@ class Search(ABC):
     any_cost: ClassVar[bool] = False
     several_costs: ClassVar[bool] = False
     stops_early: ClassVar[bool] = False
+    is_reference: ClassVar[bool] = False
     defaults: ClassVar[int] = 1
 
     @classmethod

@@ -30,6 +30,7 @@ class GridSearch(Search):
 
     kind: ClassVar[str] = "grid"
     deterministic: ClassVar[bool] = True
+    is_reference: ClassVar[bool] = True
     before_decoder: ClassVar[bool] = True
     resolutions: ClassVar[bool] = True
     any_cost: ClassVar[bool] = True

@@ -165,7 +165,7 @@ def _taken(trial: FrozenTrial, indices: tuple[int, int]) -> FrozenTrial:
 
 def _store(store: Store, experiment: str, name: str, facts: Mapping[str, Any], trials: list[FrozenTrial]) -> int:
     """Returns how many trials were new."""
-    held = dict(store.require_experiment(experiment)["facts"])
+    held = dict(store.require_experiment(experiment).facts)
     if not held:
         raise StorageError(f"experiment {experiment!r} has no results yet; run it first (vispco resume {experiment})")
     known = held.get("studies", {}).get(name)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, select
 
 from vispco.errors import StorageError, VispcoError
 from vispco.storage.database import now
+from vispco.storage.experiment_record import StoredExperiment
 from vispco.storage.faults import DATABASE_ERRORS, PATIENCE_SECONDS, UNREADABLE, damaged, failure
 from vispco.storage.measurements import MeasurementStore
 from vispco.storage.opening import DEFAULT_URL as DEFAULT_URL
@@ -47,33 +48,29 @@ class Store(MeasurementStore):
         query = select(experiments.c.name).order_by(experiments.c.created)
         return self.read(lambda connection: list(connection.execute(query).scalars()))
 
-    def experiment(self, name: str) -> dict[str, Any] | None:
-        """Spec text and hash, identity, facts and provenance; None if there is no such experiment."""
+    def experiment(self, name: str) -> StoredExperiment | None:
+        """None if there is no such experiment."""
         if not self.version:
             return None
+        query = select(experiments).where(experiments.c.name == name)
 
-        def read(connection: Connection) -> dict[str, Any] | None:
-            row = connection.execute(select(experiments).where(experiments.c.name == name)).first()
-            if row is None:
-                return None
-            found = dict(row._mapping)
-            if not isinstance(found["spec_text"], str):
-                raise TypeError(f"the study of experiment {name!r} is no text")
-            for key in ("identity", "facts", "provenance"):
-                found[key] = json.loads(found[key])
-                if not isinstance(found[key], dict):
-                    raise TypeError(f"{key} of experiment {name!r} is no mapping")
-            return found
+        def read(connection: Connection) -> StoredExperiment | None:
+            row = connection.execute(query).first()
+            return StoredExperiment.of(row._mapping) if row is not None else None
 
         return self.read(read)
 
-    def require_experiment(self, name: str) -> dict[str, Any]:
-        found = self.experiment(name)
-        if found is None:
+    def require_experiment(self, name: str) -> StoredExperiment:
+        """
+        Raises:
+            StorageError: there is no such experiment.
+        """
+        stored = self.experiment(name)
+        if stored is None:
             known = self.experiment_names()
             has = f"it has {', '.join(known)}" if known else "it has none yet"
             raise StorageError(f"no experiment {name!r} in {redact(self.url)}; {has}")
-        return found
+        return stored
 
     def save_experiment(
         self,
@@ -128,7 +125,7 @@ class Store(MeasurementStore):
 
         self.persist(delete_trials)
         self.write(lambda connection: connection.execute(delete(steps).where(steps.c.study == study)))
-        facts = self.require_experiment(experiment)["facts"]
+        facts = self.require_experiment(experiment).facts
         facts.get("studies", {}).pop(study, None)
         self.save_facts(experiment, facts)
 
@@ -144,7 +141,7 @@ class Store(MeasurementStore):
         """Open a study, or create it with our directions and metric names, the second of which is the experiment's
         cost; others that it minimises follow."""
         stored = self.experiment(study_name.rpartition("/")[0])
-        facts = stored["facts"] if stored else {}
+        facts = stored.facts if stored else {}
         cost, terms = facts.get("cost"), facts.get("cost_terms")
         further = facts.get("further_costs", {})
         metrics = [METRICS[0], cost or METRICS[1], *further]

@@ -85,7 +85,7 @@ class SearchConformance:
             check_options(self.search.Options, "mine", self.search.kind, {**self.options, "no-such-option": 1})
 
     def test_trials_are_schedules_with_their_costs(self, finished: Store) -> None:
-        layers = finished.require_experiment("conformance")["facts"]["layers"]
+        layers = finished.require_experiment("conformance").facts["layers"]
         for trial in self.trials(finished):
             ratios = trial.user_attrs["keep_ratio"]
             assert len(ratios) == layers

@@ -97,7 +97,7 @@ def resume(
 
     def load() -> Problem:
         with open_store(storage, read_only=True) as store:
-            text = store.require_experiment(experiment)["spec_text"]
+            text = store.require_experiment(experiment).spec_text
         return Problem.from_text(text, f"study stored for {experiment!r}")
 
     _run(load, storage, search, False, workers, ray)
