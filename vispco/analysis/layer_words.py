@@ -1,4 +1,4 @@
-"""The layer record in plain words; every number is the record's, every rule is stated and tested.
+"""The layer record in plain words; every number is the record's, in percent or points; every rule is stated and tested.
 
 Neighbouring budgets whose schedules prune at the same layer are one range, in at most ``RANGES`` ranges: beyond
 that, the two neighbours whose layers are nearest to each other are joined. A difference between layers is only named
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 RANGES = 4
-HARMLESS = 0.01  # accuracy
+HARMLESS = 0.01  # of accuracy: one point
 SAME = 0.005
 
 
@@ -39,24 +39,25 @@ class Range:
 
 def ranges(layers: Sequence[tuple[float, int | None]], most: int = RANGES) -> list[Range]:
     """(budget, layer) pairs by budget, put together into at most ``most`` ranges; layer None prunes nothing."""
-    found: list[Range] = []
+    parts: list[Range] = []
     for budget, layer in layers:
         one = Range((budget,), () if layer is None else (layer,), layer is None)
-        if found and (found[-1].layers, found[-1].nothing) == (one.layers, one.nothing):
-            found[-1] += one
+        if parts and (parts[-1].layers, parts[-1].nothing) == (one.layers, one.nothing):
+            parts[-1] += one
         else:
-            found.append(one)
-    while len(found) > most:
-        joined = [a + b for a, b in itertools.pairwise(found)]
+            parts.append(one)
+    while len(parts) > most:
+        joined = [a + b for a, b in itertools.pairwise(parts)]
         best = min(range(len(joined)), key=lambda i: (joined[i].width, len(joined[i].budgets), i))
-        found[best : best + 2] = [joined[best]]
-    told: list[Range] = []
-    for part in found:
-        if told and told[-1].nothing == part.nothing and (told[-1] + part).width in (told[-1].width, part.width):
-            told[-1] += part  # one of the two says all that both would
+        parts[best : best + 2] = [joined[best]]
+    merged: list[Range] = []
+    for part in parts:
+        last = merged[-1] if merged else None
+        if last and last.nothing == part.nothing and (last + part).width in (last.width, part.width):
+            merged[-1] += part  # one of the two says all that both would
         else:
-            told.append(part)
-    return told
+            merged.append(part)
+    return merged
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
@@ -91,24 +92,24 @@ def _place(row: Mapping[str, Any]) -> tuple[float, int | None]:
 
 def _ranges_told(rows: Sequence[Mapping[str, Any]]) -> str:
     by_budget = {row["budget"]: row for row in rows}
-    digits, found = _digits(list(by_budget)), ranges([_place(row) for row in rows])
+    digits, several = _digits(list(by_budget)), ranges([_place(row) for row in rows])
     gradual = any(row["steps"] > 1 for row in rows)
     parts = []
-    for number, part in enumerate(found):
-        where = _where(part.budgets, number == 0, number == len(found) - 1, digits)
+    for number, part in enumerate(several):
+        where = _where(part.budgets, number == 0, number == len(several) - 1, digits)
         parts.append(f"{where} {_done(part, [by_budget[b]['keep']['mean'] for b in part.budgets], gradual)}")
     return "; ".join(parts)
 
 
 def _where(budgets: Sequence[float], first: bool, last: bool, digits: int) -> str:
-    low, high = f"{budgets[0]:.{digits}f}", f"{budgets[-1]:.{digits}f}"
+    low, high = (f"{100 * budget:.{digits}f}" for budget in (budgets[0], budgets[-1]))
     if len(budgets) == 1:
-        return f"at a budget of {low}"
+        return f"at a budget of {low} %"
     if first and last:
-        return f"at all {len(budgets)} budgets, {low} to {high},"
+        return f"at all {len(budgets)} budgets, {low} to {high} %,"
     if first:
-        return f"up to a budget of {high}"
-    return f"from {low} on" if last else f"from {low} to {high}"
+        return f"up to a budget of {high} %"
+    return f"from {low} % on" if last else f"from {low} to {high} %"
 
 
 def _done(part: Range, keeps: Sequence[float], gradual: bool) -> str:
@@ -123,11 +124,11 @@ def _done(part: Range, keeps: Sequence[float], gradual: bool) -> str:
 
 
 def _trend(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Only where every range lies behind the one before."""
-    found = ranges([_place(row) for row in rows])
-    if len(found) < 2 or any(part.nothing for part in found):
+    """Only where every range lies after the one before."""
+    several = ranges([_place(row) for row in rows])
+    if len(several) < 2 or any(part.nothing for part in several):
         return []
-    pairs = list(itertools.pairwise(found))
+    pairs = list(itertools.pairwise(several))
     if all(a.layers[-1] < b.layers[0] for a, b in pairs):
         return ["The larger the budget, the later it prunes."]
     if all(a.layers[0] > b.layers[-1] for a, b in pairs):
@@ -158,18 +159,18 @@ def sensitivity(table: Mapping[str, Any]) -> str:
     ]
     step = f"one step of {table['method']} that keeps {100 * table['reference_keep']:.0f} % of the tokens"
     late = next((i for i in range(len(cells)) if all(cell[1] <= HARMLESS + 1e-9 for cell in cells[i:])), None)
-    told = "On the search split "
+    told, harmless = "On the search split ", _points(HARMLESS)
     if late == 0:
-        told += f"{step} costs at most {HARMLESS} accuracy at every layer from {cells[0][0]} to {cells[-1][0]}."
+        told += f"{step} costs at most {harmless} of accuracy at every layer from {cells[0][0]} to {cells[-1][0]}."
     else:
         layer, lost, saved, ci = cells[0]
         told += f"{step} at layer {layer} {_cost(lost, ci)} and saves {100 * saved:.0f} % of the compute; "
         if late is None:
             told += f"at layer {cells[-1][0]} it {_cost(cells[-1][1], cells[-1][3])}."
         elif late == len(cells) - 1:
-            told += f"at layer {cells[late][0]} it costs at most {HARMLESS}."
+            told += f"at layer {cells[late][0]} it costs at most {harmless}."
         else:
-            told += f"from layer {cells[late][0]} on it costs at most {HARMLESS}."
+            told += f"from layer {cells[late][0]} on it costs at most {harmless}."
     return " ".join([told, *_per_compute(table)])
 
 
@@ -179,25 +180,23 @@ def _per_compute(table: Mapping[str, Any]) -> list[str]:
         return []
     high, low = (pick(range(len(values)), key=lambda i: values[i]) for pick in (max, min))
     if values[high] - values[low] < SAME:
-        return [
-            f"Per unit of compute saved, all layers cost {table['method']} the same accuracy, {_number(values[high])}."
-        ]
+        return [f"Per unit of compute saved, all layers cost {table['method']} the same, {_points(values[high])}."]
     dear, cheap = bounds[high], bounds[low]
     if dear and cheap and dear[0] <= cheap[1]:
-        told = f"the layers cost {table['method']} from {_number(values[low])} to {_number(values[high])} accuracy"
+        told = f"the layers cost {table['method']} from {_number(values[low])} to {_points(values[high])}"
         return [f"Per unit of compute saved, {told}; no layer is shown to cost more than another."]
     return [
         f"Per unit of compute saved, layer {layers[high]} costs {table['method']} most "
-        f"({_number(values[high])} accuracy{_interval(dear)}) and layer {layers[low]} least "
+        f"({_points(values[high])}{_interval(dear)}) and layer {layers[low]} least "
         f"({_number(values[low])}{_interval(cheap)})."
     ]
 
 
 def _cost(lost: float, ci: Sequence[float] | None) -> str:
-    if f"{lost:.2f}" in ("0.00", "-0.00"):
+    if _number(lost) == "0":
         verb = "costs no accuracy"
     else:
-        verb = f"{'costs' if lost > 0 else 'gains'} {abs(lost):.2f} accuracy"
+        verb = f"{'costs' if lost > 0 else 'gains'} {_points(abs(lost))} of accuracy"
     if ci is None:
         return verb
     low, high = sorted(ci) if lost >= 0 else sorted((-ci[0], -ci[1]))
@@ -215,10 +214,10 @@ def gradient(entry: Mapping[str, Any]) -> str:
         places.append((row["budget"], best if row["worth"][best] > 0 else None))
     if all(layer is None for _, layer in places):
         return f"By the gradient of {entry['entry']}, more tokens are worth nothing at any layer." if places else ""
-    digits, found = _digits([budget for budget, _ in places]), ranges(places)
+    digits, several = _digits([budget for budget, _ in places]), ranges(places)
     parts = []
-    for number, part in enumerate(found):
-        where = _where(part.budgets, number == 0, number == len(found) - 1, digits)
+    for number, part in enumerate(several):
+        where = _where(part.budgets, number == 0, number == len(several) - 1, digits)
         layers = f"at {_layers(part.layers)}" if part.layers else "nowhere"
         parts.append(f"{layers} {where.removesuffix(',')}")
     return f"By the gradient of {entry['entry']}, more tokens are worth most {'; '.join(parts)}."
@@ -228,13 +227,19 @@ def gradient(entry: Mapping[str, Any]) -> str:
 
 
 def _digits(budgets: Sequence[float]) -> int:
-    """Two, or as many as tell the budgets apart."""
-    return next((n for n in (2, 3, 4) if len({f"{b:.{n}f}" for b in budgets}) == len(set(budgets))), 5)
+    """Decimals of budgets in percent: as many as tell them apart."""
+    return next((n for n in (0, 1, 2) if len({f"{100 * b:.{n}f}" for b in budgets}) == len(set(budgets))), 3)
 
 
 def _number(value: float) -> str:
-    text = f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text
+    """An accuracy, or a difference of two, in whole points."""
+    text = f"{100 * value:.0f}"
+    return "0" if text == "-0" else text
+
+
+def _points(value: float) -> str:
+    text = _number(value)
+    return f"{text} point" if text == "1" else f"{text} points"
 
 
 def _percent(share: float) -> str:
@@ -255,9 +260,9 @@ def _layers(layers: Sequence[int]) -> str:
 
 def _listed(budgets: Sequence[float], what: str) -> str:
     digits = _digits(budgets)
-    shown = [f"{budget:.{digits}f}" for budget in sorted(budgets)]
+    shown = [f"{100 * budget:.{digits}f}" for budget in sorted(budgets)]
     if len(shown) == 1:
-        return f"a {what} of {shown[0]}"
+        return f"a {what} of {shown[0]} %"
     if len(shown) > 3:
-        return f"{len(shown)} {what}s, {shown[0]} to {shown[-1]}"
-    return f"{what}s of {', '.join(shown)}"
+        return f"{len(shown)} {what}s, {shown[0]} to {shown[-1]} %"
+    return f"{what}s of {', '.join(shown)} %"

@@ -66,34 +66,41 @@ def print_layers(record: dict[str, Any]) -> None:
         print_table(
             [
                 {
-                    entry["entry"]: f"budget {row['budget']:.3f}",
+                    entry["entry"]: f"budget {100 * row['budget']:.1f} %",
                     "seeds": row["seeds"],
                     "layers": "".join(map(_shade, row["keep_ratio"][::every])),
-                    "held-out": row["accuracy_held_out"],
+                    "held-out, %": _percent(row["accuracy_held_out"]),
                 }
                 for row in entry["rows"]
                 if row["keep_ratio"]
-            ]
+            ],
+            decimals=1,
         )
         print()
     for table in record["sensitivity"]:
-        print(f"one step of {table['method']}, search split; at keep {table['reference_keep']:g}\n")
+        keep = f"{100 * table['reference_keep']:.0f} %"
+        print(f"one step of {table['method']} that keeps {keep} of the tokens, search split\n")
         column = table["keeps"].index(table["reference_keep"])
         print_table(
             [
                 {
                     "layer": layer,
-                    "accuracy lost": lost[column],
-                    "95 % interval": f"{ci[0]:.3f}..{ci[1]:.3f}" if ci else None,
-                    "compute saved": saved[column],
-                    "lost per saved, all keeps": per,
+                    "points lost": _percent(lost[column]),
+                    "95 % interval": f"{100 * ci[0]:.1f}..{100 * ci[1]:.1f}" if ci else None,
+                    "compute saved, %": _percent(saved[column]),
+                    "points per compute saved": _percent(per),
                 }
                 for layer, lost, saved, ci, per in zip(
                     *(table[name] for name in ("layers", "lost", "saved", "lost_ci", "per_compute")), strict=True
                 )
-            ]
+            ],
+            decimals=1,
         )
         print()
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _shade(ratio: float) -> str:

@@ -67,17 +67,18 @@ def print_text(text: str) -> None:
     print(*_wrapped(printable(text), page_width()), sep="\n")
 
 
-def print_table(rows: Rows, width: int | None = None) -> None:
+def print_table(rows: Rows, width: int | None = None, *, decimals: int = 3) -> None:
     """An aligned plain-text table; numbers to the right.
 
     Args:
         width: cells are wrapped so that no line is longer, if that leaves each column a few characters; default: that
             of the terminal, and any where there is none, as programs read that.
+        decimals: of numbers that are not whole.
     """
     if width is None and sys.stdout.isatty():
         width = page_width()
     names = list(rows[0])
-    cells = [[_cell(row[name]) for name in names] for row in rows]
+    cells = [[_cell(row[name], decimals) for name in names] for row in rows]
     numeric = [all(isinstance(row[name], (int, float, type(None))) for row in rows) for name in names]
     widths = _widths(names, cells, numeric, width)
 
@@ -132,11 +133,11 @@ def _padded(text: str, width: int, number: bool) -> str:
     return blank + text if number else text + blank
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, decimals: int) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.{decimals}f}"
     return printable(str(value))
 
 

@@ -56,7 +56,7 @@ class Store(MeasurementStore):
 
         def read(connection: Connection) -> StoredExperiment | None:
             row = connection.execute(query).first()
-            return StoredExperiment.of(row._mapping) if row is not None else None
+            return StoredExperiment.of(row._asdict()) if row is not None else None
 
         return self.read(read)
 
