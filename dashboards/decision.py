@@ -23,7 +23,7 @@ COST_NAMES = {
 
 
 def decision_html(
-    found: dict[str, Any] | None, prices: Sequence[dict[str, Any]] = (), command: str = "", prefix: str = ""
+    decision: dict[str, Any] | None, prices: Sequence[dict[str, Any]] = (), command: str = "", prefix: str = ""
 ) -> str:
     """The decision; "" where there is none, as without a measurement of the unpruned model.
 
@@ -32,9 +32,9 @@ def decision_html(
         command: what exports the schedule.
         prefix: begins the ids.
     """
-    if found is None:
+    if decision is None:
         return ""
-    chosen, asked = found["chosen"], f"{found['max_drop']:g} point{'' if found['max_drop'] == 1 else 's'}"
+    chosen, asked = decision["chosen"], f"{decision['max_drop']:g} point{'' if decision['max_drop'] == 1 else 's'}"
     if chosen["search"] is None:
         return (
             f'<p class="lead" id="{prefix}decision">Prune nothing: within {asked} of the {term("unpruned")} model, no '
@@ -42,12 +42,12 @@ def decision_html(
         )
     text = (
         f"The cheapest {term('schedule')} within {asked} of the {term('unpruned')} model needs "
-        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {escape(cost_name(found['cost']))}: "
+        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {escape(cost_name(decision['cost']))}: "
         f"<code>{in_html(shortened(chosen['schedule'], 90))}</code> with {in_html(chosen['method'])}."
     )
     return (
         f'<p class="lead" id="{prefix}decision">{text}</p>{schedule_picture(chosen["keep_ratio"])}'
-        f"{tiles([_kept(found), *map(_saved, prices), _sure(found)])}{_why(found)}{_export(command, prefix)}"
+        f"{tiles([_kept(decision), *map(_saved, prices), _sure(decision)])}{_why(decision)}{_export(command, prefix)}"
     )
 
 
@@ -87,11 +87,11 @@ def schedule_picture(keep_ratio: Sequence[float] | None) -> str:
     )
 
 
-def _kept(found: dict[str, Any]) -> Tile:
-    mine, whole = found["chosen"]["accuracy_held_out"], found["unpruned"]["accuracy_held_out"]
+def _kept(decision: dict[str, Any]) -> Tile:
+    mine, whole = decision["chosen"]["accuracy_held_out"], decision["unpruned"]["accuracy_held_out"]
     where = term("held-out split")
     if mine is None or not whole:
-        mine, whole = found["chosen"]["accuracy"], found["unpruned"]["accuracy"]
+        mine, whole = decision["chosen"]["accuracy"], decision["unpruned"]["accuracy"]
         where = f"{term('search split')}, where it was chosen"
     share = percent(mine / whole, 0) if whole else "-"
     return Tile(
@@ -107,24 +107,24 @@ def _saved(price: dict[str, Any]) -> Tile:
     return Tile(percent(1 - price["share"], 0), f"{name} saved", f"{used} instead of {whole} per prompt")
 
 
-def _sure(found: dict[str, Any]) -> Tile:
-    verdict = {True: "Confirmed", False: "Not confirmed", None: "Not testable"}[found["confirmed"]]
-    test = found["held_out"]
+def _sure(decision: dict[str, Any]) -> Tile:
+    verdict = {True: "Confirmed", False: "Not confirmed", None: "Not testable"}[decision["confirmed"]]
+    test = decision["held_out"]
     if test is None:
         return Tile(verdict, term("confirmed", "on the held-out split"))
     return Tile(
         verdict,
         f"{points(test['difference'])} points on the {term('held-out split')}",
-        f"at worst {points(test['low'])}, with {100 * found['sure']:g} % confidence",
+        f"at worst {points(test['low'])}, with {100 * decision['sure']:g} % confidence",
         small=True,
     )
 
 
-def _why(found: dict[str, Any]) -> str:
-    if not found["why"]:
+def _why(decision: dict[str, Any]) -> str:
+    if not decision["why"]:
         return ""
-    lead = "Not confirmed" if found["confirmed"] is False else "It cannot be confirmed"
-    return f'<p class="why">{lead}: {in_html(found["why"])}.</p>'
+    lead = "Not confirmed" if decision["confirmed"] is False else "It cannot be confirmed"
+    return f'<p class="why">{lead}: {in_html(decision["why"])}.</p>'
 
 
 def _export(command: str, prefix: str) -> str:

@@ -112,14 +112,14 @@ def _budgets(rows: Sequence[dict[str, Any]]) -> str:
 
 def _alone(comparison: dict[str, Any], run: dict[str, Any]) -> list[Row]:
     intervals = {point["trial"]: point["accuracy_ci"] for point in run["front"]}
-    found: list[Row] = []
+    groups: list[Row] = []
     rows = [row for row in comparison["by_budget"] if run["name"] in row["chosen"]]
     # A missed budget is compared with what the grid has there, so each stays a row of its own.
     for _, same in groupby(rows, lambda row: (row["chosen"][run["name"]]["trial"], _gap(row, run))):
         together = list(same)
         chosen, gap = together[0]["chosen"][run["name"]], together[0]["difference_to_grid"].get(run["name"])
         missed = chosen["missed"]
-        found.append(
+        groups.append(
             [
                 _budgets(together),
                 percent(chosen["accuracy_held_out"]),
@@ -129,7 +129,7 @@ def _alone(comparison: dict[str, Any], run: dict[str, Any]) -> list[Row]:
                 "\u25cb missed: no image" if missed else shortened(figures.label(chosen), LONG),
             ]
         )
-    return found
+    return groups
 
 
 def _gap(row: dict[str, Any], run: dict[str, Any]) -> Any:
@@ -139,7 +139,7 @@ def _gap(row: dict[str, Any], run: dict[str, Any]) -> Any:
 
 def _seeds(comparison: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[Row]:
     """Mean over seeds, and their range."""
-    found: list[Row] = []
+    lines: list[Row] = []
     for row in comparison["by_budget"]:
         chosen = [row["chosen"][run["name"]] for run in runs if run["name"] in row["chosen"]]
         known = [one["accuracy_held_out"] for one in chosen if one["accuracy_held_out"] is not None]
@@ -147,7 +147,7 @@ def _seeds(comparison: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[R
         gaps = [gap["mean"] for run in runs if (gap := row["difference_to_grid"].get(run["name"]))]
         told = f"{len(runs)} seeds" + (f", \u25cb {missed} of them missed it" if missed else "")
         whole = len(known) == len(runs)
-        found.append(
+        lines.append(
             [
                 percent(row["budget"]),
                 percent(fmean(known)) if whole else None,
@@ -157,21 +157,21 @@ def _seeds(comparison: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[R
                 told,
             ]
         )
-    return found
+    return lines
 
 
-def against(found: dict[str, Any]) -> str:
+def against(record: dict[str, Any]) -> str:
     """Entries over their seeds, against one of them."""
     heads = [("search", ""), ("seeds", "seed"), ("budget score", "budget score")]
     heads += [
-        (f"points to {shortened(found['against'], 20)}", ""),
+        (f"points to {shortened(record['against'], 20)}", ""),
         ("95 % interval", "interval"),
         ("verdict", "p-value"),
     ]
     heads += [("charged, times the grid's", "charged"), ("spent, times the grid's", "spent")]
     heads += [("seconds", ""), ("missed budgets", "missed")]
     rows = []
-    for row in found["entries"]:
+    for row in record["entries"]:
         told = points_interval(row["difference_ci"]) if row["difference_ci"] else None
         p = f" (p = {row['p_holm']:.3f})" if row["p_holm"] is not None else ""
         rows.append(
@@ -190,20 +190,20 @@ def against(found: dict[str, Any]) -> str:
         )
     note = (
         f'<p class="note">Means over seeds. <i>Samples only</i>: too few seeds, so the interval says nothing of other '
-        f"seeds; no search is called better with fewer than {found['seeds_needed']}.</p>"
+        f"seeds; no search is called better with fewer than {record['seeds_needed']}.</p>"
     )
     return table(heads, rows, "Searches compared") + note
 
 
-def violations(found: dict[str, Any]) -> str:
+def violations(record: dict[str, Any]) -> str:
     """How gradient searches held their budgets: mean violation and KKT residuals per entry and budget."""
-    if not found["entries"]:
+    if not record["entries"]:
         return ""
     lines = []
     heads = [("budget", "budget"), ("violation before the snap", "violation")]
     heads += [("stationarity", ""), ("feasibility", ""), ("complementarity", "")]
-    for entry in found["entries"]:
-        within, share = 100 * found["within"], 100 * entry["held"] / entry["pairs"]
+    for entry in record["entries"]:
+        within, share = 100 * record["within"], 100 * entry["held"] / entry["pairs"]
         lines.append(
             f"<p>{in_html(entry['entry'])}: {entry['held']} of {entry['pairs']} relaxed solutions within {within:g} % "
             f"of their budgets before the snap ({share:.0f} %); the farthest is {100 * entry['farthest']:+.1f} %.</p>"
@@ -247,21 +247,21 @@ def experiments(records: Sequence[dict[str, Any]]) -> str:
     heads += [("within the loss", "confirmed")]
     rows = []
     for record in records:
-        found, row = (
+        decision, row = (
             record["decision"],
             [record["comparison"]["experiment"], record["model"], ", ".join(record["tasks"])],
         )
-        if found is None:
+        if decision is None:
             rows.append([*row, None, None, None, None, None])
             continue
-        chosen, whole = found["chosen"], found["unpruned"]["accuracy_held_out"]
+        chosen, whole = decision["chosen"], decision["unpruned"]["accuracy_held_out"]
         mine = chosen["accuracy_held_out"]
-        verdict = {True: "confirmed", False: "not confirmed", None: "not testable"}[found["confirmed"]]
+        verdict = {True: "confirmed", False: "not confirmed", None: "not testable"}[decision["confirmed"]]
         rows.append(
             [
                 *row,
                 shortened(figures.label(chosen), LONG) if chosen["search"] else "prune nothing",
-                f"{percent(chosen['cost_ratio'], 0)} of {found['cost']}",
+                f"{percent(chosen['cost_ratio'], 0)} of {decision['cost']}",
                 percent(mine),
                 percent(mine / whole, 0) if mine is not None and whole else None,
                 verdict,

@@ -11,27 +11,27 @@ from vispco.dashboards.text import in_html, percent, points, points_interval, sh
 from vispco.dashboards.tiles import Tile, tiles
 
 
-def answer_html(found: dict[str, Any]) -> str:
+def answer_html(record: dict[str, Any]) -> str:
     """Sentences, the numbers in large, and a line for each entry."""
-    row = next((row for row in found["entries"] if row["entry"] == found["headline"]), None)
+    row = next((row for row in record["entries"] if row["entry"] == record["headline"]), None)
     if row is None:
         return "<p>No search has a schedule that is measured on the held-out split yet.</p>"
-    sentences = [_chosen(found, row), _grid(found, row), *_defaults(found, row), _cost(found, row)]
+    sentences = [_chosen(record, row), _grid(record, row), *_defaults(record, row), _cost(record, row)]
     lead, *others = [sentence for sentence in sentences if sentence]
-    if len(found["entries"]) > 2:
+    if len(record["entries"]) > 2:
         others.append(
             f"{in_html(row['entry'])} is highlighted because its choice is the most accurate on the search split of "
             "the searches that are not a complete grid."
         )
-    rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(found, row)])
-    return f'<p>{lead}</p>{_tiles(found, row)}<ul class="answer">{rest}</ul>'
+    rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(record, row)])
+    return f'<p>{lead}</p>{_tiles(record, row)}<ul class="answer">{rest}</ul>'
 
 
-def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
-    budget, name = percent(found["budget"], 0), in_html(row["entry"])
+def _chosen(record: dict[str, Any], row: dict[str, Any]) -> str:
+    budget, name = percent(record["budget"], 0), in_html(row["entry"])
     several = row["runs"] > 1
     what = f"the schedules that {name} chose" if several else f"the schedule that {name} chose"
-    text = f"With at most {budget} of the {of_what(found)}, {what} on the search split"
+    text = f"With at most {budget} of the {of_what(record)}, {what} on the search split"
     if not several and row["schedules"] and row["schedules"][0]:
         text += f" (<code>{in_html(shortened(row['schedules'][0], 90))}</code>)"
     score = percent(row["accuracy_held_out"])
@@ -40,9 +40,9 @@ def _chosen(found: dict[str, Any], row: dict[str, Any]) -> str:
     if several:
         text = text.replace(" answers ", " answer ")
     text += f"{_within(row['accuracy_ci'])}."
-    if found["unpruned"] is not None:
+    if record["unpruned"] is not None:
         kept = "" if row["kept"] is None else f": it keeps {percent(row['kept'], 0)} of that"
-        text += f" Unpruned, the model answers {percent(found['unpruned'])}{kept}."
+        text += f" Unpruned, the model answers {percent(record['unpruned'])}{kept}."
     if row["missed"]:
         whose = f"{row['missed']} of its {row['runs']} runs have" if several else "It has"
         text += f" {whose} nothing within that budget, which counts as {term('no image')}."
@@ -60,8 +60,8 @@ def _gap(difference: float, interval: list[float] | None) -> str:
     return f"{text} ({points_interval(interval)}{', not shown to differ' if interval[0] <= 0 <= interval[1] else ''})"
 
 
-def _grid(found: dict[str, Any], row: dict[str, Any]) -> str:
-    grid = next((other for other in found["entries"] if other["entry"] == found["grid"]), None)
+def _grid(record: dict[str, Any], row: dict[str, Any]) -> str:
+    grid = next((other for other in record["entries"] if other["entry"] == record["grid"]), None)
     if grid is None:
         return "No complete grid was run, so there is no reference to compare with."
     if grid is row or row["difference"] is None:
@@ -72,12 +72,12 @@ def _grid(found: dict[str, Any], row: dict[str, Any]) -> str:
     )
 
 
-def _defaults(found: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def _defaults(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
     told = []
-    for default in found["defaults"]:
+    for default in record["defaults"]:
         text = (
             f"The published default {in_html(default['name'])} answers {percent(default['accuracy_held_out'])}"
-            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the {of_what(found)}."
+            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the {of_what(record)}."
         )
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
         if mine is not None:
@@ -91,13 +91,13 @@ def _defaults(found: dict[str, Any], row: dict[str, Any]) -> list[str]:
     return told or ["No published default was measured: name some under <code>defaults</code> in the study."]
 
 
-def _cost(found: dict[str, Any], row: dict[str, Any]) -> str:
-    if row["charged_share"] is None or row["entry"] == found["grid"]:
+def _cost(record: dict[str, Any], row: dict[str, Any]) -> str:
+    if row["charged_share"] is None or row["entry"] == record["grid"]:
         return ""
     others = [
         f"{in_html(other['entry'])} {times(other['charged_share'])}"
-        for other in found["entries"]
-        if other is not row and other["entry"] != found["grid"] and other["charged_share"] is not None
+        for other in record["entries"]
+        if other is not row and other["entry"] != record["grid"] and other["charged_share"] is not None
     ]
     rest = f" (others: {', '.join(others)})" if others else ""
     return (
@@ -111,24 +111,24 @@ def _costs(row: dict[str, Any]) -> str:
     return alone if row["spent_share"] is None else f"{alone} on its own, {times(row['spent_share'])} with sharing"
 
 
-def _caution(found: dict[str, Any], row: dict[str, Any]) -> str:
+def _caution(record: dict[str, Any], row: dict[str, Any]) -> str:
     if row["deterministic"]:
         return "Intervals cover other questions of the same kind, not other data sets or models."
     if row["covers"] == "samples":
         seeds = "one seed" if row["runs"] == 1 else f"{row['runs']} seeds"
         return (
             f"From {seeds}: intervals cover other questions of the same kind, given the schedules found, and say "
-            f"nothing of other seeds. No search is called better with fewer than {found['seeds_needed']} seeds."
+            f"nothing of other seeds. No search is called better with fewer than {record['seeds_needed']} seeds."
         )
     return f"Mean over {row['runs']} seeds; intervals cover other seeds and other questions of the same kind together."
 
 
-def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
+def _tiles(record: dict[str, Any], row: dict[str, Any]) -> str:
     shown = []
     if row["kept"] is not None and row["flops_ratio"] is not None:
-        where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the {of_what(found)}"
+        where = f"of the unpruned accuracy at {percent(row['flops_ratio'], 0)} of the {of_what(record)}"
         shown.append(Tile(percent(row["kept"], 0), where))
-    for default in found["defaults"][:1]:
+    for default in record["defaults"][:1]:
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
         if mine is not None:
             what = f"{_above(mine['difference'])} the {term('published default')} {in_html(shortened(default['name']))}"
@@ -136,7 +136,7 @@ def _tiles(found: dict[str, Any], row: dict[str, Any]) -> str:
     if row["difference"] is not None:
         what = f"{_above(row['difference'])} the {term('grid')}'s choice"
         shown.append(Tile(_size(row["difference"]), what, _span(row["difference_ci"])))
-    if row["charged_share"] is not None and row["entry"] != found["grid"]:
+    if row["charged_share"] is not None and row["entry"] != record["grid"]:
         spent = "" if row["spent_share"] is None else f"{times(row['spent_share'])} with sharing"
         shown.append(Tile(f"{times(row['charged_share'])} \u00d7", "the grid's compute to find it", spent))
     return str(tiles(shown))

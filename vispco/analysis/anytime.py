@@ -46,8 +46,8 @@ def anytime(comparison: Comparison) -> dict[str, Any]:
             "add an entry {kind: grid}, or anytime: true, to the study and run it"
         )
     shares = [float(share) for share in comparison.facts.get("anytime", {}).get("shares", [])]
-    found = [entry for entry in entries(comparison).values() if all(r.total("charged_flops") for r in entry.runs)]
-    paths = [Path(comparison, entry, [share * grid_flops for share in shares]) for entry in found]
+    paid = [entry for entry in entries(comparison).values() if all(r.total("charged_flops") for r in entry.runs)]
+    paths = [Path(comparison, entry, [share * grid_flops for share in shares]) for entry in paid]
     measured = {(path.entry.name, place): scores for path in paths for place, scores in path.scores().items()}
     fixed = [key for key in measured if next(p.entry for p in paths if p.entry.name == key[0]).deterministic]
     drawn = resample(measured, comparison.parts.groups, fixed=fixed)
@@ -62,8 +62,8 @@ def anytime(comparison: Comparison) -> dict[str, Any]:
 
 
 def _no_image(comparison: Comparison, split: str) -> float | None:
-    found = comparison.reference("no_image", split)
-    return found.accuracy if found else None
+    no_image = comparison.reference("no_image", split)
+    return no_image.accuracy if no_image else None
 
 
 class Path:
@@ -76,17 +76,17 @@ class Path:
         self.is_grid = entry.runs[0].is_reference
         self.limits: list[float] = [*([] if self.is_grid else limits), max(self.charged)]
         self.choices = [choices_at(run.paid, comparison.budgets, self.limits) for run in entry.runs]
-        found = [(run, t) for run, rows in zip(entry.runs, self.choices, strict=True) for row in rows for t in row]
-        comparison.load_held_out((run, trial) for run, trial in found if trial is not None)
+        chosen = [(run, t) for run, rows in zip(entry.runs, self.choices, strict=True) for row in rows for t in row]
+        comparison.load_held_out((run, trial) for run, trial in chosen if trial is not None)
 
     def scores(self) -> dict[int, list[Scores]]:
         """Number of a limit -> held-out scores of each run; without limits where one is not measured."""
         scored = {}
         for place in range(len(self.limits)):
             rows = zip(self.entry.runs, self.choices, strict=True)
-            found = [_scores(self.comparison, run, choices[place]) for run, choices in rows]
-            measured = [scores for scores in found if scores is not None]
-            if len(measured) == len(found):
+            per_run = [_scores(self.comparison, run, choices[place]) for run, choices in rows]
+            measured = [scores for scores in per_run if scores is not None]
+            if len(measured) == len(per_run):
                 scored[place] = measured
         return scored
 
@@ -118,13 +118,13 @@ def _curve(path: Path, estimates: Mapping[tuple[str, int], Estimate], grid_flops
 
 
 def _scores(comparison: Comparison, run: StudyResult, choices: Choices) -> Scores | None:
-    found: list[Evaluation] = []
+    delivered: list[Evaluation] = []
     for trial in choices:
         evaluation = comparison.delivered_by(run, trial)
         if evaluation is None:
             return None
-        found.append(evaluation)
-    return mean_scores([comparison.parts.of(evaluation) for evaluation in found])
+        delivered.append(evaluation)
+    return mean_scores([comparison.parts.of(evaluation) for evaluation in delivered])
 
 
 def _search_curve(path: Path, grid_flops: int) -> list[dict[str, float]]:

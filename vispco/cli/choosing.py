@@ -47,12 +47,12 @@ def cost_of(comparison: Comparison) -> str:
 
 def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure: bool = False) -> dict[str, Any]:
     """The decision; with ``measure`` its schedule is measured on the held-out split if it was not."""
-    found = decide(comparison, asked, priced)
-    if not measure or found["chosen"]["accuracy_held_out"] is not None or found["chosen"]["search"] is None:
-        return found
+    decision = decide(comparison, asked, priced)
+    if not measure or decision["chosen"]["accuracy_held_out"] is not None or decision["chosen"]["search"] is None:
+        return decision
     from vispco.confirming import confirm
 
-    chosen = found["chosen"]
+    chosen = decision["chosen"]
     confirm(comparison, chosen["search"], chosen["trial"])
     fresh = Comparison(comparison.store, comparison.experiment)
     same = {"answer_tokens": priced.setting.answer_tokens, "batch": priced.setting.batch}
@@ -66,36 +66,36 @@ def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile
     return together([Repriced(store, name, default[name], given).to_dict() for name in experiments])
 
 
-def print_decision(found: dict[str, Any], storage: str | None = None) -> None:
-    chosen, unpruned, unit = found["chosen"], found["unpruned"], make_cost(found["cost"]).unit
-    drop = f"{found['max_drop']:g} point{'s' if found['max_drop'] != 1 else ''}"
+def print_decision(decision: dict[str, Any], storage: str | None = None) -> None:
+    chosen, unpruned, unit = decision["chosen"], decision["unpruned"], make_cost(decision["cost"]).unit
+    drop = f"{decision['max_drop']:g} point{'s' if decision['max_drop'] != 1 else ''}"
     if chosen["search"] is None:
         print_text(f"Prune nothing: no measured schedule within {drop} costs less than the unpruned model.")
         return
     print_text(
-        f"{chosen['schedule']} with {chosen['method']}: the cheapest of {found['candidates']} measured schedules "
+        f"{chosen['schedule']} with {chosen['method']}: the cheapest of {decision['candidates']} measured schedules "
         f"within {drop} of the unpruned model (trial {chosen['trial']} of {chosen['search']})"
     )
     lines = [
-        f"{found['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's ({amount(chosen['cost'], unit)} of "
+        f"{decision['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's ({amount(chosen['cost'], unit)} of "
         f"{amount(unpruned['cost'], unit)} per prompt)"
     ]
-    for limit in found["limits"]:
+    for limit in decision["limits"]:
         own = make_cost(limit["cost"]).unit
         told = [f"{v:.3g}" if limit["relative"] else amount(v, own) for v in (_reached(limit), limit["bound"])]
         lines.append(f"{limit['cost']}: {told[0]}, limit {told[1]}")
     lines.append(f"search split, where it was chosen: {_pair(chosen['accuracy'], unpruned['accuracy'])}")
     if chosen["accuracy_held_out"] is not None and unpruned["accuracy_held_out"] is not None:
         lines.append(f"held-out split: {_pair(chosen['accuracy_held_out'], unpruned['accuracy_held_out'])}")
-    for name, test in {"": found["held_out"], **found["tasks"]}.items():
+    for name, test in {"": decision["held_out"], **decision["tasks"]}.items():
         if test is not None:
             lines.append(
                 f"{f'{name}: ' if name else ''}{100 * test['difference']:+.1f} points held-out, with "
-                f"{100 * found['sure']:g} % confidence no less than {100 * test['low']:+.1f}"
+                f"{100 * decision['sure']:g} % confidence no less than {100 * test['low']:+.1f}"
             )
-    verdict = {True: "confirmed", False: "not confirmed", None: "cannot be confirmed"}[found["confirmed"]]
-    lines.append(verdict + (f": {found['why']}" if found["why"] else ""))
-    if not found["exact_lengths"] and found["cost"] != "flops":
+    verdict = {True: "confirmed", False: "not confirmed", None: "cannot be confirmed"}[decision["confirmed"]]
+    lines.append(verdict + (f": {decision['why']}" if decision["why"] else ""))
+    if not decision["exact_lengths"] and decision["cost"] != "flops":
         lines.append("costs are of a prompt of average length: this experiment did not store its prompts' lengths")
     for line in lines:
         print_text(f"  {line}")

@@ -53,18 +53,18 @@ def evaluate_study(
     if split not in splits:
         raise ConfigError(f"unknown split {split!r}; {suggest(split, splits)}")
     needs_schedule(schedule, method)
-    found = evaluate_once(Problem.from_yaml(study, overrides), schedule, split, method)
+    evaluation = evaluate_once(Problem.from_yaml(study, overrides), schedule, split, method)
     row = {
-        "schedule": found.schedule,
-        "method": found.method,
-        "split": found.split,
-        "accuracy": found.accuracy,
-        "flops_ratio": found.flops_ratio,
-        "flops": found.flops,
-        "kv_bytes": found.kv_bytes,
+        "schedule": evaluation.schedule,
+        "method": evaluation.method,
+        "split": evaluation.split,
+        "accuracy": evaluation.accuracy,
+        "flops_ratio": evaluation.flops_ratio,
+        "flops": evaluation.flops,
+        "kv_bytes": evaluation.kv_bytes,
     }
     if as_json:
-        print_json({**row, "keep_ratio": found.keep_ratio, "tasks": found.tasks})
+        print_json({**row, "keep_ratio": evaluation.keep_ratio, "tasks": evaluation.tasks})
     else:
         for key, value in row.items():
             print(f"{key:12s} {value:.4f}" if isinstance(value, float) else f"{key:12s} {value}")
@@ -102,7 +102,7 @@ def evaluate_model(
     if log is not None:
         check_output(log, JSON_LINES, option="--log-samples")
     with TerminalProgress().track(task) as advance:
-        found = evaluate_plain(
+        evaluation = evaluate_plain(
             model,
             chosen,
             schedule=schedule,
@@ -111,11 +111,11 @@ def evaluate_model(
             watch=lambda done, total: advance(done, total, "samples"),
         )
     if log is not None:
-        write_samples(found, log)
+        write_samples(evaluation, log)
     if as_json:
-        print_json(found.record())
+        print_json(evaluation.record())
     else:
-        print_plain(found)
+        print_plain(evaluation)
 
 
 def quantization_given(text: str | None) -> dict[str, Any] | None:
@@ -124,9 +124,9 @@ def quantization_given(text: str | None) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is no mapping.
     """
-    found = None if text is None else read_yaml(text, "--quantization")
-    if found is None or isinstance(found, dict):
-        return found
+    settings = None if text is None else read_yaml(text, "--quantization")
+    if settings is None or isinstance(settings, dict):
+        return settings
     raise ConfigError(f"--quantization {text!r} is no mapping, such as '{{quant_method: quanto, weights: int8}}'")
 
 
@@ -136,13 +136,13 @@ def task_options(items: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an item is no such thing.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"--option {item!r} is not key=value, for example --option path=data.jsonl")
         *parents, last = key.split(".")
-        target = found
+        target = options
         for part in parents:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
@@ -152,7 +152,7 @@ def task_options(items: Sequence[str]) -> dict[str, Any]:
         if last not in PATHS and NO_CHARACTER.search(item):
             raise ConfigError(f"--option {shortened(item)} is no UTF-8 text; correct it")
         target[last] = _value(value)
-    return found
+    return options
 
 
 def _value(text: str) -> Any:
@@ -163,7 +163,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def write_samples(found: PlainEvaluation, path: Path) -> None:
+def write_samples(evaluation: PlainEvaluation, path: Path) -> None:
     """One line for each sample: what it was asked, what was answered, what that is worth.
 
     Raises:
@@ -179,31 +179,31 @@ def write_samples(found: PlainEvaluation, path: Path) -> None:
             "answer": answer,
             "score": float(score),
         }
-        for sample, answer, score in zip(found.samples, found.answers, found.scores, strict=True)
+        for sample, answer, score in zip(evaluation.samples, evaluation.answers, evaluation.scores, strict=True)
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_output(path, text, JSON_LINES, option="--log-samples")
 
 
-def print_plain(found: PlainEvaluation) -> None:
+def print_plain(evaluation: PlainEvaluation) -> None:
     """The published numbers, then the protocol."""
-    protocol = dict(found.protocol)
-    wide = max(map(len, (*found.metrics, *protocol, "mean score")))
+    protocol = dict(evaluation.protocol)
+    wide = max(map(len, (*evaluation.metrics, *protocol, "mean score")))
 
     def line(name: str, value: Any) -> None:
         print(f"{name:{wide}s}  {_shown(value)}")
 
-    line("model", found.model)
-    line("task", found.task)
-    for name, value in found.metrics.items():
+    line("model", evaluation.model)
+    line("task", evaluation.task)
+    for name, value in evaluation.metrics.items():
         line(name, value)
-    if found.standard_error is not None:
-        line("mean score", f"{found.accuracy:.4f} +/- {found.standard_error:.4f} (standard error)")
+    if evaluation.standard_error is not None:
+        line("mean score", f"{evaluation.accuracy:.4f} +/- {evaluation.standard_error:.4f} (standard error)")
     line("samples", protocol.pop("samples"))
-    if found.pruning is not None:
-        line("schedule", found.pruning["schedule"])
-        line("method", found.pruning["method"])
-        line("flops_ratio", found.costs["flops_ratio"])
+    if evaluation.pruning is not None:
+        line("schedule", evaluation.pruning["schedule"])
+        line("method", evaluation.pruning["method"])
+        line("flops_ratio", evaluation.costs["flops_ratio"])
     print()
     del protocol["task"]
     for name, value in protocol.items():

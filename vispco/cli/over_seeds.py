@@ -9,13 +9,13 @@ from vispco.cli.output import page_width, print_table, print_text
 from vispco.config import CHECKPOINTS
 
 
-def against_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def against_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per entry."""
     return [
         {
-            "experiment": found["experiment"],
-            "against": found["against"],
-            "score": found["score"],
+            "experiment": record["experiment"],
+            "against": record["against"],
+            "score": record["score"],
             "entry": row["entry"],
             "runs": len(row["seeds"]),
             "deterministic": row["deterministic"],
@@ -29,7 +29,7 @@ def against_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             **{key: row[key] for key in ("charged_share", "propose_share", "spent_flops", "spent_share")},
             "wall_seconds": row["wall_seconds"],
         }
-        for row in found["entries"]
+        for row in record["entries"]
     ]
 
 
@@ -38,12 +38,13 @@ def _spread(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name: row[name], f"{name}_low": low, f"{name}_high": high}
 
 
-def print_against(found: dict[str, Any]) -> None:
+def print_against(record: dict[str, Any]) -> None:
     """Two tables: what each entry delivers against the reference, and what it cost."""
-    tests = found["comparisons"]
-    print_text(f"{found['experiment']}: budget_score on held-out samples, mean over seeds, against {found['against']}")
-    if (best := found["best_known"]) is not None:
-        cost = "" if not found["grid_flops"] else f", {best['charged_flops'] / found['grid_flops']:.1f} dense grids"
+    tests = record["comparisons"]
+    against = record["against"]
+    print_text(f"{record['experiment']}: budget_score on held-out samples, mean over seeds, against {against}")
+    if (best := record["best_known"]) is not None:
+        cost = "" if not record["grid_flops"] else f", {best['charged_flops'] / record['grid_flops']:.1f} dense grids"
         print_text(
             f"best known: {best['budget_score']:.3f}, of {best['trials']} trials{cost} charged, "
             f"in {', '.join(best['experiments'])}; regret is minus the points"
@@ -61,11 +62,11 @@ def print_against(found: dict[str, Any]) -> None:
                 "p": _p(row["p_holm"]),
                 "verdict": row["verdict"],
             }
-            for row in found["entries"]
+            for row in record["entries"]
         ],
         page_width(),
     )
-    print(f"\ncost as a share of the dense grid's, and the {found['budgets']} budgets\n")
+    print(f"\ncost as a share of the dense grid's, and the {record['budgets']} budgets\n")
     print_table(
         [
             {
@@ -78,22 +79,22 @@ def print_against(found: dict[str, Any]) -> None:
                 "hv/grid": row["hypervolume_ratio_to_grid"],
                 "missed": f"{row['budgets_missed']:.1f}",
             }
-            for row in found["entries"]
+            for row in record["entries"]
         ],
         page_width(),
     )
     print("\nspent: with sharing, over what the grid spent so; propose, charged: without")
-    if any(row["budgets_missed"] for row in found["entries"]):
+    if any(row["budgets_missed"] for row in record["entries"]):
         print("missed: budgets that nothing fits; each counts as the model without the picture")
-    if any(row["covers"] == "samples" for row in found["entries"]):
+    if any(row["covers"] == "samples" for row in record["entries"]):
         print("s: over samples only, given the schedules that were found")
 
 
-def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def anytime_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per entry and checkpoint, and one for its end."""
     return [
         {
-            "experiment": found["experiment"],
+            "experiment": record["experiment"],
             "entry": entry["entry"],
             "runs": entry["runs"],
             "at": "end" if point is entry["end"] else "checkpoint",
@@ -104,22 +105,22 @@ def anytime_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             "budgets_missed": point["budgets_missed"],
             "runs_ended": point["runs_ended"],
         }
-        for entry in found["entries"]
+        for entry in record["entries"]
         for point in [*entry["checkpoints"], entry["end"]]
     ]
 
 
-def print_anytime(found: dict[str, Any]) -> None:
+def print_anytime(record: dict[str, Any]) -> None:
     """One table: entries by shares of the dense grid's cost."""
-    shares = found["shares"]
-    print_text(f"{found['experiment']}: budget_score when stopped at a share of the grid's cost,")
+    shares = record["shares"]
+    print_text(f"{record['experiment']}: budget_score when stopped at a share of the grid's cost,")
     if shares:
         print("on held-out samples, mean over seeds\n")
     else:
         print("on the search split, where schedules were chosen, so optimistic: for held-out")
         print("samples add anytime: true to the study and run it again; mean over seeds\n")
     rows = []
-    for entry in found["entries"]:
+    for entry in record["entries"]:
         end = entry["end"]
         row: dict[str, Any] = {"entry": entry["entry"], "seeds": entry["runs"]}
         for share in shares or CHECKPOINTS:

@@ -11,11 +11,11 @@ FIXED = 44  # columns for budget, task and the paper's two
 CELL = 5
 
 
-def published_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def published_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per budget, task and source; scores in per cent."""
     rows = []
-    for row in found["rows"]:
-        at = {"experiment": found["experiment"], "budget": row["budget"], "task": row["task"]}
+    for row in record["rows"]:
+        at = {"experiment": record["experiment"], "budget": row["budget"], "task": row["task"]}
         for name, printed in row["published"].items():
             if printed is not None:
                 more = {"schedule": None, "flops_ratio": None}
@@ -31,26 +31,26 @@ def _score(cell: dict[str, Any]) -> dict[str, Any]:
     return {"value": cell["value"], "deviation": cell.get("deviation"), "kept": cell["kept"]}
 
 
-def print_published(found: dict[str, Any]) -> None:
+def print_published(record: dict[str, Any]) -> None:
     """Scores in per cent where model and tasks are the paper's, else the share of the unpruned score that is kept."""
-    absolute = found["same_model"] and bool(found["tasks"])
-    method = found["method"]
-    print_text(f"{found['experiment']} beside the tables of {found['source']}")
+    absolute = record["same_model"] and bool(record["tasks"])
+    method = record["method"]
+    print_text(f"{record['experiment']} beside the tables of {record['source']}")
     what = "scores in per cent" if absolute else "per cent of the unpruned score that is kept"
-    print_text(f"{what}; {found['model']}, {method}, {found['kernel']}")
-    if not found["same_model"]:
-        print_text(f"The paper does not have this model; {found['model']} is its main one.")
-    if not found["same_method"]:
+    print_text(f"{what}; {record['model']}, {method}, {record['kernel']}")
+    if not record["same_model"]:
+        print_text(f"The paper does not have this model; {record['model']} is its main one.")
+    if not record["same_method"]:
         print_text(f"The paper does not have this method; {method} is shown.")
-    if not found["tasks"]:
+    if not record["tasks"]:
         print_text("No task is one of the paper's eight; its average over those stands beside this experiment's.")
-    elif len(found["tasks"]) < len(TASKS):
+    elif len(record["tasks"]) < len(TASKS):
         print_text("average: over the paper's eight tasks there, over this experiment's here")
     print()
-    names = list(found["rows"][0]["ours"])
+    names = list(record["rows"][0]["ours"])
     for shown in in_blocks(names, page_width() - FIXED, CELL):
         rows = []
-        for row in found["rows"]:
+        for row in record["rows"]:
             cells: dict[str, Any] = {"budget": f"{row['budget']:.2f}", "task": row["task"]}
             for head, name in ((method, PLAIN), ("+ VisPCO", LEARNED)):
                 cells[head] = _cell(row["published"][name], absolute)
@@ -59,12 +59,12 @@ def print_published(found: dict[str, Any]) -> None:
         print_table(rows, page_width())
         print()
     if absolute:
-        for title, scores in (("the paper", found["unpruned"]["published"]), ("here", found["unpruned"]["ours"])):
+        for title, scores in (("the paper", record["unpruned"]["published"]), ("here", record["unpruned"]["ours"])):
             listed = ", ".join(f"{name} {value:.1f}" for name, value in scores.items() if value is not None)
             print_text(f"unpruned, {title}: {listed}")
     print_text(f"{method}: mean and deviation over sampled configurations; + VisPCO: the paper's own; both as printed")
     print_text("budgets there are nominal and scorers looser: set beside, not compared (docs/paper.md)")
-    for anomaly in found["anomalies"]:
+    for anomaly in record["anomalies"]:
         print_text(f"odd in print: {anomaly}")
 
 

@@ -93,15 +93,15 @@ def _place(store: Store) -> tuple[Any, ...]:
 def _copy(source: Store, destination: Store, name: str) -> Copied:
     with destination.lock(name):
         with snapshot(source.engine) as connection:
-            found = _read(connection, name)
+            experiment = _read(connection, name)
             with snapshot(destination.engine) as there:
-                _check(there, found, name, redact(destination.url))
-            evaluated = _copy_evaluations(connection, destination, found.evaluations())
+                _check(there, experiment, name, redact(destination.url))
+            evaluated = _copy_evaluations(connection, destination, experiment.evaluations())
         done: list[Copied] = []
 
         def change(connection: Connection) -> None:
-            _check(connection, found, name, redact(destination.url))
-            new_studies, new_trials = _write(connection, found, name)
+            _check(connection, experiment, name, redact(destination.url))
+            new_studies, new_trials = _write(connection, experiment, name)
             done.append(Copied(name, new_studies, new_trials, evaluated))
 
         destination.write(change)
@@ -110,11 +110,11 @@ def _copy(source: Store, destination: Store, name: str) -> Copied:
 
 def _read(connection: Connection, name: str) -> _Source:
     row = connection.execute(select(experiments).where(experiments.c.name == name)).one()
-    found = []
+    copied = []
     for study, key in study_ids(connection, name).items():
         numbers = select(trial_table.c.trial_id, trial_table.c.number).where(trial_table.c.study_id == key)
         ways = select(directions.c.objective, directions.c.direction).where(directions.c.study_id == key)
-        found.append(
+        copied.append(
             _Study(
                 study,
                 [(objective, way) for objective, way in connection.execute(ways.order_by(directions.c.objective))],
@@ -127,10 +127,10 @@ def _read(connection: Connection, name: str) -> _Source:
     linked = connection.execute(select(links).where(links.c.experiment == name)).all()
     stepped = [
         dict(row._mapping)
-        for study in found
+        for study in copied
         for row in connection.execute(select(steps).where(steps.c.study == study.name))
     ]
-    return _Source(dict(row._mapping), found, [dict(link._mapping) for link in linked], stepped)
+    return _Source(dict(row._mapping), copied, [dict(link._mapping) for link in linked], stepped)
 
 
 def _attributes(connection: Connection, table: Table, study: int) -> dict[str, str]:
@@ -138,23 +138,23 @@ def _attributes(connection: Connection, table: Table, study: int) -> dict[str, s
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def _check(there: Connection, found: _Source, name: str, shown: str) -> None:
+def _check(there: Connection, source: _Source, name: str, shown: str) -> None:
     """Refuse a destination that is no earlier state of the source."""
     row = there.execute(select(experiments).where(experiments.c.name == name)).first()
     ids = study_ids(there, name)
     way_out = "copy into another database, or copy the other way if that one has gone on"
     if row is not None:
-        theirs, mine = json.loads(row.identity), json.loads(found.row["identity"])
+        theirs, mine = json.loads(row.identity), json.loads(source.row["identity"])
         named = {**theirs, **mine}.keys() - {"content"}
         differ = sorted(repr(key) for key in named if theirs.get(key) != mine.get(key))
         differ = differ or changes(theirs.get("content") or {}, mine.get("content") or {})
         if differ:
             raise StorageError(f"{shown} holds another experiment {name!r}: its {differ[0]} differs; {way_out}")
-        known = json.loads(found.row["facts"]).get("studies", {})
+        known = json.loads(source.row["facts"]).get("studies", {})
         more = [study for study in json.loads(row.facts).get("studies", {}) if study not in known]
         if more:
             raise StorageError(f"{shown} has study {more[0]!r}, which the source has not; {way_out}")
-    ours = {study.name: study for study in found.studies}
+    ours = {study.name: study for study in source.studies}
     for study, key in ids.items():
         copied = ours[study].trials if study in ours else {}
         for number, trial in read_stored(there, key).items():
@@ -186,23 +186,23 @@ def _copy_evaluations(source: Connection, destination: Store, ids: Sequence[str]
     return copied
 
 
-def _write(connection: Connection, found: _Source, name: str) -> tuple[int, int]:
+def _write(connection: Connection, source: _Source, name: str) -> tuple[int, int]:
     """Returns how many studies and trials were new."""
     named = experiments.c.name == name
     row = connection.execute(select(experiments.c.name).where(named)).first()
     if row is None:
-        connection.execute(experiments.insert().values(found.row))
+        connection.execute(experiments.insert().values(source.row))
     else:
-        values = {key: found.row[key] for key in EXTENDABLE}
+        values = {key: source.row[key] for key in EXTENDABLE}
         there_is = json.loads(connection.execute(select(experiments.c.identity).where(named)).scalar_one())
-        mine = json.loads(found.row["identity"])
+        mine = json.loads(source.row["identity"])
         if content := merged(there_is.get("content") or {}, mine.get("content") or {}):
             values["identity"] = json.dumps({**mine, "content": content})
         connection.execute(experiments.update().where(experiments.c.name == name).values(values))
-    upsert(connection, links, found.links, ["experiment", "role", "key", "split"])
+    upsert(connection, links, source.links, ["experiment", "role", "key", "split"])
     ids = study_ids(connection, name)
     new_trials = 0
-    for study in found.studies:
+    for study in source.studies:
         key = ids.get(study.name)
         if key is None:
             connection.execute(studies.insert().values(study_name=study.name))
@@ -216,9 +216,9 @@ def _write(connection: Connection, found: _Source, name: str) -> tuple[int, int]
         _write_attributes(connection, study_user_attributes, key, study.user)
         _write_attributes(connection, study_system_attributes, key, _renamed(connection, key, study))
         connection.execute(delete(steps).where(steps.c.study == study.name))
-    if found.steps:
-        connection.execute(steps.insert(), found.steps)
-    return len([study for study in found.studies if study.name not in ids]), new_trials
+    if source.steps:
+        connection.execute(steps.insert(), source.steps)
+    return len([study for study in source.studies if study.name not in ids]), new_trials
 
 
 def _write_attributes(connection: Connection, table: Table, study: int, wanted: dict[str, str]) -> None:

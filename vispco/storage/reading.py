@@ -84,9 +84,9 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 def study_ids(connection: Connection, experiment: str) -> dict[str, int]:
     """Name -> id of the experiment's studies, in the order of their creation."""
     query = select(studies.c.study_name, studies.c.study_id).order_by(studies.c.study_id)
-    found = connection.execute(query.where(studies.c.study_name.startswith(f"{experiment}/", autoescape=True)))
+    named = connection.execute(query.where(studies.c.study_name.startswith(f"{experiment}/", autoescape=True)))
     # LIKE takes no notice of case on SQLite.
-    return {name: key for name, key in found if name.startswith(f"{experiment}/")}
+    return {name: key for name, key in named if name.startswith(f"{experiment}/")}
 
 
 def read_trials(
@@ -105,7 +105,7 @@ def read_trials(
         attributes: user attributes to read; None for all.
         with_params: False leaves ``params`` empty.
     """
-    found: dict[int, list[TrialRecord]] = {key: [] for key in ids}
+    records: dict[int, list[TrialRecord]] = {key: [] for key in ids}
     for start in range(0, len(ids), CHUNK):
         part = ids[start : start + CHUNK]
         wanted = [trials.c.study_id.in_(part)]
@@ -116,7 +116,7 @@ def read_trials(
         parameters = _params(connection, wanted) if with_params else {}
         query = select(trials).where(*wanted).order_by(trials.c.study_id, trials.c.number)
         for key, number, study, state, begun, complete in connection.execute(query).all():
-            found[study].append(
+            records[study].append(
                 TrialRecord(
                     number,
                     state,
@@ -127,18 +127,18 @@ def read_trials(
                     complete,
                 )
             )
-    return found
+    return records
 
 
 def read_attribute(connection: Connection, study: int, name: str, numbers: Collection[int]) -> dict[int, Any]:
     """Number -> value of one user attribute of some trials of a study; those without it are left out."""
-    table, found, wanted = trial_user_attributes, {}, sorted(numbers)
+    table, by_number, wanted = trial_user_attributes, {}, sorted(numbers)
     for start in range(0, len(wanted), CHUNK):
         part = trials.c.number.in_(wanted[start : start + CHUNK])
         query = _joined(select(trials.c.number, table.c.value_json), table, [trials.c.study_id == study, part])
         for number, text in connection.execute(query.where(table.c.key == name)):
-            found[number] = json.loads(text)
-    return found
+            by_number[number] = json.loads(text)
+    return by_number
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class StudySummary:
 
 def summaries(connection: Connection, ids: Sequence[int]) -> dict[int, StudySummary]:
     """Study id -> summary."""
-    found: dict[int, StudySummary] = {}
+    by_study: dict[int, StudySummary] = {}
     complete = trials.c.state == TrialState.COMPLETE
     for start in range(0, len(ids), CHUNK):
         part = ids[start : start + CHUNK]
@@ -166,8 +166,8 @@ def summaries(connection: Connection, ids: Sequence[int]) -> dict[int, StudySumm
         best: dict[int, float] = {row[0]: row[1] for row in connection.execute(query.group_by(trials.c.study_id))}
         query = select(trials.c.study_id, func.max(trials.c.datetime_complete)).where(within, complete)
         last: dict[int, datetime] = {row[0]: row[1] for row in connection.execute(query.group_by(trials.c.study_id))}
-        found.update({key: StudySummary(states[key], best.get(key), last.get(key)) for key in part})
-    return found
+        by_study.update({key: StudySummary(states[key], best.get(key), last.get(key)) for key in part})
+    return by_study
 
 
 def _joined(query: Select[Any], table: Any, wanted: Sequence[Any]) -> Select[Any]:
@@ -177,10 +177,10 @@ def _joined(query: Select[Any], table: Any, wanted: Sequence[Any]) -> Select[Any
 def _values(connection: Connection, wanted: Sequence[Any]) -> dict[int, tuple[float, ...]]:
     columns = select(values.c.trial_id, values.c.value, values.c.value_type)
     query = _joined(columns, values, wanted).order_by(values.c.trial_id, values.c.objective)
-    found: dict[int, tuple[float, ...]] = {}
+    by_trial: dict[int, tuple[float, ...]] = {}
     for key, value, kind in connection.execute(query).all():
-        found[key] = (*found.get(key, ()), float(value) if kind == "FINITE" else INFINITE[kind])
-    return found
+        by_trial[key] = (*by_trial.get(key, ()), float(value) if kind == "FINITE" else INFINITE[kind])
+    return by_trial
 
 
 def _attributes(
@@ -193,23 +193,23 @@ def _attributes(
     rows = connection.execute(query).all()
     # One call of the parser for all texts takes a fraction of the time of one call each.
     parsed = json.loads(f"[{','.join(text for _, _, text in rows)}]")
-    found: dict[int, dict[str, Any]] = {}
+    by_trial: dict[int, dict[str, Any]] = {}
     for (key, name, _), value in zip(rows, parsed, strict=True):
-        found.setdefault(key, {})[name] = value
-    return found
+        by_trial.setdefault(key, {})[name] = value
+    return by_trial
 
 
 def _params(connection: Connection, wanted: Sequence[Any]) -> dict[int, dict[str, Any]]:
     columns = select(params.c.trial_id, params.c.param_name, params.c.param_value, params.c.distribution_json)
     known: dict[str, BaseDistribution] = {}
-    found: dict[int, dict[str, Any]] = {}
+    by_trial: dict[int, dict[str, Any]] = {}
     for key, name, value, text in connection.execute(
         _joined(columns, params, wanted).order_by(params.c.param_id)
     ).all():
         if text not in known:
             known[text] = json_to_distribution(text)
-        found.setdefault(key, {})[name] = known[text].to_external_repr(value)
-    return found
+        by_trial.setdefault(key, {})[name] = known[text].to_external_repr(value)
+    return by_trial
 
 
 def local(moment: datetime | None) -> datetime | None:
