@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 class Evaluation:
     """One measured (method, policy) on one split.
 
-    ``id`` is the hash of the whole context and of the realised counts, so equal ids mean equal results.
-    ``keep_ratio`` [L] is what was realised, mean over samples with a picture. ``flops`` is the sum over
-    samples of their pruned prefills: what this evaluation costs when nothing is cached. ``scores`` holds the
-    per-sample scores of each task, in the order of the split. ``spent_flops`` is what it did cost, after cache and
-    sharing: layers that several policies share are paid by the first of them; ``seconds`` is its share of the
-    time. Both are 0 if it came from a cache.
+    Attributes:
+        id: hash of the whole context and of the realised counts; equal ids mean equal results.
+        keep_ratio: [L], as realised, mean over samples with a picture.
+        flops: sum over samples of their pruned prefills: what this evaluation costs when nothing is cached.
+        spent_flops: what it did cost, after cache and sharing: layers that several policies share are paid by the
+            first of them; 0 if it came from a cache.
+        kv_bytes: of the cache after the prefill, mean over samples.
+        tasks: accuracy and flops_ratio of each task.
+        scores: of each task's samples, in the order of the split.
+        seconds: its share of the time; 0 if it came from a cache.
     """
 
     id: str
@@ -38,10 +42,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A policy that a race stopped after ``samples`` samples; never a front point.
+    """A policy that a race stopped; never a front point.
 
-    ``accuracy``, ``flops`` and ``spent_flops`` are those of the samples seen; ``flops_ratio``, ``keep_ratio`` and
-    ``full_flops``, what all samples would have cost, are exact, since they follow from lengths.
+    Attributes:
+        samples: how many it saw; ``accuracy``, ``flops`` and ``spent_flops`` are of these.
+        keep_ratio, flops_ratio: of all samples, exact, since they follow from lengths.
+        full_flops: what all samples would have cost.
     """
 
     id: str

@@ -17,9 +17,12 @@ GUIDE = "docs/extending.md"
 class LayerShape:
     """Sizes of one decoder layer of a model whose layers are not all alike, or not what the formula assumes.
 
-    ``weights``: multiply-adds per token outside attention: projections, MLP, router, the experts that a token is sent
-    to. Linear attention has no ``heads`` of the usual kind; it costs ``chunk`` FLOPs for every 64 tokens started, and
-    its convolution ``spread`` FLOPs for every token and ``spread`` times ``beyond`` at the ends.
+    Attributes:
+        heads: of attention; linear attention has none of the usual kind.
+        weights: multiply-adds per token outside attention: projections, MLP, router, the experts that a token is
+            sent to.
+        chunk: FLOPs of linear attention for every 64 tokens started.
+        spread: FLOPs of its convolution for every token, and ``beyond`` times as many at the ends.
     """
 
     heads: int
@@ -35,8 +38,10 @@ class LayerShape:
 class ModelShape:
     """Sizes of a decoder, in the letters of the FLOPs formula (``vispco.costs``).
 
-    ``vision_width``, ``vision_heads``: of the vision tower, where methods can read it. ``each``: the layers one by
-    one, where the formula with the sizes above does not hold for all of them (experts, several kinds of attention).
+    Attributes:
+        vision_width, vision_heads: of the vision tower, where methods can read it; else 0.
+        each: the layers one by one, where the formula with the sizes above does not hold for all of them (experts,
+            several kinds of attention).
     """
 
     layers: int

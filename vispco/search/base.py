@@ -109,18 +109,19 @@ class Search(ABC):
     ``run`` continues from the COMPLETE trials in the log: what it proposes next is a function of the seed and
     of those trials, so that a resumed search proposes what an undisturbed one would have.
 
-    ``deterministic``: the seed changes nothing, so that one run says all that there is to say of the search.
-    ``reads_calibration``: what it proposes depends on the split ``calibration``.
-    ``among_methods``: it can search among several methods.
-    ``before_decoder``: it can use families that drop tokens before layer 0.
-    ``resolutions``: it can search the pictures' resolution together with the schedule.
-    ``any_cost``: it can search under budgets in another cost than FLOPs, and under limits.
-    ``several_costs``: it can run where several costs are minimised.
-    ``stops_early``: it stops schedules before they saw all samples.
-    ``is_reference``: it measures the whole grid of its family, which other searches are compared with.
-    ``fixed_family``: the schedule family of every proposal, if the search has no choice; entries then name none.
-    ``defaults``: rises when defaults of its options change. An entry keeps those that it began with
-    (:meth:`as_begun`), so that its trials are never mixed.
+    Attributes:
+        deterministic: the seed changes nothing, so that one run says all that there is to say of the search.
+        reads_calibration: what it proposes depends on the split ``calibration``.
+        among_methods: it can search among several methods.
+        before_decoder: it can use families that drop tokens before layer 0.
+        resolutions: it can search the pictures' resolution together with the schedule.
+        any_cost: it can search under budgets in another cost than FLOPs, and under limits.
+        several_costs: it can run where several costs are minimised.
+        stops_early: it stops schedules before they saw all samples.
+        is_reference: it measures the whole grid of its family, which other searches are compared with.
+        fixed_family: the schedule family of every proposal, if the search has no choice; entries then name none.
+        defaults: rises when defaults of its options change. An entry keeps those that it began with
+            (:meth:`as_begun`), so that its trials are never mixed.
     """
 
     kind: ClassVar[str]
