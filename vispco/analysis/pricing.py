@@ -14,6 +14,7 @@ from vispco.costs.flops import plain_flops
 from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, ScheduleError
 from vispco.models.shapes import ModelShape
+from vispco.pruning.families.base import bisected
 from vispco.pruning.methods.base import Method
 from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedules import parse_schedule, ratio_counts, resolution_of
@@ -190,10 +191,7 @@ class Pricing:
 
 def _tokens(shape: ModelShape, flops: float) -> int:
     """How many tokens cost so many FLOPs in all layers."""
-    low, high = 0.0, 1.0
-    while plain_flops(shape, high) < flops:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if plain_flops(shape, middle) < flops else (low, middle)
-    return round(high)
+    most = 1.0
+    while plain_flops(shape, most) < flops:
+        most *= 2
+    return round(bisected(lambda tokens: plain_flops(shape, tokens) < flops, 0.0, most, 60))

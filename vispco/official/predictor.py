@@ -18,7 +18,7 @@ from torch.nn.functional import gelu
 
 from vispco.official.relaxed import SLOPE, step_kernel
 from vispco.pruning.families import FAMILIES, ScheduleFamily
-from vispco.pruning.families.base import Fits
+from vispco.pruning.families.base import Fits, bisected
 from vispco.pruning.schedules import Counts, Ratios, Schedule
 
 if TYPE_CHECKING:
@@ -183,13 +183,7 @@ class FamilyKernel(Kernel):
 
 def _largest(fits: Callable[[float], bool], high: float) -> float:
     """The largest x in [0, ``high``] that fits, by bisection; 0 if none does."""
-    if fits(high):
-        return high
-    low = 0.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return high if fits(high) else bisected(fits, 0.0, high, 30)
 
 
 def make_kernel(family: str, layers: int) -> Kernel:

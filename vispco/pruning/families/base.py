@@ -136,10 +136,15 @@ def largest(make: Callable[[float], Schedule], fits: Fits, low: float, high: flo
         return make(high)
     if not fits(make(low)):
         return None
-    for _ in range(40):
+    return make(bisected(lambda x: fits(make(x)), low, high))
+
+
+def bisected(fits: Callable[[float], bool], low: float, high: float, halvings: int = 40) -> float:
+    """The largest x in [``low``, ``high``) that fits, where all below it do; ``low`` is taken to fit."""
+    for _ in range(halvings):
         middle = (low + high) / 2
-        low, high = (middle, high) if fits(make(middle)) else (low, middle)
-    return make(low)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def down(ratio: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vispco.costs import prefill_flops, unpruned_flops
 from vispco.errors import ScheduleError
+from vispco.pruning.families.base import bisected
 from vispco.pruning.forward.tokens import Prompt
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Counts, Policy, parse_schedule
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vispco.storage.store import Store
 
 KEY = "predictor"
-REACH, HALVINGS = 16.0, 40
+REACH = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +96,7 @@ def snapped_policy(
             means.append(float(np.mean(pruned / unpruned_flops(shape, part.n_visual, part.n_text))))
         return float(np.mean(means))
 
-    low, high = -REACH, REACH
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
-    return replace(policy, shift=low)
+    return replace(policy, shift=bisected(lambda shift: cost(shift) <= budget, -REACH, REACH))
 
 
 def save_predictor(store: Store, study: str, text: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from vispco.costs import prefill_flops
 from vispco.errors import ConfigError, ScheduleError
 from vispco.pruning.families import ScheduleFamily
+from vispco.pruning.families.base import bisected
 from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.methods.base import Method, ScoreContext
 from vispco.pruning.schedules import Counts, Policy, Step
@@ -79,11 +80,7 @@ def counts_after(
             total += before
         return found, total
 
-    low, high = 0.0, LARGEST
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if walk(middle)[1] <= layers * target else (low, middle)
-    return walk(low)[0]
+    return walk(bisected(lambda factor: walk(factor)[1] <= layers * target, 0.0, LARGEST, HALVINGS))[0]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
