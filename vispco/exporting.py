@@ -39,8 +39,8 @@ def export_schedule(comparison: Comparison, budget: float, target: str | None = 
             f"{'compute' if comparison.unpruned_cost is None else comparison.cost}; give a number above 0 and at most "
             "1, such as 0.5 for half"
         )
-    found = points.within(budget)
-    if found is None:
+    chosen = points.within(budget)
+    if chosen is None:
         where = "" if target is None else f" on target {target!r}"
         if points.pairs:
             cheapest = min(_cost(pair) for pair in points.pairs)
@@ -51,7 +51,7 @@ def export_schedule(comparison: Comparison, budget: float, target: str | None = 
         else:
             why, way = f"none of its schedules runs{where}", f"run a study with target: {target}"
         raise ConfigError(f"no schedule of {comparison.experiment!r} fits budget {budget}; {why}, {way}")
-    return schedule_record(comparison, *found, budget=budget)
+    return schedule_record(comparison, *chosen, budget=budget)
 
 
 def export_decision(comparison: Comparison, decision: dict[str, Any]) -> dict[str, Any]:
@@ -115,15 +115,15 @@ def _cost_of(comparison: Comparison, trial: TrialRecord) -> dict[str, Any]:
 def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
     """What :func:`export_schedule` chooses as the budget grows: from ``flops_ratio`` on, until the next row's."""
     points = Recommendation(comparison)
-    found: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     for budget in sorted({_cost(pair) for pair in points.pairs}):
         pair = points.within(budget)
         assert pair is not None
         trial, search = pair
         row = {"search": search.name, "trial": trial.number, "schedule": trial.user_attrs["schedule"]}
-        if not found or row.items() - found[-1].items():
-            found.append({"flops_ratio": budget, **row})
-    return found
+        if not steps or row.items() - steps[-1].items():
+            steps.append({"flops_ratio": budget, **row})
+    return steps
 
 
 def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def within_limits(trial: Any) -> bool:
 def relaxed_ratio(trial: Any) -> float | None:
     """Cost of the relaxed solution that a trial was snapped from, as a share; None where it says none."""
     attributes = trial.user_attrs
-    found = attributes.get("relaxed_flops_ratio", attributes.get("relaxed_cost_ratio"))
-    return None if found is None else float(found)
+    ratio = attributes.get("relaxed_flops_ratio", attributes.get("relaxed_cost_ratio"))
+    return None if ratio is None else float(ratio)
 
 
 def front(trials: Sequence[Any]) -> list[Any]:
@@ -90,19 +90,19 @@ def choices_at(trials: Sequence[Any], budgets: Sequence[float], limits: Sequence
         limits: ascending.
     """
     best: list[Any | None] = [None] * len(budgets)
-    found: list[list[Any | None]] = []
+    choices: list[list[Any | None]] = []
     charged = 0
     for trial in sorted(trials, key=lambda trial: trial.number):
         charged += trial.user_attrs["charged_flops"]
-        while len(found) < len(limits) and charged > limits[len(found)]:
-            found.append(list(best))
+        while len(choices) < len(limits) and charged > limits[len(choices)]:
+            choices.append(list(best))
         if trial.state != TrialState.COMPLETE or not is_measured(trial):
             continue
         for place, budget in enumerate(budgets):
             known = best[place]
             if fits(trial, budget) and (known is None or _preference(trial) < _preference(known)):
                 best[place] = trial
-    return found + [list(best)] * (len(limits) - len(found))
+    return choices + [list(best)] * (len(limits) - len(choices))
 
 
 def trials_to_confirm(trials: Sequence[Any], budgets: Sequence[float]) -> list[Any]:
@@ -117,8 +117,8 @@ def checkpoints_to_confirm(trials: Sequence[Any], budgets: Sequence[float], limi
 
 def _distinct(trials: Iterable[Any | None]) -> list[Any]:
     """The first trial of each schedule, and of each method where there are several."""
-    found: dict[tuple[str, str | None], Any] = {}
+    first: dict[tuple[str, str | None], Any] = {}
     for trial in trials:
         if trial is not None:
-            found.setdefault((trial.user_attrs["schedule"], trial.user_attrs.get("method")), trial)
-    return list(found.values())
+            first.setdefault((trial.user_attrs["schedule"], trial.user_attrs.get("method")), trial)
+    return list(first.values())

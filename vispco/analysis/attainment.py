@@ -37,8 +37,8 @@ def attainment_surface(fronts: Sequence[ArrayLike], *, percent: float) -> NDArra
     numbers = np.repeat(np.arange(1, len(sets) + 1), [len(one) for one in sets])
     # moocore minimises here.
     points = np.concatenate(sets) * [-1.0, 1.0]
-    found = moocore.eaf(points, numbers, percentiles=[percent])[:, :2] * [-1.0, 1.0]
-    return np.asarray(found[np.argsort(found[:, 1])])
+    rows = moocore.eaf(points, numbers, percentiles=[percent])[:, :2] * [-1.0, 1.0]
+    return np.asarray(rows[np.argsort(rows[:, 1])])
 
 
 def attainment_bands(comparison: Comparison, percents: Sequence[float] = PERCENTS) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def attainment_bands(comparison: Comparison, percents: Sequence[float] = PERCENT
     dominate each other. Entries of which a run is not measured on held_out are left out there. ``no_image`` is the
     accuracy without a picture on that split, ``surfaces`` maps each percentage to corners (accuracy, flops_ratio).
     """
-    found = []
+    rows = []
     for name, entry in entries(comparison).items():
         for split in ("search", "held_out"):
             fronts = [_front(comparison, run, split) for run in entry.runs]
@@ -57,7 +57,7 @@ def attainment_bands(comparison: Comparison, percents: Sequence[float] = PERCENT
                 continue
             no_image = comparison.reference("no_image", split)
             surfaces = {percent: attainment_surface(measured, percent=percent) for percent in percents}
-            found.append(
+            rows.append(
                 {
                     "entry": name,
                     "runs": len(fronts),
@@ -66,7 +66,7 @@ def attainment_bands(comparison: Comparison, percents: Sequence[float] = PERCENT
                     "surfaces": {f"{percent:g}": corners.tolist() for percent, corners in surfaces.items()},
                 }
             )
-    return found
+    return rows
 
 
 def _front(comparison: Comparison, run: StudyResult, split: str) -> list[tuple[float, float]] | None:

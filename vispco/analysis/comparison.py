@@ -134,9 +134,9 @@ class Comparison(ExperimentResults):
         return comparison_object(self, reference_point or self.reference_point())
 
 
-def together(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was found of one experiment, or of several under ``experiments``."""
-    return found[0] if len(found) == 1 else {"experiments": list(found)}
+def together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record of one experiment, or those of several under ``experiments``."""
+    return records[0] if len(records) == 1 else {"experiments": list(records)}
 
 
 def compare(store: Store, experiments: Sequence[str]) -> dict[str, Any]:

@@ -118,13 +118,13 @@ def feasible(
     tasks: Mapping[str, float],
 ) -> list[Candidate]:
     """All measured schedules that a file can hold within the asked loss and limits on the search split."""
-    found = []
+    candidates = []
     least = unpruned.accuracy - question.max_drop / 100
     for candidate in _candidates(comparison, question, pricing, unpruned, least):
         prices = [(bound, _price(pricing, bound.cost, candidate)) for bound in question.limits]
         if all(price is not None and bound.allows(price.absolute, price.share) for bound, price in prices):
-            found.append(candidate)
-    return _within_tasks(comparison, found, unpruned, tasks) if tasks else found
+            candidates.append(candidate)
+    return _within_tasks(comparison, candidates, unpruned, tasks) if tasks else candidates
 
 
 def _candidates(
@@ -170,12 +170,12 @@ def _tasks(question: Question, known: Sequence[str]) -> dict[str, float]:
 
 
 def _within_tasks(
-    comparison: Comparison, found: Sequence[Candidate], unpruned: Evaluation, tasks: Mapping[str, float]
+    comparison: Comparison, candidates: Sequence[Candidate], unpruned: Evaluation, tasks: Mapping[str, float]
 ) -> list[Candidate]:
-    ids = [str(c.trial.user_attrs.get("evaluation")) for c in found if c.trial is not None]
+    ids = [str(c.trial.user_attrs.get("evaluation")) for c in candidates if c.trial is not None]
     measured = comparison.store.get_evaluations(ids)
     kept = []
-    for candidate in found:
+    for candidate in candidates:
         if candidate.trial is None:
             kept.append(candidate)
             continue

@@ -42,24 +42,24 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     ``flops_ratio`` is the share of ``cost``, the one that budgets are in.
     """
     budget = min(comparison.budgets, key=lambda given: abs(given - near), default=None)
-    found = entries(comparison)
-    if budget is None or not found:
+    known = entries(comparison)
+    if budget is None or not known:
         return {"budget": budget, "unpruned": None, "entries": [], "defaults": [], "headline": None}
     measured: dict[Key, Delivered] = {}
-    for name, entry in found.items():
+    for name, entry in known.items():
         _add(measured, ("at", name), comparison, entry, budget)
     defaults = comparison.defaults()
     limits = {name: comparison.default_share(name) for name in defaults}
     for name, default in defaults.items():
         measured["default", name] = Delivered([default], True)
         if (within := limits[name]) is not None:
-            for entry in found.values():
+            for entry in known.values():
                 _add(measured, ("within", name, entry.name), comparison, entry, within)
     estimates = _Estimates(comparison, measured)
     grid = comparison.grid()
     unpruned = comparison.reference("unpruned", "held_out")
     rows = [
-        _row(comparison, entry, budget, estimates, grid.entry if grid else None, unpruned) for entry in found.values()
+        _row(comparison, entry, budget, estimates, grid.entry if grid else None, unpruned) for entry in known.values()
     ]
     told = [
         {
@@ -73,7 +73,7 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
                     "accuracy_held_out": measured["within", name, entry].accuracy,
                     **estimates.difference(("within", name, entry), ("default", name)),
                 }
-                for entry in found
+                for entry in known
                 if ("within", name, entry) in measured
             ],
         }
@@ -105,9 +105,9 @@ def _add(
     chosen = [(run, choose(comparison.front(run), within)) for run in entry.runs]
     if key[0] == "within" and any(trial is None for _, trial in chosen):
         return
-    found = [comparison.delivered_by(run, trial) for run, trial in chosen]
-    runs = [evaluation for evaluation in found if evaluation is not None]
-    if runs and len(runs) == len(found):
+    held_out = [comparison.delivered_by(run, trial) for run, trial in chosen]
+    runs = [evaluation for evaluation in held_out if evaluation is not None]
+    if runs and len(runs) == len(held_out):
         measured[key] = Delivered(runs, entry.deterministic)
 
 
@@ -137,8 +137,8 @@ class _Estimates:
     def difference(self, key: Key, other: Key) -> dict[str, Any]:
         first, second = self.measured[key], self.measured[other]
         if len(first.runs) == len(second.runs) == 1:
-            found = self.comparison.difference(first.runs[0], second.runs[0])
-            return {"difference": found["mean"], "difference_ci": found["ci"], "difference_covers": "samples"}
+            difference = self.comparison.difference(first.runs[0], second.runs[0])
+            return {"difference": difference["mean"], "difference_ci": difference["ci"], "difference_covers": "samples"}
         made = estimate(self._drawn[key], self._drawn[other])
         return {
             "difference": first.accuracy - second.accuracy,

@@ -152,16 +152,16 @@ def _is_slope(value: Any, layers: int) -> bool:
 
 def _gradient(comparison: Comparison, searches: Sequence[StudyResult]) -> list[dict[str, Any]]:
     """Rows by budget: ``worth`` [L], mean over seeds, with its range."""
-    found: dict[float, list[list[float]]] = {}
+    by_budget: dict[float, list[list[float]]] = {}
     for search in searches:
         steps = {} if search.is_imported else comparison.store.trajectory(search.study)
         steps = {key: rows for key, rows in steps.items() if any("slope" in row for row in rows)}
         for key, budget in _budgets_of(comparison, search).items() if steps else ():
             values = worth(steps.get(key, []), depth(comparison))
             if values is not None:
-                found.setdefault(budget, []).append(values)
+                by_budget.setdefault(budget, []).append(values)
     rows = []
-    for budget, seeds in sorted(found.items()):
+    for budget, seeds in sorted(by_budget.items()):
         all_seeds = np.array(seeds)
         bounds = {"low": all_seeds.min(axis=0).tolist(), "high": all_seeds.max(axis=0).tolist()}
         rows.append({"budget": budget, "seeds": len(seeds), "worth": all_seeds.mean(axis=0).tolist(), **bounds})
@@ -173,9 +173,9 @@ def _budgets_of(comparison: Comparison, search: StudyResult) -> dict[str, float]
     with snapshot(comparison.store.engine) as connection:
         study = study_ids(connection, comparison.experiment)[search.study]
         named = read_attribute(connection, study, "trajectory", [trial.number for trial in search.trials])
-    found: dict[str, float] = {}
+    budgets: dict[str, float] = {}
     for trial in search.trials:
         key, budget = named.get(trial.number), trial.user_attrs.get("budget")
         if isinstance(key, str) and budget is not None:
-            found.setdefault(key, float(budget))
-    return found
+            budgets.setdefault(key, float(budget))
+    return budgets

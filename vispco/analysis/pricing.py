@@ -100,14 +100,14 @@ class Pricing:
     def _average(self, split: str) -> Prompts:
         lengths = []
         for key in ("no_image", "unpruned"):
-            found = self.comparison.reference(key, split)
-            if found is None:
+            reference = self.comparison.reference(key, split)
+            if reference is None:
                 raise ConfigError(
                     f"experiment {self.comparison.experiment!r} does not say how long its prompts are; "
                     f"run it again (vispco resume {self.comparison.experiment}), which measures nothing twice"
                 )
-            samples = sum(len(scores) for scores in found.scores.values())
-            lengths.append(_tokens(self.setting.shape, found.flops / samples))
+            samples = sum(len(scores) for scores in reference.scores.values())
+            lengths.append(_tokens(self.setting.shape, reference.flops / samples))
         text, whole = lengths
         return Prompts(np.array([whole - text]), np.array([text]), np.ones(1), exact=False)
 
@@ -181,8 +181,8 @@ class Pricing:
     def unpruned(self, cost: str, split: str = "search") -> float:
         """Mean cost of the plain model."""
         if cost == "flops":
-            found = self.comparison.reference("unpruned", split)
-            return found.flops / sum(len(scores) for scores in found.scores.values()) if found else float("nan")
+            plain = self.comparison.reference("unpruned", split)
+            return plain.flops / sum(len(scores) for scores in plain.scores.values()) if plain else float("nan")
         if self._is_own(cost):
             return float(self.comparison.facts["cost_terms"]["unpruned"][split])
         prompts = self.prompts(split)

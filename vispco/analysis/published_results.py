@@ -137,8 +137,8 @@ def beside_published(comparison: Comparison) -> dict[str, Any]:
 
 def _model(identity: Mapping[str, Any]) -> tuple[str, bool]:
     name = str(identity["model"].get("name", "")).lower()
-    found = next((theirs for part, theirs in MODELS.items() if part in name), None)
-    return found or MODELS["qwen2.5-vl-3b"], found is not None
+    printed = next((theirs for part, theirs in MODELS.items() if part in name), None)
+    return printed or MODELS["qwen2.5-vl-3b"], printed is not None
 
 
 def _method(comparison: Comparison) -> tuple[str, bool]:

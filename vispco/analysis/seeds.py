@@ -45,13 +45,13 @@ def entries(comparison: Comparison) -> dict[str, Entry]:
     A seed counts once: of a study without seeds, which runs with seed 0, and one called ``@0`` that was added later,
     the one with more trials.
     """
-    found: dict[str, dict[int | None, StudyResult]] = {}
+    by_entry: dict[str, dict[int | None, StudyResult]] = {}
     for search in comparison.searches:
         if search.trials:
-            runs, seed = found.setdefault(search.entry, {}), search.seed
+            runs, seed = by_entry.setdefault(search.entry, {}), search.seed
             if seed not in runs or len(search.trials) > len(runs[seed].trials):
                 runs[seed] = search
-    return {name: Entry(name, list(runs.values())) for name, runs in found.items()}
+    return {name: Entry(name, list(runs.values())) for name, runs in by_entry.items()}
 
 
 def named(comparison: Comparison, name: str) -> Entry:
@@ -95,23 +95,23 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
     """
     if score not in SCORES:
         raise ConfigError(f"unknown score {score!r}; {suggest(score, list(SCORES))}")
-    found = entries(comparison)
-    best = best_known(comparison) if reference == BEST_KNOWN and reference not in found else None
+    known = entries(comparison)
+    best = best_known(comparison) if reference == BEST_KNOWN and reference not in known else None
     base = Entry(BEST_KNOWN, []) if best else named(comparison, reference)
-    drawn = _resampled(comparison, found, best)
+    drawn = _resampled(comparison, known, best)
     estimates = {
         name: estimate(drawn[name], drawn[reference])
-        for name in found
+        for name in known
         if name != reference and name in drawn and reference in drawn
     }
     tested = {
         name: made.p_value
         for name, made in estimates.items()
-        if found[name].enough and base.enough and made.p_value is not None
+        if known[name].enough and base.enough and made.p_value is not None
     }
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []
-    for name, entry in sorted(found.items(), key=lambda item: item[0] != reference):
+    for name, entry in sorted(known.items(), key=lambda item: item[0] != reference):
         row = {**_facts(comparison, entry), **_scores(drawn, name)}
         made, p_value = estimates.get(name), tested.get(name)
         told = "reference" if name == reference else "not measured"
@@ -142,16 +142,16 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
     }
 
 
-def _resampled(comparison: Comparison, found: dict[str, Entry], best: BestKnown | None) -> dict[str, Runs]:
+def _resampled(comparison: Comparison, known: dict[str, Entry], best: BestKnown | None) -> dict[str, Runs]:
     """Runs by entry, for entries of which every run is measured; the best-known front is one of them if given."""
     measured: dict[str, list[Scores]] = {}
-    for name, entry in found.items():
+    for name, entry in known.items():
         chosen = [comparison.delivered(run) for run in entry.runs]
         delivered = [given for given in chosen if given is not None]
         scores: list[Scores] = [mean_scores([comparison.parts.of(e) for e in given]) for given in delivered]
         if len(scores) == len(entry.runs):
             measured[name] = scores
-    fixed = [name for name in measured if found[name].deterministic]
+    fixed = [name for name in measured if known[name].deterministic]
     if best is not None:
         measured[BEST_KNOWN] = [mean_scores([comparison.parts.of(evaluation) for evaluation in best.delivered])]
         fixed.append(BEST_KNOWN)

@@ -37,13 +37,13 @@ def _of(comparison: Comparison) -> dict[str, Any]:
             ([t for t in s.trials if holds(comparison, s, t) and runs_on(comparison, s, t, target)], s)
             for s in comparison.searches
         ]
-        found: list[Evaluation | None] = []
+        delivered: list[Evaluation | None] = []
         schedules, missed = [], 0
         for budget in comparison.budgets:
             able = [(trial, search) for trials, search in held if (trial := choose(trials, budget)) is not None]
             best = min(able, key=lambda pair: (-pair[0].values[0], pair[0].values[1]), default=None)
             missed += best is None
-            found.append(no_image if best is None else comparison.held_out(best[1], best[0]))
+            delivered.append(no_image if best is None else comparison.held_out(best[1], best[0]))
             if best is not None:
                 schedules.append(f"{best[1].name}: {best[0].user_attrs['schedule']}")
         rows.append(
@@ -51,7 +51,7 @@ def _of(comparison: Comparison) -> dict[str, Any]:
                 "target": name,
                 "schedules": len({(s.study, t.number) for trials, s in held for t in trials}),
                 "budgets_missed": missed,
-                "score": _mean(found),
+                "score": _mean(delivered),
                 "chosen": schedules,
             }
         )
@@ -76,10 +76,10 @@ def targets_of_trial(comparison: Comparison, origin: StudyResult, trial: Any) ->
 
 def _default(comparison: Comparison, budget: float) -> Evaluation | None:
     """The published default that is best on the search split within the budget, on the held-out split."""
-    measured = ((comparison.default_on_search(name), found) for name, found in comparison.defaults().items())
+    measured = ((comparison.default_on_search(name), held_out) for name, held_out in comparison.defaults().items())
     able = [
-        (searched.accuracy, found)
-        for searched, found in measured
+        (searched.accuracy, held_out)
+        for searched, held_out in measured
         if searched is not None and fits(_Point(searched), budget)
     ]
     return max(able, key=lambda pair: pair[0])[1] if able else None
@@ -93,6 +93,6 @@ class _Point:
         self.user_attrs: dict[str, Any] = {}
 
 
-def _mean(found: list[Evaluation | None]) -> float | None:
-    known = [evaluation.accuracy for evaluation in found if evaluation is not None]
-    return float(np.mean(known)) if len(known) == len(found) else None
+def _mean(delivered: list[Evaluation | None]) -> float | None:
+    known = [evaluation.accuracy for evaluation in delivered if evaluation is not None]
+    return float(np.mean(known)) if len(known) == len(delivered) else None

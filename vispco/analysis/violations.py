@@ -23,7 +23,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
     trial is above its budget on the search split, after the snap. The Karush-Kuhn-Tucker residuals are means over runs
     (:mod:`vispco.search.gradient.kkt`); None where a search does not say.
     """
-    found: list[dict[str, Any]] = []
+    rows_by_entry: list[dict[str, Any]] = []
     for entry in entries(comparison).values():
         runs = [run for run in entry.runs if _relaxed(run)]
         if runs:
@@ -32,7 +32,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
             over = [
                 trial.values[1] - trial.user_attrs["budget"] for run in runs for trial in run.trials if trial.values
             ]
-            found.append(
+            rows_by_entry.append(
                 {
                     "entry": entry.name,
                     "seeds": [run.seed for run in runs],
@@ -43,7 +43,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
                     "over": max(over, default=None),
                 }
             )
-    return {"experiment": comparison.experiment, "within": HELD, "entries": found}
+    return {"experiment": comparison.experiment, "within": HELD, "entries": rows_by_entry}
 
 
 def _relaxed(run: StudyResult) -> dict[float, dict[str, Any]]:
@@ -73,11 +73,11 @@ def compare_violations(store: Store, experiments: Sequence[str]) -> dict[str, An
     Raises:
         StorageError: no such experiment, one without results, or without a gradient search.
     """
-    found = [violations(Comparison(store, name)) for name in experiments]
-    for one in found:
+    each = [violations(Comparison(store, name)) for name in experiments]
+    for one in each:
         if not one["entries"]:
             raise StorageError(
                 f"experiment {one['experiment']!r} has no gradient search that says how it held its budgets; "
                 "run one: {kind: lagrangian}"
             )
-    return together(found)
+    return together(each)

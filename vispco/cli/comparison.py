@@ -115,11 +115,11 @@ def _print_objectives(comparison: dict[str, Any], runs: Runs) -> None:
 
 def runs_of(comparison: dict[str, Any]) -> dict[str, list[str]]:
     """Entry -> its searches, one for each seed."""
-    found: dict[str, list[str]] = {}
+    by_entry: dict[str, list[str]] = {}
     for search in comparison["searches"]:
-        found.setdefault(str(search["name"]).removesuffix(f"@{search['seed']}"), []).append(search["name"])
+        by_entry.setdefault(str(search["name"]).removesuffix(f"@{search['seed']}"), []).append(search["name"])
     # One seed that was asked for by name keeps it.
-    return {entry if len(names) > 1 else names[0]: names for entry, names in found.items()}
+    return {entry if len(names) > 1 else names[0]: names for entry, names in by_entry.items()}
 
 
 def _merged(entry: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -220,24 +220,24 @@ def print_tasks(comparison: dict[str, Any]) -> None:
     _explain_missed(comparison)
 
 
-def only(found: dict[str, Any], searches: Sequence[str]) -> dict[str, Any]:
+def only(comparison: dict[str, Any], searches: Sequence[str]) -> dict[str, Any]:
     """A comparison with some searches, by name or by entry.
 
     Raises:
         ConfigError: it has none of that name.
     """
-    if "experiments" in found:
-        return {**found, "experiments": [only(part, searches) for part in found["experiments"]]}
-    names = [search["name"] for search in found["searches"]]
+    if "experiments" in comparison:
+        return {**comparison, "experiments": [only(part, searches) for part in comparison["experiments"]]}
+    names = [search["name"] for search in comparison["searches"]]
     for wanted in searches:
         if not any(wanted in (name, name.partition("@")[0]) for name in names):
-            raise ConfigError(f"no search {wanted!r} in {found['experiment']!r}; {suggest(wanted, names)}")
+            raise ConfigError(f"no search {wanted!r} in {comparison['experiment']!r}; {suggest(wanted, names)}")
     kept = {name for name in names if name in searches or name.partition("@")[0] in searches}
     by_budget = [
         {**row, **{key: {n: v for n, v in row[key].items() if n in kept} for key in row if isinstance(row[key], dict)}}
-        for row in found["by_budget"]
+        for row in comparison["by_budget"]
     ]
-    return {**found, "searches": [s for s in found["searches"] if s["name"] in kept], "by_budget": by_budget}
+    return {**comparison, "searches": [s for s in comparison["searches"] if s["name"] in kept], "by_budget": by_budget}
 
 
 def _blocks(runs: Runs, kept_free: int) -> list[list[str]]:

@@ -98,7 +98,7 @@ def model_content(problem: Problem) -> Content:
         ModelError: weights are offloaded.
     """
     model = problem.model
-    found: Content = {
+    content: Content = {
         "model": {
             "weights": weights_checksum(model),
             "dtype": str(problem.adapter.dtype()),
@@ -114,18 +114,18 @@ def model_content(problem: Problem) -> Content:
             for name, module in model.named_modules()
             if isinstance(getattr(module, "scaling", None), Mapping)
         }
-        found["adapters"] = _settings({**adapters, "active": getattr(model, "active_adapters", None), **scaling})
+        content["adapters"] = _settings({**adapters, "active": getattr(model, "active_adapters", None), **scaling})
     processor = problem.processor
     parts = {"": processor, "pictures": getattr(processor, "image_processor", None)}
-    found["processor"] = {
+    content["processor"] = {
         f"{name}.{key}" if name else key: value
         for name, part in parts.items()
         for key, value in _settings(_own_settings(part)).items()
     }
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:
-        found["processor"]["vocabulary"] = content_hash(sorted(tokenizer.get_vocab().items()))
-    return found
+        content["processor"]["vocabulary"] = content_hash(sorted(tokenizer.get_vocab().items()))
+    return content
 
 
 def _decisive(generation: Any) -> dict[str, Any]:
@@ -152,11 +152,11 @@ def _settings(value: Any, place: str = "") -> dict[str, str]:
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        found: dict[str, str] = {}
+        settings: dict[str, str] = {}
         for key, inside in value.items():
             if key not in NOT_CONTENT and not (isinstance(key, str) and key.startswith("_commit")):
-                found.update(_settings(inside, f"{place}.{key}" if place else str(key)))
-        return found
+                settings.update(_settings(inside, f"{place}.{key}" if place else str(key)))
+        return settings
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
     text = json.dumps(value, default=str, sort_keys=True)
@@ -215,15 +215,15 @@ def split_name(task: str, split: str) -> str:
 
 def changes(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
     """What differs, in words. What only one of the two knows, such as a setting of a newer release, does not count."""
-    found = []
+    differing = []
     for part, values in before.items():
         for key, value in values.items():
             other = now.get(part, {}).get(key)
             if other is not None and other != value:
                 plain = not value.startswith("hash ") and part in PLAIN
                 detail = f" ({value} there, {other} here)" if plain and len(value) + len(other) <= 60 else ""
-                found.append(f"{key} of the {part}{detail}" if " " not in part else f"{key} of {part}")
-    return found
+                differing.append(f"{key} of the {part}{detail}" if " " not in part else f"{key} of {part}")
+    return differing
 
 
 def merged(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> Content:

@@ -138,21 +138,21 @@ class Job:
 
     def block(self, number: int) -> list[Place]:
         """Batches of block ``number`` of the random order."""
-        found = []
+        places = []
         for task, part in enumerate(self.parts):
             start = part.looks[number - 1] if number else 0
-            found += [(task, batch) for batch in range(start, part.looks[number])]
-        return found
+            places += [(task, batch) for batch in range(start, part.looks[number])]
+        return places
 
     def ordered(self, order: Order, block: int) -> NDArray[np.float64]:
         """Scores [P, n] of the samples up to the end of ``block``, in ``order``; NaN where not measured."""
         samples = sum(len(b.rows) for part in self.parts for b in part.batches[: part.looks[block]])
         task, row = order.task[:samples], order.row[:samples]
-        found = np.empty((len(self.pending), samples))
+        by_policy = np.empty((len(self.pending), samples))
         for number, pending in enumerate(self.pending):
             for t, scores in enumerate(pending.scores):
-                found[number, task == t] = scores[row[task == t]]
-        return found
+                by_policy[number, task == t] = scores[row[task == t]]
+        return by_policy
 
     def know(self, pending: Pending, scores: Mapping[str, NDArray[np.float64]]) -> None:
         """Take over all scores of a policy that was measured before."""

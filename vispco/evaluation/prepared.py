@@ -121,12 +121,12 @@ class PreparedSplit:
     @cached_property
     def tokens(self) -> list[int]:
         """Checksums of the tokens that are read, in the order of the samples."""
-        found = [0] * len(self.samples)
+        sums = [0] * len(self.samples)
         for batch in self.batches:
             masks = batch.inputs["attention_mask"]
             for row, ids, valid in zip(batch.rows.tolist(), batch.inputs["input_ids"], masks, strict=True):
-                found[row] = zlib.crc32(np.ascontiguousarray(ids[valid.bool()].cpu().numpy()).tobytes())
-        return found
+                sums[row] = zlib.crc32(np.ascontiguousarray(ids[valid.bool()].cpu().numpy()).tobytes())
+        return sums
 
     @cached_property
     def digest(self) -> str:
@@ -187,13 +187,13 @@ def prepare_split(problem: Problem, split: str) -> list[PreparedSplit]:
     names = [f"{task.name}/{split}/{s.id}" for task, part in zip(problem.tasks, samples, strict=True) for s in part]
     places = np.split(random_places(names), np.cumsum([len(part) for part in samples])[:-1])
     ends = block_ends(len(names))
-    found = []
+    parts = []
     for task, part, place in zip(problem.tasks, samples, places, strict=True):
         blocks: list[list[int]] = [[] for _ in ends]
         for row, block in enumerate(np.searchsorted(ends, place, side="right").tolist()):
             blocks[block].append(row)
-        found.append(_prepare(problem, task, part, blocks, place, problem.study.batch_size))
-    return found
+        parts.append(_prepare(problem, task, part, blocks, place, problem.study.batch_size))
+    return parts
 
 
 def prepare(

@@ -344,9 +344,9 @@ def _given_up(task: Task) -> UnitResult:
 def identity(runner: UnitRunner) -> dict[str, str]:
     """What must be the same wherever results shall be the same."""
     packages = {name: version(name) for name in ("vispco", "torch", "transformers")}
-    found = model_content(runner.problem)
-    parts = {f"{part} of the model": content_hash(values) for part, values in found.items() if part != "model"}
-    return {**packages, "weights of the model": found["model"]["weights"], **parts}
+    content = model_content(runner.problem)
+    parts = {f"{part} of the model": content_hash(values) for part, values in content.items() if part != "model"}
+    return {**packages, "weights of the model": content["model"]["weights"], **parts}
 
 
 def samples_identity(part: PreparedSplit) -> str:

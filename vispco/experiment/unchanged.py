@@ -67,19 +67,19 @@ def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -
         ConfigError: weights, settings or data are not those that its trials were measured with.
     """
     problem, name = evaluator.problem, evaluator.problem.study.experiment
-    found = dict(evaluator.model_content)
+    content = dict(evaluator.model_content)
     for split in ("search", "held_out"):
         for part in evaluator.prepared(split):
-            found[split_name(part.task.name, split)] = split_content(part)
+            content[split_name(part.task.name, split)] = split_content(part)
     if any(SEARCHES[item.config.kind].reads_calibration for item in plan(problem.study)):
         for task in problem.calibration_tasks:
             if "calibration" in task.sizes:
-                found[split_name(task.name, "calibration")] = calibration_content(problem, task)
+                content[split_name(task.name, "calibration")] = calibration_content(problem, task)
     if problem.profile is not None and not has_plain_cost(problem.study):
-        found["hardware profile"] = {"times": content_hash(problem.profile.model_dump(mode="json"))}
+        content["hardware profile"] = {"times": content_hash(problem.profile.model_dump(mode="json"))}
     stored = store.experiment(name)
     if stored is None:
-        return found
+        return content
     before = stored.identity.get("content")
     if before is None:
         if any(store.trial_log(item).complete() for item in store.study_names(name)):
@@ -87,14 +87,14 @@ def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -
                 f"{name}: its trials are older than the record of what they were measured on, so that it cannot be "
                 "verified that weights and data are still the same; from now on a change is refused"
             )
-        return found
-    if differ := changes(before, found):
+        return content
+    if differ := changes(before, content):
         raise ConfigError(
             f"experiment {name!r} in this database was measured with other content under the same names: "
             f"{listed(differ)}; its trials cannot be mixed: put it back, give the study another "
             "experiment name, or start over with --fresh"
         )
-    return merged(before, found)
+    return merged(before, content)
 
 
 def _short(value: Any) -> str:

@@ -210,9 +210,9 @@ class Search(ABC):
         ratio = None
         if not context.cost.in_flops:
             ratio = partial(context.cost.ratio_of_counts, method=context.method)
-        found = context.evaluator.race(schedules, make, "search", context.method, context.watch, ratio)
+        outcomes = context.evaluator.race(schedules, make, "search", context.method, context.watch, ratio)
         first: dict[str, Outcome] = {}
-        for outcome in found:
+        for outcome in outcomes:
             first.setdefault(outcome.schedule, outcome)  # the first of several that are alike is the one that was paid
         return first
 
@@ -296,10 +296,10 @@ class Search(ABC):
 def _paid_once(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Outcomes that come again have spent nothing then."""
     seen: set[str] = set()
-    found: list[Outcome] = []
+    paid: list[Outcome] = []
     for outcome in outcomes:
         if outcome.id in seen and not isinstance(outcome, Failed):
             outcome = replace(outcome, spent_flops=0, seconds=0.0)
-        found.append(outcome)
+        paid.append(outcome)
         seen.add(outcome.id)
-    return found
+    return paid

@@ -53,8 +53,8 @@ def curve(k: float, layers: int, x0: float = 14.9) -> NDArray[np.float64]:
     Depths are those of a model with 32 layers, over which the layers are spread.
     """
     depth = np.arange(1, layers) * (DEPTH - 1) / (layers - 1)
-    found: NDArray[np.float64] = HEIGHT / (1 + np.exp(k * (depth - (x0 + k))))
-    return found
+    heights: NDArray[np.float64] = HEIGHT / (1 + np.exp(k * (depth - (x0 + k))))
+    return heights
 
 
 def counts_after(
@@ -68,17 +68,17 @@ def counts_after(
     shape = curve(k, layers, x0)
 
     def walk(factor: float) -> tuple[list[int], int]:
-        found, before, total = [], entering, entering
+        counts, before, total = [], entering, entering
         for share in np.minimum(1.0, factor * shape):
             kept = min(math.ceil((entering - 1) * share), before)
             merged = 0
             if clusters and (dropped := before - kept):
                 grouped = int(SHARE * dropped) + 1
                 merged = min(int(grouped / CLUSTERS) + 1, grouped)
-            found.append(kept)
+            counts.append(kept)
             before = kept + merged
             total += before
-        return found, total
+        return counts, total
 
     return walk(bisected(lambda factor: walk(factor)[1] <= layers * target, 0.0, LARGEST, HALVINGS))[0]
 

@@ -33,7 +33,7 @@ def observe(problem: Problem, samples: int, seed: int) -> list[Observed]:
     Raises:
         ConfigError: a task has no calibration samples.
     """
-    found, tasks = [], problem.calibration_tasks
+    observed, tasks = [], problem.calibration_tasks
     for task in tasks:
         pool = task.samples("calibration")
         if not pool:
@@ -48,5 +48,5 @@ def observe(problem: Problem, samples: int, seed: int) -> list[Observed]:
             text = batch.inputs["attention_mask"].bool() & ~visual
             weight = 1 / (len(tasks) * len(chosen))
             n_visual, n_text = (mask.sum(dim=1).cpu().numpy() for mask in (visual, text))
-            found.append(Observed(batch, n_visual, n_text, weight))
-    return found
+            observed.append(Observed(batch, n_visual, n_text, weight))
+    return observed

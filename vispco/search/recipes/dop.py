@@ -166,10 +166,10 @@ def solve(table: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], mo
     return _undominated([one for found in states.values() for one in found])
 
 
-def _undominated(found: list[Solution]) -> list[Solution]:
+def _undominated(solutions: list[Solution]) -> list[Solution]:
     """By cost, each better than all cheaper ones; the best of those in one bucket of cost."""
     kept: list[Solution] = []
-    for one in sorted(found):
+    for one in sorted(solutions):
         if kept and one[1] >= kept[-1][1]:
             continue
         if kept and int(one[0] * BUCKETS) == int(kept[-1][0] * BUCKETS):

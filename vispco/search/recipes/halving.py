@@ -115,12 +115,12 @@ def _crowding(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def rungs_of(samples: int, first: int, eta: int) -> list[int]:
     """Samples seen at each decision: ends of blocks, each at least ``eta`` times the one before, and last all."""
-    found: list[int] = []
+    rungs: list[int] = []
     *ends, whole = block_ends(samples)
     for end in ends:
-        if end >= (eta * found[-1] if found else first):
-            found.append(end)
-    return [*found, whole]
+        if end >= (eta * rungs[-1] if rungs else first):
+            rungs.append(end)
+    return [*rungs, whole]
 
 
 @SEARCHES.register("halving")
