@@ -283,7 +283,7 @@ def test_a_resumed_search_proposes_what_an_undisturbed_one_does(several: Any, pr
     store = Store(f"sqlite:///{tmp_path}/a.db")
     with stopped_after(5):
         Run(Problem.from_text(text), store).run()
-    again = Problem.from_text(store.require_experiment("several")["spec_text"])
+    again = Problem.from_text(store.require_experiment("several").spec_text)
     assert Run(again, store).run() == 9
     found, expected = (one.trial_log("several/tpe").study.trials for one in (store, several[0]))
     assert [(t.values, t.user_attrs["schedule"]) for t in found] == [

@@ -60,7 +60,7 @@ def import_trials(
         ConfigError: objectives that cannot be compared, or an entry that is no import of this study.
         LockedError: the experiment is being run.
     """
-    held = store.require_experiment(experiment)["facts"]
+    held = store.require_experiment(experiment).facts
     if further := held.get("further_costs"):
         raise ConfigError(
             f"experiment {experiment!r} also minimises {', '.join(further)}, which an imported study does not say; "
