@@ -662,8 +662,8 @@ def test_the_page_from_a_file_to_an_answer(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     fill(Store("sqlite:///vispco.db"), "quickstart")
-    samples[0].images[0].save("picture.png")
-    (commands,), (code,) = blocks("docs/serve.md", "bash"), blocks("docs/serve.md", "python")
+    (commands,), (draw, code) = blocks("docs/serve.md", "bash"), blocks("docs/serve.md", "python")
+    exec(compile(draw, "docs/serve.md", "exec"), {})
     install, export, serve = map(shlex.split, commands.strip().splitlines())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert install == ["pip", "install", "vispco[serve]"]
@@ -680,8 +680,10 @@ def test_the_page_from_a_file_to_an_answer(
         process.terminate()
         told = process.communicate()[1]
     model, processor = load_model("demo")
-    asked = replace(samples[0], question="what color is the top left shape ?")
+    (question,) = re.findall(r'"text": "(.*?)"', code)
+    asked = replace(samples[0], images=(Image.open("picture.png"),), question=question)
     inputs = processor(images=[list(asked.images)], text=[render_prompt(processor, asked)], return_tensors="pt")
+    assert processor.tokenizer.unk_token_id not in inputs["input_ids"][0].tolist(), "the demo knows no such word"
     with vispco.prune(model, schedule="best.json"):
         tokens = model.generate(**inputs, max_new_tokens=16)
     assert answer == processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

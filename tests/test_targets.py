@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from conftest import SMALL
-from pages import blocks
+from pages import blocks, sections
 from test_cli import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.targets import compare_targets
 from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
-from vispco.exporting import Recommendation
+from vispco.exporting import Recommendation, server_settings
 from vispco.integrations.vllm.architectures import PREFIX, architecture_of
 from vispco.models.loading import demo_folder
 from vispco.problem import Problem
@@ -128,6 +128,7 @@ def test_export_for_vllm_is_its_configuration(cli: Cli, ran: str, tmp_path: Path
     given = settings["hf-overrides"]["vispco"]
     assert settings == {
         "model": str(demo_folder()),
+        "served-model-name": "demo",
         "hf-overrides": {"architectures": ["VispcoLlavaForConditionalGeneration"], "vispco": given},
     }
     assert given["method"] in ("divprune", "visionzip")
@@ -142,7 +143,7 @@ def test_export_for_vllm_is_its_configuration(cli: Cli, ran: str, tmp_path: Path
 
 
 def test_the_file_on_the_page_is_what_export_writes() -> None:
-    (block,) = blocks("docs/serve.md", "yaml")
+    _, block = blocks("docs/serve.md", "yaml", "vLLM")
     shown = yaml.safe_load(block)
     overrides = shown["hf-overrides"]
     schedule = parse_schedule(f"step(layer=0, keep={overrides['vispco']['keep']})")
@@ -152,11 +153,42 @@ def test_the_file_on_the_page_is_what_export_writes() -> None:
     assert shown.keys() == {"model", "hf-overrides"}
 
 
+def test_the_study_on_the_page_is_one_for_vllm() -> None:
+    text, block = blocks("docs/serve.md", "yaml", "vLLM")
+    model = yaml.safe_load(block)["model"]
+    assert text.count(f"model: {model}\n") == 1
+    problem = Problem.from_text(text.replace(f"model: {model}\n", "model: demo\n"))
+    validate(problem)
+    assert problem.study.target == "vllm"
+    assert f"vispco export {problem.study.experiment} " in sections("docs/serve.md")["vLLM"]
+
+
+def test_a_model_of_another_family_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """Else a study would be measured whose schedules its server cannot load."""
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}'
+    )
+    text = f"{STUDY.partition('searches:')[0]}family: constant\nmethod: divprune\nsearches: {{one: {{kind: grid}}}}\n"
+    other = text.replace("model: demo\n", f"model: {tmp_path}\n")
+    assert other != text
+    validate(Problem.from_text(f"{other}target: openvino-genai\n".replace("method: divprune", "method: cdpruner")))
+    with pytest.raises(ModelError, match=r"does not serve architecture 'Gemma3.*use target transformers"):
+        validate(Problem.from_text(f"{other}target: vllm\n"))
+
+
+def test_models_from_the_hub_keep_their_name(tmp_path: Path) -> None:
+    """Only a folder that export puts in a model's place needs another name for clients."""
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}')
+    found = {"method": "divprune", "method_parameters": {}, "schedule": "step(layer=0, keep=0.5)", "keep_ratio": [0.5]}
+    assert server_settings({**found, "model": str(tmp_path)}, "vllm").keys() == {"model", "hf-overrides"}
+
+
 def test_export_says_what_it_cannot(cli: Cli, ran: str) -> None:
     for target, part in (
         (
             "openvino-genai",
-            "none of its schedules runs on target 'openvino-genai', run a study with target: openvino-genai",
+            "none of its schedules runs on target 'openvino-genai', run a study with target: openvino-genai, "
+            "family: constant and method: cdpruner",
         ),
         ("vlm", "unknown target 'vlm'"),
     ):

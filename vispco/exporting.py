@@ -46,10 +46,11 @@ def export_schedule(comparison: Comparison, budget: float, target: str | None = 
             cheapest = min(_cost(pair) for pair in points.pairs)
             what = "flops_ratio" if comparison.unpruned_cost is None else f"a share of {comparison.cost} of"
             why, way = f"its cheapest{where} has {what} {cheapest:.4f}", "give a larger --budget"
-        elif target is None:
+        elif not (able := sorted((target_named(target).methods if target else None) or ())):
             why, way = "it has no schedule that a file can hold", "give a larger --budget"
         else:
-            why, way = f"none of its schedules runs{where}", f"run a study with target: {target}"
+            why = f"none of its schedules runs{where}"
+            way = f"run a study with target: {target}, family: constant and method: {' or '.join(able)}"
         raise ConfigError(f"no schedule of {comparison.experiment!r} fits budget {budget}; {why}, {way}")
     return schedule_record(comparison, *chosen, budget=budget)
 
@@ -129,7 +130,8 @@ def export_steps(comparison: Comparison) -> list[dict[str, Any]]:
 def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:
     """What the server behind target ``name`` takes of an exported schedule, by option name.
 
-    For vLLM the mapping is a file for its ``--config``; the architecture is the model's, with this package's prefix.
+    For vLLM the mapping is a file for its ``--config``; the architecture is the model's, with this package's prefix,
+    and a model of this package keeps its name for clients.
 
     Raises:
         ScheduleError: the schedule does not run there.
@@ -143,7 +145,9 @@ def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:
         from vispco.models.loading import source_of
 
         source = source_of(exported["model"])
-        return {"model": source, "hf-overrides": {"architectures": [architecture_of(source)], **settings}}
+        # A model of this package is a folder there; clients go on to ask for it by its name.
+        called = {} if source == exported["model"] else {"served-model-name": exported["model"]}
+        return {"model": source, **called, "hf-overrides": {"architectures": [architecture_of(source)], **settings}}
     return settings
 
 

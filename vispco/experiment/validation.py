@@ -24,9 +24,10 @@ def validate(problem: Problem) -> None:
     """Everything that can be checked without measuring: entries, options, methods, families, defaults.
 
     Raises:
-        ConfigError, ScheduleError: the first thing that is wrong.
+        ConfigError, ScheduleError, ModelError: the first thing that is wrong.
     """
     target = target_named(problem.study.target)
+    _served(problem)
     check_cost(problem)
     for planned in plan(problem.study):
         kind: type[Search] = SEARCHES[planned.config.kind]
@@ -57,6 +58,15 @@ def validate(problem: Problem) -> None:
                 next(iter(made.dense_grid()))
             except ConfigError as error:
                 raise ConfigError(f"searches.{planned.entry}: {error}") from None
+
+
+def _served(problem: Problem) -> None:
+    """Refuse a model that the target's server cannot load pruned, before anything is measured for it."""
+    if problem.study.target == "vllm" and not problem.has_given_model:
+        from vispco.integrations.vllm.architectures import architecture_of
+        from vispco.models.loading import source_of
+
+        architecture_of(source_of(problem.study.model.name))
 
 
 def _able(kind: type[Search], options: Any, study: Study) -> None:

@@ -27,6 +27,7 @@ def architecture_of(model: str) -> str:
         raise ModelError(f"cannot read the configuration of {model!r}: {reason}; give a hub id or a folder") from None
     if named not in SERVED:
         raise ModelError(
-            f"vLLM's plug-in does not serve architecture {named!r} of {model!r}; it serves {', '.join(SERVED)}"
+            f"vLLM's plug-in does not serve architecture {named!r} of {model!r}, but {', '.join(SERVED)}; "
+            "name a model of these, or use target transformers and vispco serve"
         )
     return PREFIX + named
