@@ -107,7 +107,7 @@ def test_prompts_may_be_ragged_and_a_check_predicts_their_longest_row() -> None:
     shape = adapter_for(model).shape()
     planted = planted_profile(shape, (), "demo")
     profile = planted.model_copy(update={"batches": {4: planted.batches[1]}})
-    effort = Effort(repeats=1)
+    effort = Effort(repeats=2)
     checks = check_profile(model, processor, profile, batch=4, schedules=3, answer_tokens=2, effort=effort, ragged=True)
     assert len(checks) == 6
     for check in checks:
