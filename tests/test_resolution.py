@@ -226,6 +226,14 @@ def test_what_is_measured_is_the_model_on_smaller_pictures(searched: Store) -> N
     assert by_text["step(layer=1, keep=1.0, resolution=0.5)"].values[1] < 0.7
 
 
+def test_the_parts_of_a_price_are_those_of_its_own_pictures() -> None:
+    evaluator = vispco.Evaluator(vispco.Problem.from_text(SEARCHED.replace("few", "step")))
+    small, whole = (AtResolution(Step(1, 0.5), share) for share in (0.5, 1.0))
+    parts = evaluator.prices(small, [4, 12])
+    assert sum(parts) == evaluator.price(small) == evaluator.evaluate([small], "search")[0].flops
+    assert all(0 < part < more for part, more in zip(parts, evaluator.prices(whole, [4, 12]), strict=True))
+
+
 def test_other_costs_count_the_tower_at_its_resolution(searched: Store) -> None:
     comparison = Comparison(searched, "searched")
     pricing = Pricing(comparison)
