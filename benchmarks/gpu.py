@@ -2,8 +2,8 @@
 
 Runs, in this order, and stops at none: pruning that keeps all tokens changes no logit in bfloat16, with sdpa and, where
 it is installed, flash attention, whose answers are also compared; prefills at LLaVA-7B's shape with random weights
-(:mod:`prefill`); a profile of the demo models against schedules that it has not seen (:mod:`latency`). Exits 1 if
-something does not hold. Nothing here has run on a GPU yet.
+(:mod:`prefill`); a profile of the demo models and of a wide one against schedules that it has not seen
+(:mod:`latency`). Exits 1 if something does not hold. Nothing here has run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vispco.models.loading import load_model
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Step
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 BENCHMARKS = (
-    ["prefill.py", "--device", "cuda"],
-    ["latency.py", "--device", "cuda", "--models", "demo", "demo-qwen", "--batch", "1", "8"],
+    ["benchmarks.prefill", "--device", "cuda"],
+    ["benchmarks.latency", "--device", "cuda", "--models", "demo", "demo-qwen", "wide", "--batch", "1", "8"],
 )
 CLOSE = 0.05  # of the largest logit, between two attention kernels in bfloat16
 
@@ -68,7 +68,7 @@ def main() -> int:
     held = attention_holds("cuda")
     for command in BENCHMARKS:
         print(f"\n{' '.join(command)}", flush=True)
-        held &= subprocess.run([sys.executable, FOLDER / command[0], *command[1:]], check=False).returncode == 0
+        held &= subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode == 0
     return 0 if held else 1
 
 

@@ -1,8 +1,9 @@
-"""Realised against predicted against FLOPs: ``python benchmarks/latency.py [--models NAME ...] [--device cuda]``.
+"""Realised against predicted against FLOPs: ``python -m benchmarks.latency [--models NAME ...] [--device cuda]``.
 
 Profiles each model, predicts 30 schedules that were not measured, measures them, and prints the error of the predicted
 times and how well the ratio of two schedules' times is predicted by the profile and by FLOPs. Answers are compared
-first. Run it on an idle machine; it says how busy this one is. Exits 1 if a claim does not hold.
+first. Run it on an idle machine; it says how busy this one is. Exits 1 if a claim does not hold. ``wide`` is a random
+LLaVA (wide.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 
 import vispco
+from benchmarks.wide import NAME as WIDE
+from benchmarks.wide import load_wide
 from vispco.costs.checking import check_profile, summary
 from vispco.costs.measuring import Effort, measure_profile
 from vispco.costs.prompter import Prompter
@@ -53,7 +56,7 @@ def main() -> int:
     print(f"load of this machine: {os.getloadavg()[0]:.1f} of {os.cpu_count()} processors")
     held = True
     for name in asked.models:
-        model, processor = load_model(name, device=asked.device)
+        model, processor = load_wide(asked.device) if name == WIDE else load_model(name, device=asked.device)
         for method in asked.methods:
             if not same_answers(model, processor, method):
                 print(f"{name}, {method}: keeping all tokens changes the logits")
