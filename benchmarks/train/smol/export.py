@@ -29,7 +29,7 @@ def shipped(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         record = json.loads(file.metadata()["record"])
         for name in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
             part, _, rest = name.partition("/")
-            if part == "master" and not rest.startswith("readers/"):
+            if part == "master" and not rest.startswith("readers"):
                 tensors[rest] = file.get_tensor(name).to(torch.bfloat16)
     if record["stage"] != "together":
         raise SystemExit(f"{path} is in stage {record['stage']}; only the last stage has all weights")

@@ -74,7 +74,10 @@ class Run:
         fast = self.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
         self.dtype = torch.bfloat16 if fast else torch.float32
         self.model = model.to(self.device, self.dtype).train()
-        self.readers.to(self.device, self.dtype)
+        # What the projector loses cannot be asked about, so in the last stage its output is read too.
+        self.seen_readers = Readers(model.config.text_config.hidden_size)
+        for readers in (self.readers, self.seen_readers):
+            readers.to(self.device, self.dtype)
         self.model.requires_grad_(False)
         self.targets = WordTargets(self.tokenizer, model.get_input_embeddings().weight.detach())
         self.decoder, self.head = model.model.language_model, model.lm_head
@@ -115,6 +118,7 @@ class Run:
                 "updates": (self.updates, 1e-3, "adamw"),
                 "tower": (tower, 1.5e-4, "adamw"),
                 "readers": (readers, 5e-4 if self.begun == 0 else 2e-3, "adamw"),
+                "readers_of_projector": (dict(self.seen_readers.named_parameters()), 2e-3, "adamw"),
             }
         for params, _, _ in groups.values():
             for param in params.values():
@@ -245,13 +249,15 @@ class Run:
         self.masters.step(min(1.0, (self.step + 1) / 20) * max(0.05, 1 - self.step / last))
         return {"loss": float(loss)}
 
-    def answer_logits(
-        self, scenes: list[Scene], packed: Packed, features: Tensor, few: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, labels and weights of all answer tokens, [N, V], [N], [N]; ``few``: over the commonest words only."""
+    def answer_logits(self, packed: Packed, seen: Tensor, few: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, labels and weights of all answer tokens, [N, V], [N], [N].
+
+        Args:
+            seen: what the projector says of the pictures, [B, 196, H].
+            few: over the commonest words only.
+        """
         ids = packed.input_ids.to(self.device)
         embedded = self.model.get_input_embeddings()(ids)
-        seen = self.projector(features)
         image = (ids == self.model.config.image_token_id)[..., None].expand_as(embedded)
         embedded = embedded.masked_scatter(image, seen.to(embedded.dtype))
         hidden = self.decoder(
@@ -274,13 +280,15 @@ class Run:
         scenes = [sample_scene("train", rng) for _ in range(self.options.batch)]
         questions = [questions_for(scene, rng, self.mix, self.options.short, self.options.long) for scene in scenes]
         features = self.features(scenes)
-        logits, labels, weights = self.answer_logits(scenes, pack(self.tokenizer, questions), features, few=True)
+        seen = self.projector(features)
+        logits, labels, weights = self.answer_logits(pack(self.tokenizer, questions), seen, few=True)
         each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (each * weights).sum() / weights.sum()
         settled = self.begun == 0 or self.step >= self.begun + SETTLE
         reading, right = readers_loss(self.readers, features if settled else features.detach(), scenes, places=True)
-        total = loss + 0.3 * reading
-        parts = {"loss": float(loss.detach()), "reading": float(reading.detach())}
+        kept, _ = readers_loss(self.seen_readers, seen if settled else seen.detach(), scenes, places=True)
+        total = loss + 0.3 * reading + 0.3 * kept
+        parts = {"loss": float(loss.detach()), "reading": float(reading.detach()), "kept": float(kept.detach())}
         if self.step % self.options.text_every == 0:
             away = distance(self.head, self.decoder, self.answers, rng, 4)
             total = total + self.options.text_weight * away
@@ -305,7 +313,7 @@ class Run:
             rng = random.Random(f"examine/{start}")
             scenes = [sample_scene("search", rng) for _ in range(4)]
             asked: list[list[Question]] = [every_question(scene, rng) for scene in scenes]
-            logits, labels, _ = self.answer_logits(scenes, pack(self.tokenizer, asked), self.features(scenes))
+            logits, labels, _ = self.answer_logits(pack(self.tokenizer, asked), self.projector(self.features(scenes)))
             right = (logits.argmax(-1) == labels).tolist()
             place = 0
             for question in (question for questions in asked for question in questions):
