@@ -10,7 +10,9 @@ from vispco.dashboards.glossary import term
 from vispco.dashboards.text import in_html, percent, points, shortened
 from vispco.dashboards.tiles import Tile, tiles
 
+from vispco.costs.base import make_cost
 from vispco.costs.bounds import amount
+from vispco.costs.profile import busy
 
 COST_NAMES = {
     "flops": "compute",
@@ -34,20 +36,35 @@ def decision_html(
     """
     if decision is None:
         return ""
-    chosen, asked = decision["chosen"], f"{decision['max_drop']:g} point{'' if decision['max_drop'] == 1 else 's'}"
+    chosen, asked = decision["chosen"], told_points(decision["max_drop"])
     if chosen["search"] is None:
         return (
             f'<p class="lead" id="{prefix}decision">Prune nothing: within {asked} of the {term("unpruned")} model, no '
             "measured schedule costs less than it does.</p>"
         )
     text = (
-        f"The cheapest {term('schedule')} within {asked} of the {term('unpruned')} model needs "
-        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {escape(cost_name(decision['cost']))}: "
+        f"The cheapest {term('schedule')} within {asked} of the {term('unpruned')} model takes "
+        f"{_taken(decision)}: "
         f"<code>{in_html(shortened(chosen['schedule'], 90))}</code> with {in_html(chosen['method'])}."
     )
     return (
         f'<p class="lead" id="{prefix}decision">{text}</p>{schedule_picture(chosen["keep_ratio"])}'
         f"{tiles([_kept(decision), *map(_saved, prices), _sure(decision)])}{_why(decision)}{_export(command, prefix)}"
+    )
+
+
+def told_points(max_drop: float) -> str:
+    """``1 point``, ``5 points``."""
+    return f"{max_drop:g} point{'' if max_drop == 1 else 's'}"
+
+
+def _taken(decision: dict[str, Any]) -> str:
+    """What the schedule costs, in the cost's unit and as a share."""
+    chosen, cost = decision["chosen"], make_cost(decision["cost"])
+    mine, whole = (amount(value, cost.unit) for value in (chosen["cost"], decision["unpruned"]["cost"]))
+    return (
+        f"<strong>{mine}</strong> {cost.per(decision['batch'])} instead of {whole}, "
+        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {escape(cost_name(cost.name))}"
     )
 
 
@@ -103,8 +120,8 @@ def _saved(price: dict[str, Any]) -> Tile:
     name = escape(cost_name(price["cost"]))
     used, whole = (amount(price[key], price["unit"]) for key in ("absolute", "unpruned"))
     if price["share"] > 1:
-        return Tile(f"+{percent(price['share'] - 1, 0)}", f"{name} added", f"{used} instead of {whole} per prompt")
-    return Tile(percent(1 - price["share"], 0), f"{name} saved", f"{used} instead of {whole} per prompt")
+        return Tile(f"+{percent(price['share'] - 1, 0)}", f"{name} added", f"{used} instead of {whole} {price['per']}")
+    return Tile(percent(1 - price["share"], 0), f"{name} saved", f"{used} instead of {whole} {price['per']}")
 
 
 def _sure(decision: dict[str, Any]) -> Tile:
@@ -121,10 +138,12 @@ def _sure(decision: dict[str, Any]) -> Tile:
 
 
 def _why(decision: dict[str, Any]) -> str:
+    said = busy(decision["noise"])
+    shaky = f'<p class="why">{in_html(said[0].upper() + said[1:])}.</p>' if said else ""
     if not decision["why"]:
-        return ""
+        return shaky
     lead = "Not confirmed" if decision["confirmed"] is False else "It cannot be confirmed"
-    return f'<p class="why">{lead}: {in_html(decision["why"])}.</p>'
+    return f'<p class="why">{lead}: {in_html(decision["why"])}.</p>{shaky}'
 
 
 def _export(command: str, prefix: str) -> str:

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import yaml
 from vispco.dashboards import figures, heatmaps, objectives, tables
 from vispco.dashboards.axis import of_what, title_of
-from vispco.dashboards.decision import decision_html
+from vispco.dashboards.decision import decision_html, told_points
 from vispco.dashboards.glossary import glossary_html, term
 from vispco.dashboards.library import digest, library_digest, library_html
 from vispco.dashboards.overlay import overlay
@@ -43,7 +43,7 @@ def render_several(records: Sequence[Record]) -> str:
     whole = Sheet()
     parts = [
         f"<h1>{len(records)} experiments</h1>",
-        whole.heading("Decisions: the cheapest schedule of each within one point"),
+        whole.heading(f"Decisions: the cheapest schedule of each within {told_points(records[0]['max_drop'])}"),
         tables.experiments(records),
         whole.one("together", figures.together([record["comparison"] for record in records])),
     ]
@@ -62,7 +62,8 @@ def render_several(records: Sequence[Record]) -> str:
 def section(sheet: Sheet, record: Record, pictures: Sequence[Mapping[str, str]]) -> str:
     """What is shown of one experiment: the decision, its front, its searches, and the rest folded away."""
     comparison, seeds = record["comparison"], record["seeds"]
-    command = f"vispco export {_storage(record)}--max-drop 1 -o schedule.json {_named(comparison['experiment'])}"
+    options = f"{_storage(record)}--max-drop {record['max_drop']:g} -o schedule.json"
+    command = f"vispco export {options} {_named(comparison['experiment'])}"
     parts = [
         _purpose(record["study"]),
         decision_html(record["decision"], record["prices"], command, sheet.prefix),

@@ -25,43 +25,48 @@ from vispco.storage.opening import DEFAULT_URL, redact
 from vispco.storage.store import Store
 
 
-def write_report(store: Store, experiments: str | Sequence[str], output: Path, *, tokens: int = 0) -> None:
+def write_report(
+    store: Store, experiments: str | Sequence[str], output: Path, *, tokens: int = 0, max_drop: float = 1.0
+) -> None:
     """Write the page of one experiment, or of several.
 
     Args:
         tokens: on how many held-out samples the surviving tokens are shown, for which the model is loaded and run; of
             one experiment.
+        max_drop: points of accuracy that the decision may lose.
 
     Raises:
         StorageError: no such experiment, or one without results.
-        ConfigError: the file cannot be written or holds something else, or no schedule can be exported to be shown
-            on samples.
+        ConfigError: the file cannot be written or holds something else, ``max_drop`` is no number of points, or no
+            schedule can be exported to be shown on samples.
         ModelError: ``tokens`` without the model at hand.
     """
+    Question(max_drop)  # refuses what is no number of points
     names = [experiments] if isinstance(experiments, str) else list(dict.fromkeys(experiments))
     if tokens and len(names) > 1:
         raise ConfigError(f"--tokens {tokens} is for one experiment, and {len(names)} were named; make a page for each")
     comparisons = [Comparison(store, name) for name in names]
     check_output(output, HTML)
     if len(comparisons) > 1:
-        write_output(output, render_several([report_record(one) for one in comparisons]), HTML)
+        write_output(output, render_several([report_record(one, max_drop) for one in comparisons]), HTML)
         return
     pictures = []
     if tokens:
         from vispco.dashboards.tokens import sample_pictures
 
         pictures = sample_pictures(comparisons[0], tokens)
-    write_output(output, render(report_record(comparisons[0]), pictures), HTML)
+    write_output(output, render(report_record(comparisons[0], max_drop), pictures), HTML)
 
 
-def report_record(comparison: Comparison) -> dict[str, Any]:
+def report_record(comparison: Comparison, max_drop: float = 1.0) -> dict[str, Any]:
     """All that the page shows; ``comparison`` is the object of ``vispco compare --json``."""
-    told, decided = comparison.to_dict(), decision(comparison)
+    told, decided = comparison.to_dict(), decision(comparison, max_drop)
     return {
         "comparison": told,
         "model": comparison.stored.identity.get("model", {}).get("name"),
         "tasks": list(told["unpruned"]["tasks"]),
         "decision": decided,
+        "max_drop": max_drop,
         "prices": prices(comparison, decided),
         "answer": answer(comparison),
         "points": comparison.points(),
@@ -76,10 +81,10 @@ def report_record(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def decision(comparison: Comparison) -> dict[str, Any] | None:
-    """The decision for a loss of one point, in the experiment's cost; None where it has no unpruned model."""
+def decision(comparison: Comparison, max_drop: float = 1.0) -> dict[str, Any] | None:
+    """The decision for a loss of so many points, in the experiment's cost; None where it has no unpruned model."""
     try:
-        return decide(comparison, Question(cost=comparison.facts.get("cost", "flops")))
+        return decide(comparison, Question(max_drop, comparison.facts.get("cost", "flops")))
     except (ConfigError, StorageError):
         return None
 
@@ -103,7 +108,8 @@ def prices(comparison: Comparison, decided: dict[str, Any] | None) -> list[dict[
         except VispcoError:
             continue
         if price is not None:
-            row = {"absolute": price.absolute, "share": price.share, "unpruned": whole}
+            per = make_cost(name).per(pricing.setting.batch)
+            row = {"per": per, "absolute": price.absolute, "share": price.share, "unpruned": whole}
             found.append({"cost": name, "unit": make_cost(name).unit, **row})
     return found
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from vispco.costs.checking import Check, summary
 from vispco.costs.described import described
 from vispco.costs.edges import search_edges, token_grid
 from vispco.costs.measuring import curve_of, random_schedule
-from vispco.costs.profile import Curve, Scoring
+from vispco.costs.profile import Curve, Scoring, busy
 from vispco.costs.prompter import Prompted
 from vispco.costs.rounds import in_turn
 from vispco.costs.scoring import Draw, explain
@@ -120,6 +121,39 @@ def test_rounds_end_when_time_is_over() -> None:
     """Each probe is timed once after its warm-up, whatever the limit."""
     turns = in_turn({"a": lambda: 1.0, "b": lambda: 2.0}, lambda: 1.0, 9, random.Random(0), seconds=0.0)
     assert {key: len(times) for key, times in turns.times.items()} == {"a": 1, "b": 1}
+
+
+def test_how_much_longer_it_takes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of 12 s: after the first, and then every half a minute; none after the last."""
+    now, said = 0.0, list[str]()
+
+    def probe() -> float:
+        nonlocal now
+        now += 12.0
+        return 1.0 + now % 5  # never settled
+
+    monkeypatch.setattr("vispco.costs.rounds.time", SimpleNamespace(monotonic=lambda: now))
+    in_turn({"a": probe}, lambda: 1.0, 9, random.Random(0), say=said.append)
+    assert said == [
+        "round 1 of 10: at most 2 min more",
+        "round 4 of 10: at most 72 s more",
+        "round 7 of 10: at most 36 s more",
+    ]
+
+
+def test_a_busy_machine_is_told() -> None:
+    """From how far repetitions differ; a profile that has none says nothing."""
+    planted = planted_profile().at(1)
+    assert busy(planted.noise()) == busy(None) == ""
+    curve = planted.layers["full"]
+
+    def noisy(share: float) -> float:
+        layers = {"full": curve.model_copy(update={"spread": [share * ms for ms in curve.ms]})}
+        return planted.model_copy(update={"layers": layers}).noise()
+
+    assert noisy(0.25) == pytest.approx(0.25)
+    assert busy(noisy(0.02)) == ""
+    assert "repetitions differ by 25 %" in busy(noisy(0.25))
 
 
 def test_both_sides_of_likely_edges_are_measured() -> None:

@@ -171,16 +171,44 @@ def test_what_is_reported_names_the_cost_and_its_unit(timed: Any, cli: Cli, tmp_
     assert exported["cost"]["unit"] == "ms"
     assert exported["cost"]["value"] == pytest.approx(exported["cost"]["ratio"] * found["unpruned"]["cost"])
     assert exported["flops_ratio"] != exported["cost"]["ratio"]
-    code, out, err = cli("report", "timed", *where, "-o", tmp_path / "r.html")
+    code, out, err = cli("report", "timed", *where, "--max-drop", "90", "-o", tmp_path / "r.html")
     assert code == 0, err
     page = (tmp_path / "r.html").read_text()
+    lead = page[page.index('id="decision"') :][:400]
+    assert "within 90 points" in lead
+    assert " ms</strong> per prompt instead of 36.15 ms" in lead
+    assert "--max-drop 90 -o schedule.json" in page
     assert "prefill_ms, % of unpruned (36.15 ms)" in page
     assert ">prefill_ms, of unpruned</a></th>" in page
     assert "prefill_ms %{x" in page
     assert "compute %{x" not in page
     code, out, _ = cli("choose", "timed", *where, "--max-drop", "90")
     assert "prefill_ms:" in out
-    assert " ms per prompt)" in out
+    assert " ms per prompt instead of 36.15 ms" in " ".join(out.split("\n", 3)[:3])
+    assert "busy" not in out
+
+
+def test_a_batch_and_a_busy_machine_are_named(timed: Any, cli: Cli, tmp_path: Path) -> None:
+    """Time and peak memory are those of a batch, a cache that of one prompt."""
+    store, problem = timed
+    planted = planted_profile(problem.shape, (), "demo")
+    curve = planted.at(1).layers["full"]
+    noisy = {"full": curve.model_copy(update={"spread": [0.3 * ms for ms in curve.ms]})}
+    times = planted.at(1).model_copy(update={"layers": noisy})
+    (tmp_path / "p.json").write_text(planted.model_copy(update={"batches": {4: times}}).to_json())
+    where = ("--storage", store.url, "--max-drop", "90", "--batch", "4", "--profile", tmp_path / "p.json")
+    for cost, per in [
+        ("prefill_ms", "batch of 4 prompts"),
+        ("peak_bytes", "batch of 4 prompts"),
+        ("kv_bytes", "prompt"),
+    ]:
+        out = " ".join(cli("choose", "timed", *where, "--cost", cost)[1].split())
+        assert f" per {per} instead of " in out
+        assert ("repetitions differ by 30 %" in out) == (cost == "prefill_ms")
+    assert make_cost("flops").per(4) == "per prompt"
+    code, _, err = cli("report", "timed", "--storage", store.url, "--max-drop", "-1", "-o", tmp_path / "r.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "max_drop is -1" in err
 
 
 def test_choose_prices_as_the_search_did(timed: Any) -> None:

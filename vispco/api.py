@@ -74,12 +74,14 @@ def report(
     *,
     tokens: int = 0,
     storage: str | None = None,
+    max_drop: float = 1.0,
 ) -> Path:
     """Write one self-contained HTML page, as ``vispco report`` does; returns its path.
 
     Args:
         experiments: one name, or several to be shown side by side.
         tokens: show the surviving tokens of this many samples, for which the model is loaded; of one experiment.
+        max_drop: points of accuracy that the decision may lose.
         storage: database URL; default ``VISPCO_STORAGE`` or ``sqlite:///vispco.db``.
 
     Raises:
@@ -90,7 +92,7 @@ def report(
     from vispco.storage.store import open_store
 
     with open_store(storage, read_only=True) as store:
-        write_report(store, experiments, Path(output), tokens=tokens)
+        write_report(store, experiments, Path(output), tokens=tokens, max_drop=max_drop)
     return Path(output).resolve()
 
 

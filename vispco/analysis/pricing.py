@@ -86,6 +86,13 @@ class Pricing:
         model = self.comparison.stored.identity.get("model", {})
         return replace(described(self._model, model.get("device", "cpu"), model.get("dtype", "auto")), **more)
 
+    def noise(self, cost: str) -> float | None:
+        """Of a cost in time, how far repetitions differed while its profile was measured
+        (:meth:`vispco.costs.profile.Timings.noise`); None of other costs."""
+        if self.profile is None or not make_cost(cost).needs_profile:
+            return None
+        return self.profile.at(self._batch).noise()
+
     def prompts(self, split: str) -> Prompts:
         """Lengths of a split's prompts.
 

@@ -13,7 +13,7 @@ from vispco.analysis.repriced import Repriced
 from vispco.cli.output import print_text
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import amount, parse_limit
-from vispco.costs.profile import read_profile
+from vispco.costs.profile import busy, read_profile
 from vispco.errors import ConfigError
 from vispco.storage.store import Store
 
@@ -67,19 +67,18 @@ def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile
 
 
 def print_decision(decision: dict[str, Any], storage: str | None = None) -> None:
-    chosen, unpruned, unit = decision["chosen"], decision["unpruned"], make_cost(decision["cost"]).unit
+    chosen, unpruned, cost = decision["chosen"], decision["unpruned"], make_cost(decision["cost"])
     drop = f"{decision['max_drop']:g} point{'s' if decision['max_drop'] != 1 else ''}"
     if chosen["search"] is None:
         print_text(f"Prune nothing: no measured schedule within {drop} costs less than the unpruned model.")
         return
     print_text(
-        f"{chosen['schedule']} with {chosen['method']}: the cheapest of {decision['candidates']} measured schedules "
-        f"within {drop} of the unpruned model (trial {chosen['trial']} of {chosen['search']})"
+        f"{chosen['schedule']} with {chosen['method']}: {amount(chosen['cost'], cost.unit)} "
+        f"{cost.per(decision['batch'])} instead of {amount(unpruned['cost'], cost.unit)}, the cheapest of "
+        f"{decision['candidates']} measured schedules within {drop} of the unpruned model (trial {chosen['trial']} of "
+        f"{chosen['search']})"
     )
-    lines = [
-        f"{decision['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's ({amount(chosen['cost'], unit)} of "
-        f"{amount(unpruned['cost'], unit)} per prompt)"
-    ]
+    lines = [f"{decision['cost']}: {chosen['cost_ratio']:.3f} of the unpruned model's"]
     for limit in decision["limits"]:
         own = make_cost(limit["cost"]).unit
         told = [f"{v:.3g}" if limit["relative"] else amount(v, own) for v in (_reached(limit), limit["bound"])]
@@ -97,6 +96,8 @@ def print_decision(decision: dict[str, Any], storage: str | None = None) -> None
     lines.append(verdict + (f": {decision['why']}" if decision["why"] else ""))
     if not decision["exact_lengths"] and decision["cost"] != "flops":
         lines.append("costs are of a prompt of average length: this experiment did not store its prompts' lengths")
+    if said := busy(decision["noise"]):
+        lines.append(said)
     for line in lines:
         print_text(f"  {line}")
 

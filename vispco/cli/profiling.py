@@ -11,7 +11,7 @@ from typing import Any
 from vispco.cli.output import print_json, print_rows
 from vispco.costs.checking import Check, check_profile, summary
 from vispco.costs.measuring import Effort, measure_profile
-from vispco.costs.profile import FORMAT, read_profile
+from vispco.costs.profile import FORMAT, busy, read_profile
 from vispco.models.loading import load_model
 from vispco.outputs import JSON, check_output, json_with, write_output
 
@@ -33,6 +33,8 @@ def write_profile(
         say=lambda text: print(f"{name}: {text}", file=sys.stderr),
     )
     write_output(output, made.to_json(), JSON, own=own)
+    if said := busy(max(timings.noise() for timings in made.batches.values())):
+        print(f"{name}: {said}", file=sys.stderr)
     return output.resolve()
 
 

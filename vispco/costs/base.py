@@ -139,6 +139,7 @@ class CostModel(ABC):
     ``unit``: in which :meth:`of` is given. ``about``: what it includes, in one line. ``needs_profile``: whether it is
     measured in time. ``additive``: the sum over layers of :meth:`layer`, of :meth:`boundary` where tokens are dropped,
     of :meth:`pruning` and of :meth:`constant`. ``larger_is_better``: a rate; it can be a limit, not what is minimised.
+    ``whole_batch``: it is of all prompts that run together, not of one.
     """
 
     name: ClassVar[str]
@@ -147,6 +148,7 @@ class CostModel(ABC):
     needs_profile: ClassVar[bool] = False
     additive: ClassVar[bool] = True
     larger_is_better: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
 
     @abstractmethod
     def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
@@ -203,6 +205,10 @@ class CostModel(ABC):
         tokens = kept + text[..., None]
         layers = sum(self.layer(setting, n, tokens[..., n]) for n in range(setting.shape.layers))
         return self.constant(setting, visual, text) + layers
+
+    def per(self, batch: int) -> str:
+        """What it is the cost of, in words: ``per prompt``, or ``per batch of 16 prompts``."""
+        return f"per batch of {batch} prompts" if self.whole_batch and batch > 1 else "per prompt"
 
     def check(self, setting: Setting) -> None:
         """Raises ConfigError where something is missing that this cost needs."""

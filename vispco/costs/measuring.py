@@ -155,7 +155,7 @@ class Measuring:
                 for n, draw in enumerate(drawn[:ANSWERS])
             }
         self.say(f"{len(probes)} measurements, in turn")
-        turns = in_turn(probes, self.reference, self.effort.repeats, self.rng)
+        turns = in_turn(probes, self.reference, self.effort.repeats, self.rng, say=self.say)
         return self._assembled(turns.times, prompts, draws).model_copy(update={"reference": turns.reference})
 
     def _assembled(
@@ -228,13 +228,13 @@ class Measuring:
         def left() -> float:
             return ends - time.monotonic()
 
-        def quick(tokens: Sequence[int]) -> dict[int, float]:
+        def quick(tokens: Sequence[int], say: Say = lambda text: None) -> dict[int, float]:
             probes, repeats = {n: self._decoder(n) for n in tokens}, min(QUICK, effort.repeats)
-            found = in_turn(probes, self.reference, repeats, self.rng, seconds=left()).times
+            found = in_turn(probes, self.reference, repeats, self.rng, seconds=left(), say=say).times
             noise.update({n: spread_of(times[:, main]) for n, times in found.items()})
             return {n: median(times[:, main]) for n, times in found.items()}
 
-        times = quick(token_grid(effort.max_tokens))
+        times = quick(token_grid(effort.max_tokens), self.say)
         if missed := search_edges(times, quick, noise, lambda: left() <= 0):
             told = ", ".join(f"{low} to {high}" for low, high in sorted(missed))
             why = f"in {effort.edge_seconds:g} s (--edge-seconds)" if left() <= 0 else "as there are too many"

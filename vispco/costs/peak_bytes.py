@@ -24,6 +24,7 @@ class PeakBytes(CostModel):
     unit: ClassVar[str] = "bytes"
     about: ClassVar[str] = "largest sum of cache and one layer's states in the prefill, weights left out; an estimate"
     additive: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = True
 
     def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
         shape = setting.shape.at(layer)

@@ -27,6 +27,7 @@ class PrefillMs(CostModel):
     unit: ClassVar[str] = "ms"
     about: ClassVar[str] = "time to the first token: vision tower, prefill, scoring and hooks; needs a profile"
     needs_profile: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = True
 
     def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
         profile, times = timed(setting)

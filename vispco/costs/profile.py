@@ -20,6 +20,7 @@ from vispco.models.shapes import ModelShape
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
 VERSION = 2  # 1 had no pick, pair, step, reference and start of an answer
+NOISY = 0.1  # of the median: the spread of repetitions beyond which the machine was busy
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -125,6 +126,12 @@ class Timings(Part):
     decode: Decode
     reference: Milliseconds = 0.0
 
+    def noise(self) -> float:
+        """How far repetitions of the same layer and prompt differ: interquartile range over median, the median over
+        numbers of tokens. 0 where no repetitions are known."""
+        pairs = [(ms, off) for curve in self.layers.values() for ms, off in zip(curve.ms, curve.spread, strict=False)]
+        return float(np.median([off / ms for ms, off in pairs if ms > 0] or [0.0]))
+
 
 class Profile(Part):
     """What ``vispco profile`` writes. ``kinds``: of each decoder layer, ``full`` or ``sliding``."""
@@ -201,6 +208,16 @@ class Profile(Part):
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+
+def busy(noise: float | None) -> str:
+    """What to say of a profile whose repetitions differ by ``noise``; "" where that is little or not known."""
+    if noise is None or noise <= NOISY:
+        return ""
+    return (
+        f"the machine was busy while its profile was measured: repetitions differ by {100 * noise:.0f} %, and times by "
+        "as much; measure it again with nothing else running (vispco profile)"
+    )
 
 
 def parse_profile(data: Any, source: str) -> Profile:

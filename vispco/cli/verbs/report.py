@@ -9,6 +9,7 @@ import typer
 
 from vispco.cli.app import app
 from vispco.cli.options import (
+    MaxDrop,
     Storage,
 )
 
@@ -20,6 +21,7 @@ def report(
     tokens: Annotated[
         int, typer.Option(min=0, max=50, help="Show the surviving tokens of this many samples; runs the model.")
     ] = 0,
+    max_drop: MaxDrop = 1.0,
     storage: Storage = None,
 ) -> None:
     """Write one self-contained HTML page, of one experiment or of several side by side."""
@@ -27,5 +29,5 @@ def report(
     from vispco.storage.store import open_store
 
     with open_store(storage, read_only=True) as store:
-        write_report(store, experiments, output, tokens=tokens)
+        write_report(store, experiments, output, tokens=tokens, max_drop=max_drop)
     print(output.resolve())
