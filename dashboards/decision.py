@@ -63,8 +63,8 @@ def _taken(decision: dict[str, Any]) -> str:
     chosen, cost = decision["chosen"], make_cost(decision["cost"])
     mine, whole = (amount(value, cost.unit) for value in (chosen["cost"], decision["unpruned"]["cost"]))
     return (
-        f"<strong>{mine}</strong> {cost.per(decision['batch'])} instead of {whole}, "
-        f"<strong>{percent(chosen['cost_ratio'], 0)}</strong> of its {escape(cost_name(cost.name))}"
+        f"<strong>{mine}</strong> {cost.per(decision['batch'])} instead of {whole} "
+        f"({escape(cost_name(cost.name))}, <strong>{percent(chosen['cost_ratio'], 0)}</strong>)"
     )
 
 

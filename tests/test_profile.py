@@ -124,7 +124,7 @@ def test_rounds_end_when_time_is_over() -> None:
 
 
 def test_how_much_longer_it_takes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds of 12 s: after the first, and then every half a minute; none after the last."""
+    """Rounds of 12 s, every half a minute; none where nothing is left; within a limit of time."""
     now, said = 0.0, list[str]()
 
     def probe() -> float:
@@ -134,11 +134,11 @@ def test_how_much_longer_it_takes_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("vispco.costs.rounds.time", SimpleNamespace(monotonic=lambda: now))
     in_turn({"a": probe}, lambda: 1.0, 9, random.Random(0), say=said.append)
-    assert said == [
-        "round 1 of 10: at most 2 min more",
-        "round 4 of 10: at most 72 s more",
-        "round 7 of 10: at most 36 s more",
-    ]
+    told = ["round 3 of 10, 1 of 1: at most 84 s more", "round 6 of 10, 1 of 1: at most 48 s more"]
+    assert said == [*told, "round 9 of 10, 1 of 1: at most 12 s more"]
+    said.clear()
+    in_turn({"a": probe}, lambda: 1.0, 9, random.Random(0), seconds=50.0, say=said.append)
+    assert said == ["round 3 of 10, 1 of 1: at most 14 s more"]
 
 
 def test_a_busy_machine_is_told() -> None:

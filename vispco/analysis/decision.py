@@ -235,7 +235,7 @@ def _confirmation(
     unpruned = comparison.reference("unpruned", "held_out")
     mine = comparison.held_out(best.search, best.trial)
     if unpruned is None or mine is None:
-        return {**told, "why": "the schedule is not measured on the held-out split; --measure does it"}
+        return {**told, "why": "the schedule is not measured on the held-out split, or not yet; --measure does it"}
     first, second = comparison.parts.of(mine), comparison.parts.of(unpruned)
     tests: dict[str, NonInferiority | None] = {}
     asked = {"": question.max_drop, **tasks}

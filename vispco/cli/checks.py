@@ -34,17 +34,17 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     cost = StudyCost(evaluator)
     floor = cost.floor(problem.family(), problem.default_method)
     budgets = cost.budgets(floor)
-    shape = problem.shape
+    shape, studies = problem.shape, len(plan(problem.study))
     parts = evaluator.prepared("search")
     gradients = problem.calibration_tasks if problem.study.calibration else []
     return [
-        {"check": "study", "result": f"{problem.study.experiment}, {len(plan(problem.study))} studies"},
+        {"check": "study", "result": f"{problem.study.experiment}, {studies} {'study' if studies == 1 else 'studies'}"},
         {"check": "model", "result": f"{problem.study.model.name}, {shape.layers} layers of width {shape.hidden}"},
         *(
             {
                 "check": f"task {part.task.name}",
                 "result": f"{len(part.samples)} search samples, {part.n_visual.mean():.0f} visual and "
-                f"{part.n_text.mean():.1f} text tokens on average",
+                f"{part.n_text.mean():.1f} text tokens on average, {(part.n_visual + part.n_text).max()} at most",
             }
             for part in parts
         ),

@@ -215,8 +215,8 @@ def busy(noise: float | None) -> str:
     if noise is None or noise <= NOISY:
         return ""
     return (
-        f"the machine was busy while its profile was measured: repetitions differ by {100 * noise:.0f} %, and times by "
-        "as much; measure it again with nothing else running (vispco profile)"
+        f"the machine was busy while its profile was measured: repetitions differ by {100 * noise:.0f} %, so times are "
+        "rough; measure it again with nothing else running (vispco profile)"
     )
 
 

@@ -47,10 +47,10 @@ def in_turn(
     Processors change their speed by the second, so ``reference``, always the same work, is timed before and after each
     probe, and what the probe took is divided by it. A probe has at most ``repeats``, and no more once the median of its
     sum is settled. ``warm_up`` rounds are left out. After ``seconds`` no round begins, once each probe has been timed.
-    ``say`` is told after the first round, and then every half a minute, how much longer it may take.
+    Every half a minute ``say`` is told how much longer it may take.
     """
     began = told = time.monotonic()
-    ends, rounds = began + seconds, warm_up + repeats
+    ends, rounds, done = began + seconds, warm_up + repeats, 0
     found: dict[Any, list[Floats]] = {key: [] for key in probes}
     spent = [reference() for _ in range(3)]
     for number in range(rounds):
@@ -58,16 +58,18 @@ def in_turn(
             break
         going = [key for key, times in found.items() if not settled(times)]
         rng.shuffle(going)
-        for key in going:
+        for at, key in enumerate(going, 1):
             times = np.asarray(probes[key](), dtype=np.float64)
             spent.append(min(reference() for _ in range(1 if spent[-1] > LONG else 2)))
             if number >= warm_up:
                 found[key].append(times / ((spent[-2] + spent[-1]) / 2))
-        now, done = time.monotonic(), number + 1
-        if done < rounds and (number == 0 or now - told > TOLD):
-            more = min((now - began) / done * (rounds - done), max(ends - now, (now - began) / done))
-            say(f"round {done} of {rounds}: at most {duration(more)} more")
-            told = now
+            done, now = done + 1, time.monotonic()
+            here, later = len(going) - at, len(going) * (rounds - number - 1)
+            if now - told > TOLD and here + later:
+                each, told = (now - began) / done, now
+                least = each * len(going) * max(0, warm_up - number)  # rounds that no limit stops
+                more = each * here + min(each * later, max(least, ends - now))
+                say(f"round {number + 1} of {rounds}, {at} of {len(going)}: at most {duration(more)} more")
     usual = float(np.median(spent[3:]))
     return Turns({key: np.stack(times) * usual for key, times in found.items()}, usual)
 
