@@ -336,7 +336,7 @@ def test_random_takes_the_papers_numbers_of_trials() -> None:
 # --- Optuna's samplers -------------------------------------------------------------------------------
 
 
-IN_FLOPS = SimpleNamespace(on_edge=lambda schedule, *_: schedule)
+IN_FLOPS = SimpleNamespace(further=[], on_edge=lambda schedule, *_: schedule)
 
 
 def drawn(

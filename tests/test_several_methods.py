@@ -85,7 +85,7 @@ def test_fronts_choices_and_exports_name_the_method(finished: Store) -> None:
     for search in found["searches"]:
         assert search["budget_score"] is not None
         (entry,) = (one for one in comparison.searches if one.name == search["name"])
-        assert {point["method"] for point in search["front"]} <= {facts["method"] for facts in entry.methods.values()}
+        assert {point["method"] for point in search["front"]} <= {choice.method for choice in entry.methods.values()}
     exported = export_schedule(comparison, comparison.budgets[-1])
     search = next(one for one in comparison.searches if one.name == exported["search"])
     trial = next(one for one in search.trials if one.number == exported["trial"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def accuracy(features: Tensor, labels: Tensor, learn: Tensor, classes: int) -> f
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def outputs(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Of the tower and of the projector, [B, 196, H] each."""
     core = model.model
     features = core.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
