@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,19 @@ def several(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     Run(problem, store, told).run()
     yield store, problem, told
     store.engine.dispose()
+
+
+def test_a_trial_that_lacks_a_value_is_not_taken_for_a_measured_one(several: Any, tmp_path: Path) -> None:
+    """Its cost in milliseconds would otherwise stand among shares."""
+    copy = tmp_path / "copy.db"
+    with sqlite3.connect(several[0].engine.url.database) as whole, sqlite3.connect(copy) as connection:
+        whole.backup(connection)
+        (trial,) = connection.execute("SELECT min(trial_id) FROM trial_values WHERE objective = 2").fetchone()
+        connection.execute("DELETE FROM trial_values WHERE objective = 2 AND trial_id = ?", (trial,))
+    before, after = (Comparison(Store(f"sqlite:///{at}"), "several") for at in (several[0].engine.url.database, copy))
+    lost = [len(old.trials) - len(new.trials) for old, new in zip(before.searches, after.searches, strict=True)]
+    assert sum(lost) == 1
+    assert all(len(trial.values) == 3 for search in after.searches for trial in search.trials)
 
 
 def test_optuna_sees_three_objectives(several: Any) -> None:

@@ -16,7 +16,7 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.train.smol.attention import NAME as PACKED
 from benchmarks.train.smol.lora import ALPHA, RANK, LowRank, add_updates, merge_updates
-from benchmarks.train.smol.masters import Masters
+from benchmarks.train.smol.masters import Masters, fast_dtype
 from benchmarks.train.smol.packing import MIX, pack, questions_for
 from benchmarks.train.smol.tower import begin_with_neighbours, patch_labels
 from vispco.errors import ConfigError, ModelError
@@ -297,8 +297,7 @@ def test_smol_answers_reads_its_picture_and_can_be_pruned(tmp_path: Path, monkey
     from vispco.pruning.schedules import Ratios
 
     monkeypatch.setenv("VISPCO_CACHE", str(tmp_path))
-    # A CPU without bfloat16 instructions emulates them, eight times slower than float32.
-    dtype = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    dtype = str(fast_dtype("cpu")).removeprefix("torch.")
     loaded = load_model("smol", dtype=dtype)
     place, task = {"name": "smol", "dtype": dtype}, plain_task("scene-vqa-short", {}, 56)
     nothing = Ratios([0.0] * 30).text()

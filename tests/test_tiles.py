@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import vispco
-from test_vision import read, tower_of
+from test_vision import read, sharpened, tower_of
 from vispco.models.families import adapter_for
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.hiprune import neighbourhood
@@ -23,14 +23,10 @@ TILED = ("llava_next", "llava_onevision")
 
 
 def sharp(name: str) -> Any:
-    """A tiny model whose tower attends to some patches much more than to others."""
+    """A tiny model with a sharpened tower."""
     model = TINY[name].build()
     torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter, weight in model.model.vision_tower.named_parameters():
-            if "q_proj.weight" in parameter or "k_proj.weight" in parameter:
-                weight.normal_(std=0.6)
-    return model
+    return sharpened(model)
 
 
 def is_cell(adapter: Any, batch: Any) -> Any:

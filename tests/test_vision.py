@@ -36,7 +36,11 @@ def llava(strategy: str = "default", layer: int = -2) -> Any:
     config["vision_config"]["num_hidden_layers"] = 3
     config["vision_feature_layer"], config["vision_feature_select_strategy"] = layer, strategy
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(type(TINY["llava"].model().config)(**config)).eval()
+    return sharpened(LlavaForConditionalGeneration(type(TINY["llava"].model().config)(**config)).eval())
+
+
+def sharpened(model: Any) -> Any:
+    """``model``, whose tower now attends to some patches much more than to others."""
     with torch.no_grad():
         for name, weight in model.model.vision_tower.named_parameters():
             if "q_proj.weight" in name or "k_proj.weight" in name:

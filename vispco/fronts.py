@@ -23,9 +23,15 @@ class Measured(Protocol):
     user_attrs: dict[str, Any]
 
 
-def is_measured(trial: Any) -> bool:
-    """Whether a COMPLETE trial has a finite accuracy and costs; others are on no front and chosen for nothing."""
-    return trial.values is not None and len(trial.values) >= 2 and all(map(math.isfinite, trial.values))
+def is_measured(trial: Any, objectives: int | None = None) -> bool:
+    """Whether a COMPLETE trial has a finite accuracy and costs; others are on no front and chosen for nothing.
+
+    ``objectives``: how many values it must have; a database that was changed by hand may hold more or fewer.
+    """
+    values = trial.values or ()
+    if objectives is not None and len(values) != objectives:
+        return False
+    return len(values) >= 2 and all(map(math.isfinite, values))
 
 
 def within_limits(trial: Any) -> bool:

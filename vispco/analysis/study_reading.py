@@ -53,14 +53,14 @@ def read_studies(
             attributes=ATTRIBUTES,
             with_params=False,
         )
-    studies = []
+    studies, objectives = [], 2 if wholes is None else len(wholes)
     for name, own in noted.items():
         trials = stored[known[name]]
         if own["kind"] == "imported":
             trials = [_believed(trial) for trial in trials]
         if wholes is not None:
             trials = [_as_shares(trial, wholes) for trial in trials]
-        complete = [t for t in trials if t.state == TrialState.COMPLETE and is_measured(t)]
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and is_measured(t, objectives)]
         stopped = [t for t in trials if t.state == TrialState.PRUNED]
         studies.append(StudyResult.of(name.removeprefix(f"{experiment}/"), name, own, complete, stopped))
     return studies, known

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
+def fast_dtype(device: str) -> torch.dtype:
+    """bfloat16, or float32 on a CPU that only emulates it."""
+    fast = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
 def _average(masters: list[Tensor]) -> None:
     """Mean of the gradients over the processes of this run, if it has several."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

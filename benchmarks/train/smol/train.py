@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.train.smol.attention import NAME as PACKED
 from benchmarks.train.smol.lora import add_updates, merge_updates
-from benchmarks.train.smol.masters import Masters
+from benchmarks.train.smol.masters import Masters, fast_dtype
 from benchmarks.train.smol.packing import MIX, Packed, every_question, pack, questions_for, weakest_more_often
 from benchmarks.train.smol.places import teach_places
 from benchmarks.train.smol.text import distance, own_answers
@@ -70,9 +70,7 @@ class Run:
         begin_with_neighbours(self.tower)
         self.readers = Readers(self.tower.config.hidden_size)
         model.set_attn_implementation("eager")
-        # A CPU without bfloat16 instructions emulates them, eight times slower than float32.
-        fast = self.device == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        self.dtype = torch.bfloat16 if fast else torch.float32
+        self.dtype = fast_dtype(self.device)
         self.model = model.to(self.device, self.dtype).train()
         # What the projector loses cannot be asked about, so in the last stage its output is read too.
         self.seen_readers = Readers(model.config.text_config.hidden_size)
@@ -132,12 +130,10 @@ class Run:
     def own_answers(self) -> dict[str, Tensor]:
         """Made by the first process, read by the others."""
         path = self.out / "own_answers.safetensors"
-        several = torch.distributed.is_initialized()
-        if self.rank == 0:
-            own_answers(self.model.eval(), self.tokenizer, path)
-        if several:
+        made = None if self.rank else own_answers(self.model.eval(), self.tokenizer, path)
+        if torch.distributed.is_initialized():
             torch.distributed.barrier()
-        return own_answers(self.model.eval(), self.tokenizer, path)
+        return load_file(path) if made is None else made
 
     # --- state ------------------------------------------------------------------------------------
 
