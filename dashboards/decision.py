@@ -10,6 +10,7 @@ from vispco.dashboards.glossary import term
 from vispco.dashboards.text import in_html, percent, points, shortened
 from vispco.dashboards.tiles import Tile, tiles
 
+from vispco.analysis.decision import points_in_words
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import amount
 from vispco.costs.profile import busy
@@ -36,7 +37,7 @@ def decision_html(
     """
     if decision is None:
         return ""
-    chosen, asked = decision["chosen"], told_points(decision["max_drop"])
+    chosen, asked = decision["chosen"], points_in_words(decision["max_drop"])
     if chosen["search"] is None:
         return (
             f'<p class="lead" id="{prefix}decision">Prune nothing: within {asked} of the {term("unpruned")} model, no '
@@ -51,11 +52,6 @@ def decision_html(
         f'<p class="lead" id="{prefix}decision">{text}</p>{schedule_picture(chosen["keep_ratio"])}'
         f"{tiles([_kept(decision), *map(_saved, prices), _sure(decision)])}{_why(decision)}{_export(command, prefix)}"
     )
-
-
-def told_points(max_drop: float) -> str:
-    """``1 point``, ``5 points``."""
-    return f"{max_drop:g} point{'' if max_drop == 1 else 's'}"
 
 
 def _taken(decision: dict[str, Any]) -> str:

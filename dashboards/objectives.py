@@ -1,7 +1,7 @@
 """Figures of experiments that minimise several costs: parallel coordinates, and any two objectives.
 
-Records in, figures out. Lines are plain scatter traces: plotly's own parallel coordinates compile code at run time,
-which the page's content policy forbids.
+Records in, figures out. Lines are plain scatter traces: plotly's own parallel coordinates have no hover text and no
+legend.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import yaml
 from vispco.dashboards import figures, heatmaps, objectives, tables
 from vispco.dashboards.axis import of_what, title_of
-from vispco.dashboards.decision import decision_html, told_points
+from vispco.dashboards.decision import decision_html
 from vispco.dashboards.glossary import glossary_html, term
 from vispco.dashboards.library import digest, library_digest, library_html
 from vispco.dashboards.overlay import overlay
@@ -21,6 +21,7 @@ from vispco.dashboards.sheet import Sheet, pair
 from vispco.dashboards.text import in_html, script_json, shortened
 from vispco.dashboards.words import answer_html
 
+from vispco.analysis.decision import points_in_words
 from vispco.analysis.headline import HALF
 
 FOLDER = Path(__file__).parent
@@ -43,7 +44,7 @@ def render_several(records: Sequence[Record]) -> str:
     whole = Sheet()
     parts = [
         f"<h1>{len(records)} experiments</h1>",
-        whole.heading(f"Decisions: the cheapest schedule of each within {told_points(records[0]['max_drop'])}"),
+        whole.heading(f"Decisions: the cheapest schedule of each within {points_in_words(records[0]['max_drop'])}"),
         tables.experiments(records),
         whole.one("together", figures.together([record["comparison"] for record in records])),
     ]

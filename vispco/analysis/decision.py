@@ -24,6 +24,14 @@ SLACK = 1e-9
 EVERY = "*"
 
 
+def points_in_words(points: float) -> str:
+    """
+    >>> points_in_words(1), points_in_words(2.5)
+    ('1 point', '2.5 points')
+    """
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Question:
     """What may be lost, and what is to be as small as possible.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, together
-from vispco.analysis.decision import EVERY, Question, decide
+from vispco.analysis.decision import EVERY, Question, decide, points_in_words
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.cli.output import print_text
@@ -68,7 +68,7 @@ def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile
 
 def print_decision(decision: dict[str, Any], storage: str | None = None) -> None:
     chosen, unpruned, cost = decision["chosen"], decision["unpruned"], make_cost(decision["cost"])
-    drop = f"{decision['max_drop']:g} point{'s' if decision['max_drop'] != 1 else ''}"
+    drop = points_in_words(decision["max_drop"])
     if chosen["search"] is None:
         print_text(f"Prune nothing: no measured schedule within {drop} costs less than the unpruned model.")
         return
