@@ -26,7 +26,7 @@ def quoted(summary: list[str]) -> str:
 
 
 def main() -> None:
-    store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url(), read_only=True)
+    store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url())
     Run(Problem.from_yaml(ROOT / "studies/quickstart.yaml"), store).run(["grid"])
     text = quoted(layer_record(Comparison(store, "quickstart"))["summary"])
     page = PAGE.read_text(encoding="utf-8")
