@@ -108,7 +108,7 @@ def prices(comparison: Comparison, decided: dict[str, Any] | None) -> list[dict[
         except VispcoError:
             continue
         if price is not None:
-            per = make_cost(name).per(pricing.setting.batch)
+            per = make_cost(name).per(pricing.batch)
             row = {"per": per, "absolute": price.absolute, "share": price.share, "unpruned": whole}
             found.append({"cost": name, "unit": make_cost(name).unit, **row})
     return found

@@ -469,6 +469,15 @@ def test_command_prints_text_json_and_csv(
     assert run(monkeypatch, capsys, "layers", "none", *storage)[0] == 2
 
 
+def test_a_decision_in_flops_needs_no_model(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The planted experiment's model does not exist."""
+    code, out, err = run(monkeypatch, capsys, "choose", "exp", "--max-drop", "50", "--json", "--storage", url)
+    assert (code, err) == (0, "")
+    assert (json.loads(out)["cost"], json.loads(out)["batch"]) == ("flops", 1)
+
+
 def test_page_has_the_section(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,7 +102,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         "cost": question.cost,
         "max_drop": question.max_drop,
         "sure": question.sure,
-        "batch": pricing.setting.batch,
+        "batch": pricing.batch,
         "noise": pricing.noise(question.cost),
         "exact_lengths": pricing.exact,
         "unpruned": {

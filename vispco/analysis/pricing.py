@@ -61,7 +61,7 @@ class Pricing:
         self._own = terms and (terms["answer_tokens"], terms["batch"]) == (answer_tokens, batch) and profile is None
         stored = comparison.facts.get("profile")
         self.profile = profile or (parse_profile(stored, "the stored profile") if stored else None)
-        self._answer_tokens, self._batch = answer_tokens, batch
+        self.answer_tokens, self.batch = answer_tokens, batch
         self._prices: dict[tuple[str, str, str, str], Price | None] = {}
         if profile is not None:
             profile.check_model(self._model, self.setting.shape)
@@ -74,8 +74,8 @@ class Pricing:
     def setting(self) -> Setting:
         """What costs depend on, without a method."""
         more: dict[str, Any] = {
-            "answer_tokens": self._answer_tokens,
-            "batch": self._batch,
+            "answer_tokens": self.answer_tokens,
+            "batch": self.batch,
             "profile": self.profile,
         }
         known = self.comparison.facts.get("costs")
@@ -91,7 +91,7 @@ class Pricing:
         (:meth:`vispco.costs.profile.Timings.noise`); None of other costs."""
         if self.profile is None or not make_cost(cost).needs_profile:
             return None
-        return self.profile.at(self._batch).noise()
+        return self.profile.at(self.batch).noise()
 
     def prompts(self, split: str) -> Prompts:
         """Lengths of a split's prompts.

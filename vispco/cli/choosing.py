@@ -55,7 +55,7 @@ def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure
     chosen = decision["chosen"]
     confirm(comparison, chosen["search"], chosen["trial"])
     fresh = Comparison(comparison.store, comparison.experiment)
-    same = {"answer_tokens": priced.setting.answer_tokens, "batch": priced.setting.batch}
+    same = {"answer_tokens": priced.answer_tokens, "batch": priced.batch}
     return decide(fresh, asked, Pricing(fresh, priced.profile, **same))
 
 
