@@ -226,7 +226,8 @@ def test_offloaded_weights(name: str) -> None:
         for model in (tiny.model(), offloaded):
             with torch.no_grad(), vispco.prune(model, method=method, schedule=schedule):
                 found.append((model(**batch).logits, model.generate(**batch, max_new_tokens=4, do_sample=False)))
-        assert torch.equal(found[0][0], found[1][0])
+        # Weights that come in anew lie elsewhere in memory, and some kernels sum by alignment.
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-5)
         assert torch.equal(found[0][1], found[1][1])
     with pytest.raises(ModelError, match="are offloaded"):
         weights_hash(offloaded)

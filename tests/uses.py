@@ -22,7 +22,7 @@ import vispco
 from vispco.errors import ModelError
 from vispco.models.families import adapter_for
 from vispco.pruning.schedules import Ratios, Schedule, Step
-from vispco.testing.checks import hidden_from
+from vispco.testing.checks import hidden_from, tolerance
 from vispco.testing.tiny import LAYERS, TINY, TinyFamily
 
 SCHEDULES: dict[str, tuple[str, Schedule]] = {
@@ -79,15 +79,14 @@ class Case:
             logits: Tensor = self.model(**longer, use_cache=False).logits
         return logits[:, -new.shape[1] - 1 :]
 
+    def same(self, found: Tensor, wanted: Tensor) -> None:
+        difference = float((found - wanted).abs().max())
+        assert difference <= tolerance(self.model), f"differs by {difference:.3g}"
+
     def prefilled(self, batch: Batch | None = None) -> tuple[Any, Kept]:
         with self.prune() as session:
             cache = self.model(**(batch or self.batch), use_cache=True).past_key_values
         return cache, self.kept(session)
-
-
-def same(found: Tensor, wanted: Tensor) -> None:
-    difference = float((found - wanted).abs().max())
-    assert difference <= 1e-4, f"differs by {difference:.3g}"
 
 
 # --- uses ----------------------------------------------------------------------------------------------
@@ -98,7 +97,7 @@ def greedy(case: Case) -> None:
         found = case.generate()
     answer = found.sequences[:, case.length :]
     wanted = case.whole(case.kept(session), case.batch, answer)[:, :-1]
-    same(torch.stack(found.logits, dim=1), wanted)
+    case.same(torch.stack(found.logits, dim=1), wanted)
 
 
 def beams(case: Case) -> None:
@@ -109,7 +108,7 @@ def beams(case: Case) -> None:
     for sequence, score in zip(found.sequences, found.sequences_scores, strict=True):
         answer = sequence[None, case.length :]
         logs = case.whole(kept, case.batch, answer)[:, :-1].log_softmax(dim=-1)
-        same(logs.gather(2, answer[..., None]).sum(), score)
+        case.same(logs.gather(2, answer[..., None]).sum(), score)
 
 
 def sampling(case: Case) -> None:
@@ -118,7 +117,7 @@ def sampling(case: Case) -> None:
         kept = [session.kept(layer)[:1] for layer in range(LAYERS)]
     for row, sequence in enumerate(found.sequences):
         answer = sequence[None, case.length :]
-        same(torch.stack(found.logits, dim=1)[row : row + 1], case.whole(kept, case.batch, answer)[:, :-1])
+        case.same(torch.stack(found.logits, dim=1)[row : row + 1], case.whole(kept, case.batch, answer)[:, :-1])
 
 
 def _drafted(case: Case, **how: Any) -> None:
@@ -153,7 +152,7 @@ def second_turn(case: Case) -> None:
         text = {key: value for key, value in behind.items() if key in TEXTS}
         found = case.generate(text, past_key_values=first.past_key_values)
     answer = found.sequences[:, case.length :]
-    same(torch.stack(found.logits, dim=1), case.whole(kept, case.batch, answer)[:, -STEPS - 1 : -1])
+    case.same(torch.stack(found.logits, dim=1), case.whole(kept, case.batch, answer)[:, -STEPS - 1 : -1])
 
 
 def copied(case: Case) -> None:
@@ -164,7 +163,7 @@ def copied(case: Case) -> None:
         found = [case.more(copy.deepcopy(cache), case.batch, new) for new in news]
         found.append(case.more(cache, case.batch, case.new))
     for logits, new in zip(found, (*news, case.new), strict=True):
-        same(logits, case.whole(case.kept(session), case.batch, new)[:, 1:])
+        case.same(logits, case.whole(case.kept(session), case.batch, new)[:, 1:])
 
 
 def cropped(case: Case) -> None:
@@ -178,7 +177,7 @@ def cropped(case: Case) -> None:
             case.more(cache, case.batch, torch.tensor([[21, 22, 23, 24]]))
             cache.crop(-removed)
             found = case.more(cache, left, case.new)
-        same(found, case.whole(case.kept(session), left, case.new)[:, 1:])
+        case.same(found, case.whole(case.kept(session), left, case.new)[:, 1:])
 
 
 def rows_chosen(case: Case) -> None:
@@ -202,7 +201,7 @@ def rows_chosen(case: Case) -> None:
             found = case.model(input_ids=new, attention_mask=mask, past_key_values=cache, **inputs).logits
         for at, row in enumerate(rows):
             wanted = case.whole(kept, both, new[at : at + 1].expand(2, -1))[row, 1:]
-            same(found[at], wanted)
+            case.same(found[at], wanted)
 
 
 def another_block(case: Case) -> None:
@@ -212,7 +211,7 @@ def another_block(case: Case) -> None:
         found = case.more(cache, case.batch, case.new)
         assert session.counts is None
         case.model(**case.batch)
-    same(found, case.whole(kept, case.batch, case.new)[:, 1:])
+    case.same(found, case.whole(kept, case.batch, case.new)[:, 1:])
 
 
 def own_cache(case: Case) -> None:
@@ -221,7 +220,7 @@ def own_cache(case: Case) -> None:
     with case.prune() as session:
         case.model(**case.batch, past_key_values=cache)
         found = case.more(cache, case.batch, case.new)
-    same(found, case.whole(case.kept(session), case.batch, case.new)[:, 1:])
+    case.same(found, case.whole(case.kept(session), case.batch, case.new)[:, 1:])
 
 
 def threads(case: Case) -> None:
