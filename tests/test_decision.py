@@ -280,6 +280,12 @@ def test_every_task_is_tested_by_itself(two_tasks: Store) -> None:
         decide(comparison, Question(5.0, tasks={"shape": 2.0}))
 
 
+def test_the_unpruned_model_is_no_measured_schedule(gridded: tuple[Comparison, Run]) -> None:
+    comparison, _ = gridded
+    schedules = {trial.user_attrs["schedule"] for search in comparison.searches for trial in search.trials}
+    assert decide(comparison, Question(100.0))["candidates"] == len(schedules)
+
+
 def test_what_a_task_may_lose_limits_the_choice(gridded: tuple[Comparison, Run]) -> None:
     comparison, _ = gridded
     free = decide(comparison, Question(40.0))

@@ -115,9 +115,15 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
             {"cost": bound.cost, "bound": bound.value, "relative": bound.relative, **_limit(pricing, bound, best)}
             for bound in question.limits
         ],
-        "candidates": len(candidates),
+        "candidates": _schedules(candidates),
         **_confirmation(comparison, question, best, tasks),
     }
+
+
+def _schedules(candidates: Sequence[Candidate]) -> int:
+    """How many different schedules are pruned among them: searches often measure the same one."""
+    measured = (c for c in candidates if c.trial is not None)
+    return len({c.trial.user_attrs.get("evaluation") or c.order for c in measured if c.trial is not None})
 
 
 def feasible(

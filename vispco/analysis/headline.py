@@ -14,10 +14,11 @@ from vispco.analysis.seeds import SEEDS_NEEDED, Entry, entries
 from vispco.analysis.two_level import Runs, estimate, resample
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import choose
+from vispco.storage.importing import IMPORTED
 
 HALF = 0.5
 Key = tuple[str, ...]
-BASELINES = ("grid", "published", "imported")  # kinds that are never the search of the headline
+BASELINES = ("grid", "published", IMPORTED)  # kinds that are never the search of the headline
 
 
 @dataclass(frozen=True)

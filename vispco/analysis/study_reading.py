@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from vispco.analysis.study_result import StudyResult
 from vispco.fronts import is_measured
+from vispco.storage.importing import IMPORTED
 from vispco.storage.reading import TrialRecord, read_trials, snapshot, study_ids
 from vispco.storage.store import Store
 
@@ -56,7 +57,7 @@ def read_studies(
     studies, objectives = [], 2 if wholes is None else len(wholes)
     for name, own in noted.items():
         trials = stored[known[name]]
-        if own["kind"] == "imported":
+        if own["kind"] == IMPORTED:
             trials = [_believed(trial) for trial in trials]
         if wholes is not None:
             trials = [_as_shares(trial, wholes) for trial in trials]

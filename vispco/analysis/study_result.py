@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vispco.pruning.methods.base import Method, make_method
+from vispco.storage.importing import IMPORTED
 from vispco.storage.reading import TrialRecord
 
 
@@ -85,7 +86,7 @@ class StudyResult:
 
     @property
     def is_imported(self) -> bool:
-        return self.kind == "imported"
+        return self.kind == IMPORTED
 
     @property
     def is_complete(self) -> bool:

@@ -17,6 +17,7 @@ from vispco.fronts import checkpoints_to_confirm, choose, front, is_measured, tr
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Policy, Schedule, parse_schedule
 from vispco.search import SEARCHES
+from vispco.storage.importing import IMPORTED
 from vispco.storage.store import Store
 
 
@@ -74,7 +75,7 @@ class HeldOut:
         """What imported studies would have chosen, where a trial's evaluation shows that we would measure the same."""
         stored = self.store.experiment(self.study.experiment)
         studies = stored.facts["studies"] if stored else {}
-        names = [name for name, facts in studies.items() if facts["kind"] == "imported"]
+        names = [name for name, facts in studies.items() if facts["kind"] == IMPORTED]
         own = [method for entry in self.study.searches.values() for method in self.problem.methods(entry)]
         methods = {method.key(): method for method in (self.problem.default_method, *own)}
         for name in names:

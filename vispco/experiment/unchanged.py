@@ -14,6 +14,7 @@ from vispco.experiment.planning import plan, plan_in
 from vispco.problem import Problem
 from vispco.search import SEARCHES
 from vispco.search.study_cost import has_plain_cost
+from vispco.storage.importing import IMPORTED
 from vispco.storage.store import Store
 
 
@@ -35,7 +36,7 @@ def check_unchanged(problem: Problem, store: Store) -> None:
                 f"its trials cannot be mixed: {way_out}"
             )
     for item in plan_in(store, problem.study):
-        if stored.studies.get(item.study, {}).get("kind") == "imported":
+        if stored.studies.get(item.study, {}).get("kind") == IMPORTED:
             raise ConfigError(
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was imported; rename the entry"
             )

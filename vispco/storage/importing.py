@@ -20,7 +20,7 @@ from vispco.storage.optuna_sql.bulk import FINISHED, append
 from vispco.storage.reading import read_trials, study_ids
 from vispco.storage.store import Store, open_store, redact
 
-KIND = "imported"
+IMPORTED = "imported"  # the kind of such an entry
 NUMBER = "imported_number"
 VALUES = "imported_values"
 
@@ -83,7 +83,7 @@ def import_trials(
     facts = {
         "entry": chosen,
         "seed": None,
-        "kind": KIND,
+        "kind": IMPORTED,
         "method": None,
         "method_parameters": {},
         "method_key": None,
@@ -169,7 +169,7 @@ def _store(store: Store, experiment: str, name: str, facts: Mapping[str, Any], t
     if not held:
         raise StorageError(f"experiment {experiment!r} has no results yet; run it first (vispco resume {experiment})")
     known = held.get("studies", {}).get(name)
-    if known is not None and known["kind"] != KIND:
+    if known is not None and known["kind"] != IMPORTED:
         raise ConfigError(
             f"entry {facts['entry']!r} of {experiment!r} is a {known['kind']} search; choose another --as"
         )
