@@ -26,17 +26,22 @@ COST_NAMES = {
 
 
 def decision_html(
-    decision: dict[str, Any] | None, prices: Sequence[dict[str, Any]] = (), command: str = "", prefix: str = ""
+    decision: dict[str, Any] | None,
+    prices: Sequence[dict[str, Any]] = (),
+    command: str = "",
+    prefix: str = "",
+    undecided: str = "",
 ) -> str:
-    """The decision; "" where there is none, as without a measurement of the unpruned model.
+    """The decision, or why there is none.
 
     Args:
         prices: what the schedule costs, the study's own cost first (``decision_prices`` of the report).
         command: what exports the schedule.
         prefix: begins the ids.
+        undecided: why there is no decision.
     """
     if decision is None:
-        return ""
+        return f'<p class="lead" id="{prefix}decision">No decision: {in_html(undecided)}.</p>' if undecided else ""
     chosen, asked = decision["chosen"], points_in_words(decision["max_drop"])
     if chosen["search"] is None:
         return (
@@ -134,8 +139,8 @@ def _sure(decision: dict[str, Any]) -> Tile:
 
 
 def _why(decision: dict[str, Any]) -> str:
-    said = busy(decision["noise"])
-    shaky = f'<p class="why">{in_html(said[0].upper() + said[1:])}.</p>' if said else ""
+    notes = [said for said in (decision["times_of"], busy(decision["noise"])) if said]
+    shaky = "".join(f'<p class="why">{in_html(said[0].upper() + said[1:])}.</p>' for said in notes)
     if not decision["why"]:
         return shaky
     lead = "Not confirmed" if decision["confirmed"] is False else "It cannot be confirmed"

@@ -67,7 +67,7 @@ def section(sheet: Sheet, record: Record, pictures: Sequence[Mapping[str, str]])
     command = f"vispco export {options} {_named(comparison['experiment'])}"
     parts = [
         _purpose(record["study"]),
-        decision_html(record["decision"], record["prices"], command, sheet.prefix),
+        decision_html(record["decision"], record["prices"], command, sheet.prefix, record["undecided"]),
         sheet.heading("The front: accuracy against cost"),
         _few(comparison),
         sheet.choice(

@@ -60,12 +60,13 @@ def write_report(
 
 def report_record(comparison: Comparison, max_drop: float = 1.0) -> dict[str, Any]:
     """All that the page shows; ``comparison`` is the object of ``vispco compare --json``."""
-    told, decided = comparison.to_dict(), decision(comparison, max_drop)
+    told, (decided, undecided) = comparison.to_dict(), decision(comparison, max_drop)
     return {
         "comparison": told,
         "model": comparison.stored.identity.get("model", {}).get("name"),
         "tasks": list(told["unpruned"]["tasks"]),
         "decision": decided,
+        "undecided": undecided,
         "max_drop": max_drop,
         "prices": prices(comparison, decided),
         "answer": answer(comparison),
@@ -81,12 +82,12 @@ def report_record(comparison: Comparison, max_drop: float = 1.0) -> dict[str, An
     }
 
 
-def decision(comparison: Comparison, max_drop: float = 1.0) -> dict[str, Any] | None:
-    """The decision for a loss of so many points, in the experiment's cost; None where it has no unpruned model."""
+def decision(comparison: Comparison, max_drop: float = 1.0) -> tuple[dict[str, Any] | None, str]:
+    """The decision for a loss of so many points, in the experiment's cost; None where there is none, and why."""
     try:
-        return decide(comparison, Question(max_drop, comparison.facts.get("cost", "flops")))
-    except (ConfigError, StorageError):
-        return None
+        return decide(comparison, Question(max_drop, comparison.facts.get("cost", "flops"))), ""
+    except (ConfigError, StorageError) as error:
+        return None, str(error)
 
 
 def prices(comparison: Comparison, decided: dict[str, Any] | None) -> list[dict[str, Any]]:

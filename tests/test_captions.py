@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vispco.tasks.base import make_task
-from vispco.tasks.scorers.captions import Frequencies, agreement, cider, common, rouge_l, words_of
+from vispco.tasks.scorers.captions import Frequencies, cider, common, rouge_l, words_of
 
 # Two samples; "a" is in both, so it weighs log 2 - log 2 = 0, every other word log 2.
 TWO = Frequencies.count([["a red square"], ["a blue circle"]])
@@ -49,14 +49,6 @@ def test_rouge_l_by_hand() -> None:
     assert rouge_l("a cat sat", ["the cat sat down"]) == pytest.approx(2.44 * (2 / 3) * 0.5 / (0.5 + 1.44 * 2 / 3))
     assert rouge_l("the cat sat down", ["the cat sat down", "no"]) == 1.0
     assert rouge_l("", ["the cat"]) == rouge_l("dog", ["the cat"]) == 0.0
-
-
-def test_agreement_is_of_the_beginning() -> None:
-    assert agreement([1, 2, 3], [1, 2, 3]) == 1.0
-    assert agreement([1, 2, 3, 4], [1, 2, 3]) == 1.0
-    assert agreement([1, 9, 3], [1, 2, 3]) == pytest.approx(1 / 3)
-    assert agreement([], [1, 2]) == 0.0
-    assert agreement([], []) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
 from vispco.costs import COSTS, Prompts, Setting, make_cost, prefill_flops, read_profile, unpruned_flops
+from vispco.costs.bounds import parse_bound
 from vispco.costs.profile import Curve, parse_profile
 from vispco.errors import ConfigError
 from vispco.models.families import adapter_for
@@ -134,6 +135,29 @@ def test_mean_over_prompts_is_over_tasks_and_samples() -> None:
     _, share = cost.mean(setting, schedule.counts(prompts.visual, SHAPE.layers), prompts)
     assert share == pytest.approx(np.mean(each), rel=1e-12)
     assert Prompts.from_list(json.loads(json.dumps(prompts.to_list()))).weight.tolist() == prompts.weight.tolist()
+
+
+def test_a_rate_over_prompts_is_that_of_their_mean_time() -> None:
+    """Half of the prompts short, half long: the mean of their rates would promise what nobody gets."""
+    prompts = Prompts.of([(np.array([4, 40]), np.array([5, 60]))])
+    setting, counts = a_setting(), Step(2, 0.5).counts(prompts.visual, SHAPE.layers)
+    rate, latency = make_cost("tokens_per_second"), make_cost("latency_ms")
+    mine, whole = (
+        latency.of(setting, counts, prompts.visual, prompts.text),
+        latency.unpruned(setting, prompts.visual, prompts.text),
+    )
+    absolute, share = rate.mean(setting, counts, prompts)
+    assert absolute == pytest.approx(1000 * setting.batch * setting.answer_tokens / mine.mean())
+    assert share == pytest.approx(whole.mean() / mine.mean())
+    assert absolute < rate.of(setting, counts, prompts.visual, prompts.text).mean() * 0.99
+
+
+@pytest.mark.parametrize(("cost", "given"), [("prefill_ms", 120), ("kv_bytes", "3e9"), ("flops", 2.1)])
+def test_an_amount_without_its_unit_is_no_bound(cost: str, given: float | str) -> None:
+    with pytest.raises(ConfigError, match=r"which bounds nothing; add a unit if it is an amount"):
+        parse_bound(cost, given)
+    assert parse_bound(cost, 1.5).relative
+    assert parse_bound("tokens_per_second", 3).relative  # of a rate three times is a demand
 
 
 def test_latency_by_hand() -> None:

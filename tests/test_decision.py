@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import vispco
 from conftest import SMALL
@@ -19,6 +21,7 @@ from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
 from vispco.analysis.noninferiority import noninferiority
 from vispco.analysis.pricing import Pricing
+from vispco.analysis.repriced import Repriced
 from vispco.confirming import confirm
 from vispco.costs import COSTS, kv_cache_bytes, make_cost, prefill_flops, unpruned_flops
 from vispco.costs.bounds import Bound, parse_bound, parse_limit
@@ -29,6 +32,7 @@ from vispco.experiment.run import Run
 from vispco.exporting import Recommendation, export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
+from vispco.pruning.published import PUBLISHED
 from vispco.pruning.schedule_file import read_schedule_file
 from vispco.pruning.schedules import Counts, parse_schedule
 from vispco.storage.store import Store
@@ -280,6 +284,46 @@ def test_every_task_is_tested_by_itself(two_tasks: Store) -> None:
         decide(comparison, Question(5.0, tasks={"shape": 2.0}))
 
 
+def test_absolute_flops_are_the_mean_of_what_was_measured(gridded: tuple[Comparison, Run]) -> None:
+    """A mean of ratios times a mean is another number where prompts differ in length."""
+    comparison, _ = gridded
+    pricing, (search, *_) = Pricing(comparison), comparison.searches
+    for trial in search.trials[::9]:
+        price = pricing.of("flops", search, trial)
+        measured = comparison.store.get_evaluation(trial.user_attrs["evaluation"])
+        assert price is not None
+        assert measured is not None
+        samples = sum(len(scores) for scores in measured.scores.values())
+        assert price.absolute == pytest.approx(measured.flops / samples, rel=1e-12)
+        assert price.share == measured.flops_ratio
+    unpruned = comparison.reference("unpruned", "search")
+    assert unpruned is not None
+    assert pricing.unpruned("flops") == pytest.approx(unpruned.flops / samples, rel=1e-12)
+
+
+def test_a_schedule_has_one_share_as_a_trial_and_as_a_default(gridded: tuple[Comparison, Run]) -> None:
+    comparison, _ = gridded
+    under = Repriced(comparison.store, comparison.experiment, "kv_bytes")
+    published, schedule = "fastv:k2-r50", PUBLISHED["fastv:k2-r50"].for_layers(8).text()
+    same = [t for s in under.searches for t in s.trials if t.user_attrs["schedule"] == schedule]
+    assert under.default_share(published) == pytest.approx(same[0].cost, rel=1e-12)
+
+
+def test_what_is_confirmed_is_measured_with_the_experiments_own_model(
+    gridded: tuple[Comparison, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model by the same name with other weights says nothing about the one that was searched."""
+    comparison, run = gridded
+    (search, *_), problem = comparison.searches, run.problem
+    model = copy.deepcopy(problem.model)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    other = Problem(problem.study, problem.text, model=model, processor=problem.processor)
+    monkeypatch.setattr(Problem, "from_text", lambda *_, **__: other)
+    with pytest.raises(ConfigError, match="other content under the same names: weights of the model"):
+        confirm(comparison, search.name, search.trials[-1].number)
+
+
 def test_the_unpruned_model_is_no_measured_schedule(gridded: tuple[Comparison, Run]) -> None:
     comparison, _ = gridded
     schedules = {trial.user_attrs["schedule"] for search in comparison.searches for trial in search.trials}
@@ -349,7 +393,7 @@ def test_command_and_python_and_export(
         (["--limit", "kv_byte=0.5"], "did you mean 'kv_bytes'"),
         (["--limit", "kv_bytes=0.5ms"], "is no bound on kv_bytes"),
         (["--limit", "flops=-1"], "is no bound on flops"),
-        (["--limit", "flops=0.01"], "no measured schedule of 'gridded' is within 1 points and the limits (flops 0.01)"),
+        (["--limit", "flops=0.01"], "no measured schedule of 'gridded' is within 1 point and the limits (flops 0.01)"),
         (["--cost", "tokens_per_second"], "is a rate"),
         (["--max-drop", "-1"], "from 0 to 100"),
         (["--max-drop", "nan"], "from 0 to 100"),

@@ -372,8 +372,9 @@ def test_your_own_pictures_go_through_the_quickstart(
         Image.new("RGB", (90 + i, 60), (12 * i, 80, 200)).save(tmp_path / "shop" / row["image"])
     (tmp_path / "shop/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
     quickstart = (ROOT / "studies/quickstart.yaml").read_text()
-    text = re.sub(r"tasks:\n( .*\n)+", block, quickstart)
-    assert text.replace(block, "") == re.sub(r"tasks:\n( .*\n)+", "", quickstart) != text
+    named = quickstart.replace("experiment: quickstart", "experiment: shop")
+    text = re.sub(r"tasks:\n( .*\n)+", block, named)
+    assert text.replace(block, "") == re.sub(r"tasks:\n( .*\n)+", "", named) != text
     (tmp_path / "study.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +25,6 @@ from vispco.analysis.regret import best_known
 from vispco.analysis.seeds import against, compare_against, entries
 from vispco.analysis.two_level import estimate, resample
 from vispco.analysis.violations import compare_violations, violations
-from vispco.cli.main import main
 from vispco.config import CHECKPOINTS, parse_study
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.records import Evaluation
@@ -290,18 +288,6 @@ def test_a_missed_budget_counts_as_no_picture(comparison: Comparison) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    def call(*words: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vispco", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_tables_fit_a_terminal(cli: Cli, url: str, table: dict[str, Any]) -> None:
@@ -652,6 +638,15 @@ def test_regret_is_told_against_everything_that_was_found(cli: Cli, tmp_path: Pa
     assert code == 0
     assert all(len(line) <= 80 for line in out.splitlines()), out
     assert f"best known: {score:.3f}, of {best.trials} trials" in out
-    facts = store.require_experiment("more").facts
-    store.save_facts("more", {**facts, "budgets": [0.123]})
+    stored = store.require_experiment("more")
+    content = [{"content": {"model": {"weights": weights}}} for weights in ("1", "2")]
+    saved = {"spec_text": "", "spec_hash": "", "provenance": {}}
+    for other in ({"score": "agreement"}, {"cost": "prefill_ms"}, {"limits": {"kv_bytes": 0.5}}, content[1]):
+        store.save_experiment("more", **saved, identity={**stored.identity, **other})
+        mine = store.require_experiment("exp").identity
+        store.save_experiment("exp", **saved, identity={**mine, **content[0]})
+        assert best_known(Comparison(store, "exp")).experiments == ["exp"]
+    store.save_experiment("more", **saved, identity=stored.identity)
+    assert best_known(Comparison(store, "exp")).experiments == ["exp", "more"]
+    store.save_facts("more", {**stored.facts, "budgets": [0.123]})
     assert best_known(Comparison(store, "exp")).experiments == ["exp"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ import vispco
 from conftest import SMALL
 from test_copying import fill
 from vispco.analysis.comparison import Comparison
-from vispco.cli.main import main
 from vispco.config import parse_study
 from vispco.errors import ConfigError, LockedError, StorageError
 from vispco.evaluation.evaluator import Evaluator
@@ -208,23 +206,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
         import_trials(store, "their study", "exp", entry="a/b")
     with pytest.raises(ConfigError, match="nothing to import"):
         import_trials(store, "exp/grid", "exp", entry="grid")
+    facts = store.require_experiment("exp").facts
+    for asked in ({"cost": "prefill_ms"}, {"limits": {"kv_bytes": 0.5}}, {"further_costs": {"kv_bytes": 9.0}}):
+        store.save_facts("exp", {**facts, **asked})
+        with pytest.raises(ConfigError, match=r"costs or limits other than FLOPs \((prefill_ms|kv_bytes)\)"):
+            import_trials(store, "their study", "exp")
+    store.save_facts("exp", facts)
     import_trials(store, "their study", "exp")
     with pytest.raises(ConfigError, match="was imported from 'their study'"):
         import_trials(store, "their study", "exp", source=other.url)
     with store.lock("exp"), pytest.raises(LockedError):
         import_trials(Store(store.url), "their study", "exp")
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vispco", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out = capsys.readouterr()
-        return (stopped.value.code if isinstance(stopped.value.code, int) else 0), out.out, out.err
-
-    return run
 
 
 def test_every_view_copes(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

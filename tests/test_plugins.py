@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +23,14 @@ from vispco import plugin_files
 from vispco.cli.main import plugins_first
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.identity import measuring_rules
+from vispco.experiment import unchanged
+from vispco.experiment.run import Run
+from vispco.plugin_files import code_of
 from vispco.plugins import METHODS, load_plugin
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
+from vispco.storage.store import Store
 
 FIRST = """
 from dataclasses import dataclass
@@ -133,6 +143,65 @@ def test_a_changed_file_is_measured_anew(problem: Problem, tmp_path: Path) -> No
     load_plugin(path)
     after = evaluator.context("search", make_method("first-ones"))
     assert {key for key in after if after[key] != before[key]} == {"code"}
+
+
+def test_code_that_is_no_file_of_a_plugin_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package's file, a class typed at a prompt, a function; nothing of what is part of this package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in ("base = 1\n", "base = 2\n"):
+        (tmp_path / "installed_methods.py").write_text(f"class Mine:\n    {text}")
+        sys.modules.pop("installed_methods", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("installed_methods")
+        (digest,) = code_of(method=module.Mine()).values()
+        assert digest == hashlib.sha256((tmp_path / "installed_methods.py").read_bytes()).hexdigest()[:16]
+    sys.modules.pop("installed_methods")
+
+    def typed(body: str) -> dict[str, str]:
+        made: dict[str, Any] = {"__name__": "__main__"}
+        exec(f"class Mine:\n    def score(self, x):\n        {body}\n    kind = 'a'", made)
+        return code_of(method=made["Mine"]())
+
+    assert typed("return x + 1") == typed("return x + 1") != typed("return x + 2")
+    assert typed("return x in {'a', 'b'}") != typed("return x in {'a', 'c'}")
+    assert code_of(method=make_method("fastv"), cost=len, part=functools.partial(make_method, "fastv")) == {}
+    assert set(code_of(scorer=functools.partial(typed, "pass"))) == {"scorer"}
+
+
+def test_bytecode_is_the_same_in_every_process() -> None:
+    """Sets of texts are ordered otherwise in each; results would never be found again."""
+    code = (
+        "class Mine:\n    def score(self, x):\n        return x in {'a', 'b', 'c', 'd'}\n"
+        "from vispco.plugin_files import code_of\nprint(code_of(method=Mine))"
+    )
+    command = [sys.executable, "-c", code]
+    told = {
+        subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}, text=True) for seed in ("1", "2")
+    }
+    assert len(told) == 1
+    assert "method" in told.pop()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "said"),
+    [
+        ("rules", "evaluator", "evaluator of the rules"),
+        ("rules", "task mosaic-vqa", "task mosaic-vqa of the rules"),
+        ("plug-ins", "scorer of mosaic-vqa", "scorer of mosaic-vqa of the plug-ins"),
+    ],
+)
+def test_trials_of_an_earlier_rule_are_not_continued(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str, key: str, said: str
+) -> None:
+    """Held-out results of the new rule would stand beside search results of the old one."""
+    store, rules = Store(f"sqlite:///{tmp_path}/a.db"), measuring_rules(problem)
+    earlier = {**rules, part: {**rules[part], key: "earlier"}}
+    monkeypatch.setattr(unchanged, "measuring_rules", lambda _: earlier)
+    Run(problem, store).run(["tpe"])
+    monkeypatch.setattr(unchanged, "measuring_rules", lambda _: {**rules, part: {**rules[part], key: "now"}})
+    with pytest.raises(ConfigError, match=f"other content under the same names: {said}"):
+        Run(problem, store).run(["tpe"])
+    monkeypatch.undo()
 
 
 @pytest.mark.usefixtures("_registers")

@@ -284,6 +284,10 @@ def test_profile_command_and_check(cli: Cli, tmp_path: Path) -> None:
     assert cli("profile", "demo", "--check", "--method", "divprune", "-o", file)[2].startswith(
         "vispco: the profile of 'demo' has no times of method 'divprune'"
     )
+    held = json.loads(file.read_text())
+    for key, other in (("dtype", "bfloat16"), ("attention", "eager"), ("device", "cuda")):
+        (tmp_path / "held.json").write_text(json.dumps({**held, key: other}))
+        assert f"measured with {key} {other}" in cli("profile", "demo", "--check", "-o", tmp_path / "held.json")[2]
     assert "more than --max-tokens 20" in cli("profile", "demo", "--max-tokens", 20, "-o", tmp_path / "b.json")[2]
     other = tmp_path / "study.json"
     other.write_text("{}")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import vispco
 from pages import blocks
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
@@ -221,6 +222,32 @@ def test_choose_prices_as_the_search_did(timed: Any) -> None:
     assert chosen["cost_ratio"] == trial.values[1]
     assert chosen["flops_ratio"] == trial.user_attrs["flops_ratio"]
     assert found["unpruned"]["cost"] == pytest.approx(run_of(timed).cost.whole())
+
+
+def test_the_experiments_own_limits_hold_for_every_decision(timed: Any, cli: Cli, tmp_path: Path) -> None:
+    """The unpruned model breaks this study's limit, so that it is no answer either."""
+    comparison = Comparison(timed[0], "timed")
+    over = [t for s in comparison.searches for t in s.trials if t.user_attrs["limit_excess"] > 1e-9]
+    for drop in range(0, 100, 5):
+        try:
+            found = decide(comparison, Question(float(drop), comparison.cost))
+        except ConfigError as error:
+            assert f"and the limits (kv_bytes {KV:g})" in str(error)  # noqa: PT017
+            continue
+        assert found["chosen"]["search"] is not None
+        assert found["chosen"]["schedule"] not in {t.user_attrs["schedule"] for t in over}
+        assert found["limits"][0]["share"] <= KV + 1e-9
+        assert found["times_of"] == "times are of demo in float32 on none"
+    assert over
+    code, _, err = cli("report", "timed", "--storage", timed[0].url, "--max-drop", "0", "-o", tmp_path / "r.html")
+    assert code == 0, err
+    lead = (tmp_path / "r.html").read_text().partition('id="decision"')[2][:200]
+    assert "No decision: no measured schedule" in lead
+
+
+def test_an_objective_of_ones_own_is_in_flops(timed: Any) -> None:
+    with pytest.raises(ConfigError, match="asks for another cost or for limits"):
+        vispco.objective(timed[1])
 
 
 def test_a_finished_study_has_nothing_to_do_and_takes_no_other_profile(timed: Any, tmp_path: Path) -> None:

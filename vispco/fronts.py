@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from optuna.trial import TrialState
 
 FITS = 1e-9
 HELD = 0.02  # of a budget: a relaxed solution that misses it by more does not hold it
-
-
-class Measured(Protocol):
-    """A finished trial with values (accuracy, cost as a share of the unpruned model's, and further costs where several
-    are minimised) and user attributes.
-    """
-
-    number: int
-    values: Any
-    user_attrs: dict[str, Any]
 
 
 def is_measured(trial: Any, objectives: int | None = None) -> bool:

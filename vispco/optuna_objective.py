@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.problem import Problem
 
@@ -18,9 +19,18 @@ def objective(problem: Problem, evaluator: Evaluator | None = None) -> Callable[
     Draws from the problem's schedule family, measures on the search split, and sets the user attributes that
     our own trials carry. With ``n_jobs`` above 1 trials are proposed at once and measured one after another: there is
     one model.
+
+    Raises:
+        ConfigError: the problem's study asks for another cost or for limits, which this does not give.
     """
     from vispco.search.space import suggest_parameters
+    from vispco.search.study_cost import has_plain_cost
 
+    if not has_plain_cost(problem.study):
+        raise ConfigError(
+            "vispco.objective gives accuracy and flops_ratio, and the study asks for another cost or for limits: leave "
+            "cost and limits out of it, or run the sampler as an entry of the study (kind: tpe)"
+        )
     shared = evaluator or Evaluator(problem)
     family = problem.family()
 

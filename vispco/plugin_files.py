@@ -5,12 +5,16 @@ Code is loaded because a person names its file, in a study file or on the comman
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from vispco.errors import ConfigError, shortened
@@ -71,17 +75,56 @@ def load_sources(sources: Mapping[str, str]) -> None:
 
 
 def code_of(**things: Any) -> dict[str, str]:
-    """Digest of the file of each class, instance or function that comes from a plug-in; {} if none does.
+    """Digest of the code of each class, instance or function that is not part of this package; {} if all are.
 
-    Results depend on it: a changed file is measured again.
+    Results depend on it: what was changed is measured again. Of a plug-in or an installed package it is the whole file
+    that defines it, and those of its base classes beside it; of a notebook or a prompt, which have none, its bytecode.
     """
     found = {}
     for key, thing in things.items():
-        module = getattr(thing, "__module__", None) or type(thing).__module__
-        text = getattr(sys.modules.get(module), "__plugin_text__", None)
-        if text is not None:
-            found[key] = _digest(text)
+        while isinstance(thing, functools.partial):
+            thing = thing.func
+        owner = thing if isinstance(thing, type) or inspect.isroutine(thing) else type(thing)
+        package = owner.__module__.partition(".")[0]
+        if package not in ("vispco", "builtins"):
+            parts = (
+                [one for one in inspect.getmro(owner) if one.__module__.partition(".")[0] == package]
+                if (isinstance(owner, type))
+                else [owner]
+            )
+            found[key] = _digest("\n".join(dict.fromkeys(_source(part) for part in parts)))
     return found
+
+
+def _source(owner: Any) -> str:
+    """Text of the file that defines a class or function; else its bytecode."""
+    module = sys.modules.get(owner.__module__)
+    text: str | None = getattr(module, "__plugin_text__", None)
+    file = getattr(module, "__file__", None)
+    if text is None and file and owner.__module__ != "__main__":
+        with suppress(OSError, UnicodeDecodeError):
+            text = read_text(Path(file))
+    return _bytecode(owner) if text is None else text
+
+
+def _bytecode(owner: Any) -> str:
+    """Of a function, or of everything that a class defines."""
+    if isinstance(owner, type):
+        own = {key: value for key, value in vars(owner).items() if key not in ("__dict__", "__weakref__", "__doc__")}
+        return "\n".join(f"{key} {_bytecode(value)}" for key, value in sorted(own.items()))
+    for inner in ("__wrapped__", "__func__", "fget", "func"):
+        if hasattr(owner, inner):
+            return _bytecode(getattr(owner, inner))
+    code = owner if isinstance(owner, CodeType) else getattr(owner, "__code__", None)
+    if code is None:
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(owner))
+    return f"{code.co_code.hex()} {code.co_names} {[_constant(one) for one in code.co_consts]}"
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, frozenset):
+        return str(sorted(map(_constant, value)))  # its own order differs from process to process
+    return _bytecode(value) if isinstance(value, CodeType) else repr(value)
 
 
 def _digest(text: str) -> str:

@@ -4,13 +4,14 @@ held-out split."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vispco.analysis.noninferiority import NonInferiority, noninferiority
 from vispco.analysis.pricing import Price, Pricing
-from vispco.costs.bounds import Bound, minimised
+from vispco.costs.bounds import TASKS, Bound, minimised, parse_bound
 from vispco.errors import ConfigError, ScheduleError, StorageError
+from vispco.fronts import within_limits
 from vispco.pruning.schedules import parse_schedule
 from vispco.registry import suggest
 
@@ -71,7 +72,7 @@ class Candidate:
 
 
 def decide(comparison: Comparison, question: Question, pricing: Pricing | None = None) -> dict[str, Any]:
-    """The answer to a question, from the database alone.
+    """The answer to a question, from the database alone. The experiment's own limits are kept too.
 
     ``chosen`` has ``search`` None where nothing may be pruned at all. ``confirmed`` is None where it cannot be known:
     the schedule is not measured on the held-out split, or a task's samples are one group; ``why`` says which.
@@ -82,6 +83,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         StorageError: the experiment lacks the unpruned model.
     """
     pricing = pricing or Pricing(comparison)
+    question = _with_own_limits(question, comparison)
     unpruned = comparison.reference("unpruned", "search")
     if unpruned is None:
         raise StorageError(
@@ -93,8 +95,8 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
     if not candidates:
         asked = "; ".join(f"{bound.cost} {bound.text()}" for bound in question.limits)
         raise ConfigError(
-            f"no measured schedule of {comparison.experiment!r} is within {question.max_drop:g} points and the limits "
-            f"({asked}); allow a larger drop or looser limits"
+            f"no measured schedule of {comparison.experiment!r} is within {points_in_words(question.max_drop)} and the "
+            f"limits ({asked}); allow a larger drop or looser limits"
         )
     best = min(candidates, key=Candidate.preference)
     return {
@@ -104,6 +106,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         "sure": question.sure,
         "batch": pricing.batch,
         "noise": pricing.noise(question.cost),
+        "times_of": pricing.times_of(question.cost),
         "exact_lengths": pricing.exact,
         "unpruned": {
             "accuracy": unpruned.accuracy,
@@ -118,6 +121,14 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         "candidates": _schedules(candidates),
         **_confirmation(comparison, question, best, tasks),
     }
+
+
+def _with_own_limits(question: Question, comparison: Comparison) -> Question:
+    """The experiment's limits on costs hold for every question; a trial says itself whether it keeps them."""
+    asked = {bound.cost for bound in question.limits}
+    own = {name: given for name, given in comparison.facts.get("limits", {}).items() if name != TASKS}
+    more = [parse_bound(name, given) for name, given in own.items() if name not in asked]
+    return replace(question, limits=(*question.limits, *more))
 
 
 def _schedules(candidates: Sequence[Candidate]) -> int:
@@ -150,7 +161,7 @@ def _candidates(
     yield Candidate(unpruned.accuracy, whole, (-1, 0))
     for number, search in enumerate(comparison.searches):
         for trial in search.trials:
-            if trial.accuracy < least - SLACK or not holds(comparison, search, trial):
+            if trial.accuracy < least - SLACK or not within_limits(trial) or not holds(comparison, search, trial):
                 continue
             price = pricing.of(question.cost, search, trial)
             if price is not None:
@@ -290,6 +301,6 @@ def _why(name: str, test: NonInferiority, points: float) -> str:
         lost = f"{-100 * test.difference:.1f} points"
         return f"{where} it loses {lost}; if that is its true loss, more samples will not help"
     return (
-        f"{where} {test.samples} samples are too few to rule out a loss of {-100 * test.low:.1f} points; "
+        f"{where} {test.samples} samples are too few to rule out a loss of more than {points_in_words(points)}; "
         f"if the true loss is the one seen, about {_rounded(test.needed)} would do in 4 of 5 cases"
     )

@@ -115,12 +115,12 @@ def _learned(comparison: Comparison, entry: str, searches: Sequence[StudyResult]
             if trial is None:
                 over += 1
                 continue
-            ratios = comparison.keep_ratio(search, trial)
-            if ratios is None or len(ratios) != layers:
+            ratios, share = comparison.keep_ratio(search, trial), comparison.flops_ratio(search, trial)
+            if ratios is None or len(ratios) != layers or share is None:
                 continue  # an imported trial that does not say
             held_out = comparison.held_out(search, trial)
             accuracy = held_out.accuracy if held_out else None
-            choices.append(Choice(tuple(ratios), trial.cost, accuracy, trial.user_attrs.get("schedule")))
+            choices.append(Choice(tuple(ratios), share, accuracy, trial.user_attrs.get("schedule")))
         rows.append(learned_row(budget, choices, over))
     first = searches[0]
     return {

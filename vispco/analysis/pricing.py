@@ -93,6 +93,17 @@ class Pricing:
             return None
         return self.profile.at(self.batch).noise()
 
+    def times_of(self, cost: str) -> str | None:
+        """Of a cost in time, what its times were measured on, and what else the experiment ran; None of other costs."""
+        if self.profile is None or not make_cost(cost).needs_profile:
+            return None
+        identity = self.comparison.stored.identity
+        dtype = (identity.get("content") or {}).get("model", {}).get("dtype", "").removeprefix("torch.")
+        told = f"times are of {self.profile.about()}"
+        if self.profile.model != self._model or (dtype and dtype != self.profile.dtype):
+            told += f"; the experiment measured accuracies with {self._model}{f' in {dtype}' if dtype else ''}"
+        return told
+
     def prompts(self, split: str) -> Prompts:
         """Lengths of a split's prompts.
 
@@ -132,7 +143,7 @@ class Pricing:
         if cost == "flops" and split == "search":
             share = self.comparison.flops_ratio(search, trial)
             if share is not None:
-                return Price(share * self.unpruned("flops", split), share)
+                return Price(self._measured_flops(search, trial, text, share), share)
         elif self._is_own(cost) and split == "search":
             return Price(trial.cost * self.unpruned(cost, split), trial.cost)
         if origin is None:
@@ -142,6 +153,18 @@ class Pricing:
             ratios = self.comparison.keep_ratio(search, trial) if "(" not in text else None
             self._prices[key] = self._price(cost, text, ratios, origin.make_method(), split)
         return self._prices[key]
+
+    def _measured_flops(self, search: StudyResult, trial: TrialRecord, text: str, share: float) -> float:
+        """Mean FLOPs of a prompt, which is not the mean share times the mean of the plain model's: long prompts lose a
+        larger share. Where lengths or schedule are not known, it has to do."""
+        origin = self.comparison.origin(search, trial)
+        if self.exact and origin is not None and "(" in text:
+            key = ("flops", "search", str(origin.method_key), text)
+            if key not in self._prices:
+                self._prices[key] = self._price("flops", text, None, origin.make_method(), "search")
+            if (found := self._prices[key]) is not None:
+                return found.absolute
+        return share * self.unpruned("flops")
 
     def _is_own(self, cost: str) -> bool:
         """Whether it is what the experiment's budgets are in, by the same profile, batch and length of answers."""
@@ -186,14 +209,15 @@ class Pricing:
         return float(self.comparison.stored.identity.get("model", {}).get("resolution", 1.0))
 
     def unpruned(self, cost: str, split: str = "search") -> float:
-        """Mean cost of the plain model."""
-        if cost == "flops":
+        """Mean cost of the plain model, over tasks of means over their prompts."""
+        if cost == "flops" and not self.exact:
             plain = self.comparison.reference("unpruned", split)
             return plain.flops / sum(len(scores) for scores in plain.scores.values()) if plain else float("nan")
         if self._is_own(cost):
             return float(self.comparison.facts["cost_terms"]["unpruned"][split])
-        prompts = self.prompts(split)
-        return prompts.mean(make_cost(cost).unpruned(self.setting, prompts.visual, prompts.text))
+        prompts, model = self.prompts(split), make_cost(cost)
+        costs = model.unpruned(self.setting, prompts.visual, prompts.text)
+        return model.averaged(prompts.mean, costs, costs)[0]
 
 
 def _tokens(shape: ModelShape, flops: float) -> int:

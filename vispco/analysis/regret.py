@@ -12,13 +12,14 @@ from typing import Any
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.study_result import StudyResult
 from vispco.errors import StorageError
+from vispco.evaluation.content import changes
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import choose
 from vispco.storage.reading import TrialRecord
 
 BEST_KNOWN = "best-known"
 WITHIN = {"step": {"step"}, "multistep": {"step", "multistep"}}  # families that a family contains
-SAME = ("model", "tasks", "budgets")
+SAME = ("model", "tasks", "budgets", "score", "cost", "limits")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class BestKnown:
 
 
 def best_known(comparison: Comparison) -> BestKnown:
-    """Over all experiments of the database with the same model, tasks and budgets, and all entries with the
-    experiment's method and its family, or one that this contains; the experiment's own entries always.
+    """Over all experiments of the database with the same model, data, score, cost, limits and budgets, and all entries
+    with the experiment's method and its family, or one that this contains; the experiment's own entries always.
 
     Raises:
         StorageError: a choice was not measured on the held-out split.
@@ -92,7 +93,8 @@ def _alike(comparison: Comparison, name: str) -> Comparison | None:
     if not stored.facts or any(ours.get(key) != theirs.get(key) for key in SAME):
         return None
     same = stored.facts["budgets"] == comparison.budgets
-    return Comparison(comparison.store, name) if same else None
+    measured = [identity.get("content") or {} for identity in (ours, theirs)]
+    return Comparison(comparison.store, name) if same and not changes(*measured) else None
 
 
 def _fits(comparison: Comparison, search: StudyResult) -> bool:

@@ -59,6 +59,11 @@ class Repriced(Comparison):
     def flops_ratio(self, search: StudyResult, trial: TrialRecord) -> float | None:
         return self._flops.get((search.study, trial.number))
 
+    def default_share(self, name: str) -> float | None:
+        """The mean of each prompt's share, as trials have it here."""
+        price = self.pricing.of_published(self.cost, name)
+        return None if price is None else price.share
+
     def held_out_hypervolume(self, search: StudyResult) -> tuple[float | None, list[float] | None]:
         """Left out: held-out measurements have their own FLOPs, not this cost."""
         return None, None

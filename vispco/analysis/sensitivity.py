@@ -72,6 +72,7 @@ def sensitivity(comparison: Comparison) -> list[dict[str, Any]]:
     if unpruned is None:
         return []
     found: dict[str, dict[Place, TrialRecord]] = {}
+    cells: dict[str, dict[Place, tuple[float, ...]]] = {}
     names: dict[str, str] = {}
     for search in comparison.searches:
         if search.is_imported:
@@ -81,13 +82,13 @@ def sensitivity(comparison: Comparison) -> list[dict[str, Any]]:
             key, method = str(own.method_key), str(own.method)
             if key not in names:
                 names[key] = key if method in names.values() else method
-            place = _one_step(trial.user_attrs.get("schedule"))
-            if place is not None:
+            place, share = _one_step(trial.user_attrs.get("schedule")), comparison.flops_ratio(search, trial)
+            if place is not None and share is not None:
                 found.setdefault(key, {}).setdefault(place, trial)
+                cells.setdefault(key, {}).setdefault(place, (trial.accuracy, share))
     tables = []
     for key, trials in found.items():
-        cells = {place: trial.values[:2] for place, trial in trials.items() if trial.values is not None}
-        table = sensitivity_table(names[key], unpruned.accuracy, cells)
+        table = sensitivity_table(names[key], unpruned.accuracy, cells[key])
         if table is not None:
             _add_intervals(comparison, table, trials)
             tables.append(table)

@@ -11,7 +11,7 @@ from vispco.analysis.decision import holds
 from vispco.analysis.layers import depth
 from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
-from vispco.fronts import choose, fits
+from vispco.fronts import FITS, choose
 from vispco.pruning.schedules import parse_schedule
 from vispco.pruning.targets import TARGETS, Target, targets_of
 from vispco.storage.store import Store
@@ -76,21 +76,12 @@ def targets_of_trial(comparison: Comparison, origin: StudyResult, trial: Any) ->
 
 def _default(comparison: Comparison, budget: float) -> Evaluation | None:
     """The published default that is best on the search split within the budget, on the held-out split."""
-    measured = ((comparison.default_on_search(name), held_out) for name, held_out in comparison.defaults().items())
-    able = [
-        (searched.accuracy, held_out)
-        for searched, held_out in measured
-        if searched is not None and fits(_Point(searched), budget)
-    ]
+    able = []
+    for name, held_out in comparison.defaults().items():
+        searched, share = comparison.default_on_search(name), comparison.default_share(name)
+        if searched is not None and share is not None and share <= budget + FITS:
+            able.append((searched.accuracy, held_out))
     return max(able, key=lambda pair: pair[0])[1] if able else None
-
-
-class _Point:
-    """An evaluation as :func:`fits` reads a trial."""
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.values = (evaluation.accuracy, evaluation.flops_ratio)
-        self.user_attrs: dict[str, Any] = {}
 
 
 def _mean(delivered: list[Evaluation | None]) -> float | None:

@@ -11,6 +11,7 @@ from vispco.analysis.decision import EVERY, Question, decide, points_in_words
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.cli.output import print_text
+from vispco.cli.progress import TerminalProgress
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import amount, parse_limit
 from vispco.costs.profile import busy, read_profile
@@ -53,7 +54,7 @@ def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure
     from vispco.confirming import confirm
 
     chosen = decision["chosen"]
-    confirm(comparison, chosen["search"], chosen["trial"])
+    confirm(comparison, chosen["search"], chosen["trial"], TerminalProgress())
     fresh = Comparison(comparison.store, comparison.experiment)
     same = {"answer_tokens": priced.answer_tokens, "batch": priced.batch}
     return decide(fresh, asked, Pricing(fresh, priced.profile, **same))
@@ -96,6 +97,8 @@ def print_decision(decision: dict[str, Any], storage: str | None = None) -> None
     lines.append(verdict + (f": {decision['why']}" if decision["why"] else ""))
     if not decision["exact_lengths"] and decision["cost"] != "flops":
         lines.append("costs are of a prompt of average length: this experiment did not store its prompts' lengths")
+    if decision["times_of"]:
+        lines.append(decision["times_of"])
     if said := busy(decision["noise"]):
         lines.append(said)
     for line in lines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -229,8 +229,14 @@ class CostModel(ABC):
         lengths = (
             (prompts.visual, prompts.text) if prompts.whole is None else (prompts.whole[:, 0], prompts.whole[:, 1])
         )
-        unpruned = self.unpruned(whole or setting, *lengths)
-        return prompts.mean(values), prompts.mean(values / unpruned)
+        return self.averaged(prompts.mean, values, self.unpruned(whole or setting, *lengths))
+
+    def averaged(self, mean: Callable[[Any], float], values: Floats, unpruned: Floats) -> tuple[float, float]:
+        """(absolute, share of ``unpruned``) by a ``mean`` over prompts; a rate's is that of the mean time."""
+        if not self.larger_is_better:
+            return mean(values), mean(values / unpruned)
+        slowness = mean(1 / values)
+        return 1 / slowness, mean(1 / unpruned) / slowness
 
 
 def make_cost(name: str) -> CostModel:

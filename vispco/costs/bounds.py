@@ -11,6 +11,8 @@ from vispco.costs.base import CostModel, make_cost
 from vispco.errors import ConfigError
 
 SLACK = 1e-9
+TASKS = "tasks"  # the key of a study's limits that are on tasks
+LARGEST_SHARE = 2.0  # of the unpruned model's cost that anybody would mean by a number without a unit
 UNITS: dict[str, dict[str, float]] = {
     "FLOPs": {"FLOPs": 1, "MFLOPs": 1e6, "GFLOPs": 1e9, "TFLOPs": 1e12, "PFLOPs": 1e15},
     "bytes": {
@@ -83,6 +85,11 @@ def parse_bound(cost: str, given: float | str) -> Bound:
         raise ConfigError(
             f"{given!r} is no bound on {cost}; write a share of the unpruned model, such as 0.5, or a number with a "
             f"unit: {', '.join(units)}"
+        )
+    if not unit and value > LARGEST_SHARE and not model.larger_is_better:
+        raise ConfigError(
+            f"{given!r} as a bound on {cost} is a share, {value:g} times the unpruned model's, which bounds nothing; "
+            f"add a unit if it is an amount: {value:g} {model.unit}"
         )
     return Bound(cost, value * units[unit], False) if unit else Bound(cost, value, True)
 

@@ -18,6 +18,7 @@ from vispco.costs.prompter import Prompter
 from vispco.costs.ragged import padded
 from vispco.costs.rounds import in_turn
 from vispco.costs.stamps import is_cuda, timed_call
+from vispco.errors import ConfigError
 from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.prune import prune
@@ -67,6 +68,7 @@ def check_profile(
     """
     effort, adapter = effort or Effort(), adapter_for(model)
     profile.check_model(profile.model, adapter.shape())
+    _check_setting(model, profile)
     chosen, cuda = make_method(method), is_cuda(model)
     profile.method(batch, method)
     setting = replace(Setting.of(adapter), method=chosen, profile=profile, batch=batch, answer_tokens=answer_tokens)
@@ -110,6 +112,22 @@ def check_profile(
             )
         )
     return found
+
+
+def _check_setting(model: Any, profile: Profile) -> None:
+    """Refuse a model that is held otherwise than the one that was measured: its times say nothing of the profile."""
+    adapter = adapter_for(model)
+    now = {
+        "device": next(adapter.model.parameters()).device.type,
+        "dtype": str(adapter.dtype()).removeprefix("torch."),
+        "attention": adapter.attention(),
+    }
+    for name, value in now.items():
+        if value != getattr(profile, name):
+            raise ConfigError(
+                f"the profile was measured with {name} {getattr(profile, name)}, and the model now has {value}; load "
+                f"it likewise, or measure it: vispco profile {profile.model}"
+            )
 
 
 def summary(checks: Sequence[Check]) -> dict[str, float]:

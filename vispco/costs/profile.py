@@ -206,6 +206,10 @@ class Profile(Part):
                     f"{getattr(shape, key)}; measure it: vispco profile {name}"
                 )
 
+    def about(self) -> str:
+        """What was measured, on what: ``demo in float32 on cpu (...)``."""
+        return f"{self.model} in {self.dtype} on {self.device}{f' ({self.device_name})' if self.device_name else ''}"
+
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 

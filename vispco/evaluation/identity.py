@@ -72,9 +72,21 @@ def measurement_context(
     }
 
 
+def measuring_rules(problem: Problem) -> Content:
+    """What all of an experiment's results depend on that is neither its model nor its data: versions of the rules, and
+    the code of tasks, scorers and adapter where it is the user's."""
+    versions = {f"task {task.name}": content_hash(task.fingerprint()) for task in problem.tasks}
+    return {"rules": {"evaluator": str(EVALUATOR_VERSION), **versions}, "plug-ins": code_of(**_measuring(problem))}
+
+
 def _plugin_code(problem: Problem, method: Method) -> dict[str, str]:
     """Of what comes from files of the user's."""
+    return code_of(method=method, **_measuring(problem))
+
+
+def _measuring(problem: Problem) -> dict[str, Any]:
+    """What turns outputs into scores."""
     rules = {task.name: getattr(task, "scorers", {}).get(task.scorer) for task in problem.tasks}
     tasks = {f"task {task.name}": task for task in problem.tasks}
     scorers = {f"scorer of {name}": rule for name, rule in rules.items() if rule is not None}
-    return code_of(model=problem.adapter, method=method, **tasks, **scorers)
+    return {"model": problem.adapter, **tasks, **scorers}

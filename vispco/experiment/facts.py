@@ -81,7 +81,9 @@ def study_facts(problem: Problem, store: Store, cost: StudyCost) -> dict[str, An
 def code_of_entry(problem: Problem, item: Planned) -> dict[str, str]:
     """Of what an entry takes from plug-in files."""
     family = FAMILIES[item.config.family or problem.study.family]
-    return code_of(search=SEARCHES[item.config.kind], method=problem.method(item.config), family=family)
+    first, *others = problem.methods(item.config)
+    more = {f"method {method.name}": method for method in others}
+    return code_of(search=SEARCHES[item.config.kind], method=first, family=family, **more)
 
 
 def _points(problem: Problem, cost: StudyCost, item: Planned) -> int:

@@ -9,6 +9,7 @@ from vispco.config import content_hash, parse_study
 from vispco.errors import ConfigError, listed
 from vispco.evaluation.content import Content, calibration_content, changes, merged, split_content, split_name
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.identity import measuring_rules
 from vispco.experiment.facts import code_of_entry, fixed_settings
 from vispco.experiment.planning import plan, plan_in
 from vispco.problem import Problem
@@ -41,9 +42,9 @@ def check_unchanged(problem: Problem, store: Store) -> None:
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was imported; rename the entry"
             )
     for item in plan_in(store, problem.study):
-        known, code = stored.studies.get(item.study, {}).get("code"), code_of_entry(problem, item)
-        if known and known != code and store.trial_log(item.study).complete():
-            changed = ", ".join(key for key in known if known[key] != code.get(key))
+        known, code = stored.studies.get(item.study, {}).get("code", {}), code_of_entry(problem, item)
+        changed = ", ".join(key for key in known if known[key] != code.get(key))
+        if changed and store.trial_log(item.study).complete():
             raise ConfigError(
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with another version of its "
                 f"plug-in ({changed}); put the file back, rename the entry, {way_out}"
@@ -76,6 +77,7 @@ def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -
         for task in problem.calibration_tasks:
             if "calibration" in task.sizes:
                 content[split_name(task.name, "calibration")] = calibration_content(problem, task)
+    content.update(measuring_rules(problem))
     if problem.profile is not None and not has_plain_cost(problem.study):
         content["hardware profile"] = {"times": content_hash(problem.profile.model_dump(mode="json"))}
     stored = store.experiment(name)

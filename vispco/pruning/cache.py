@@ -269,11 +269,6 @@ class PrunedLayer(CacheLayerMixin):  # type: ignore[misc]
         return f"PrunedLayer({self.stored})"
 
 
-def holds_pruned(cache: Any) -> bool:
-    """Whether any layer of ``cache`` lacks tokens of its prompt."""
-    return any(isinstance(layer, PrunedLayer) and layer.kept is not None for layer in getattr(cache, "layers", ()))
-
-
 def check_whole(cache: Any, layers: int) -> None:
     """Refuse a cache, of a decoder with so many ``layers``, in which a call or a crop stopped on its way.
 

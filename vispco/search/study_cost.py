@@ -12,7 +12,7 @@ import numpy as np
 
 from vispco.config import CostConfig, Study
 from vispco.costs import CostModel, Setting, make_cost
-from vispco.costs.bounds import Bound, Priced, minimised, parse_bound
+from vispco.costs.bounds import TASKS, Bound, Priced, minimised, parse_bound
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vispco.problem import Problem
 
 TIE = 1e-12
-TASKS = "tasks"
 FLOPS = "flops"
 
 
@@ -351,13 +350,17 @@ class StudyCost:
     def _mean(self, model: CostModel, rows: Sequence[Row], method: Method | None) -> tuple[float, float]:
         """(absolute, share prompt by prompt), means over tasks."""
         plain, own = self.setting, self.setting.with_method(method)
-        values, shares = [], []
+        values, unpruned = [], []
         for row in rows:
             setting = own if row.vision_flops == own.vision_flops else replace(own, vision_flops=row.vision_flops)
-            costs = model.of(setting, row.counts, row.visual, row.text)
-            values.append(float(costs[row.which].mean()))
-            shares.append(float((costs / model.unpruned(plain, *row.whole))[row.which].mean()))
-        return float(np.mean(values)), float(np.mean(shares))
+            values.append(model.of(setting, row.counts, row.visual, row.text)[row.which])
+            unpruned.append(model.unpruned(plain, *row.whole)[row.which])
+        ends = np.cumsum([len(part) for part in values])[:-1]
+
+        def mean(flat: Any) -> float:
+            return float(np.mean([part.mean() for part in np.split(flat, ends)]))
+
+        return model.averaged(mean, np.concatenate(values), np.concatenate(unpruned))
 
     def _over(self, bound: Bound, rows: Sequence[Row], method: Method) -> tuple[float, float]:
         """A limited cost in its unit, and by how much it exceeds its limit."""

@@ -61,10 +61,11 @@ def import_trials(
         LockedError: the experiment is being run.
     """
     held = store.require_experiment(experiment).facts
-    if further := held.get("further_costs"):
+    asked = [*([held["cost"]] if "cost" in held else []), *held.get("further_costs", ()), *held.get("limits", ())]
+    if asked:
         raise ConfigError(
-            f"experiment {experiment!r} also minimises {', '.join(further)}, which an imported study does not say; "
-            "import it into an experiment with one cost"
+            f"experiment {experiment!r} has costs or limits other than FLOPs ({', '.join(asked)}), and an imported "
+            "study does not say what its trials have of them; import it into an experiment without cost and limits"
         )
     chosen = entry or re.sub(r"[^A-Za-z0-9_.+-]+", "-", study_name)
     if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,100}", chosen):

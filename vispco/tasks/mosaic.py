@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from vispco.errors import DataError
 
-CELL_PIXELS = 64
 CELLS = ("top-left", "top-right", "bottom-left", "bottom-right")
 COLORS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")

@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,6 @@ PATIENCE = 10  # of Adam's steps for each least change that was allowed, where t
 RESTORING_RATE = 0.003
 DAMPING = 1e-3, 1e-9, 1e6  # of Levenberg-Marquardt steps: the first, the least and the most
 RESTORED_ON = 4  # mini-batches, where samples are read
-
-
-class StepOptions(Protocol):
-    primal_steps: int
-    learning_rate: float
-    temperature: float
-    sharpness: tuple[float, float]
 
 
 @dataclass

@@ -9,7 +9,6 @@ serves every family and depth.
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,8 +116,3 @@ def shifted_counts(ratios: Tensor, by: float, n_visual: NDArray[np.int64]) -> ND
     counts = torch.where(moved < 1e-3, torch.zeros_like(counts), torch.maximum(counts, (visual > 0).double()))
     found: NDArray[np.int64] = np.minimum.accumulate(counts.long().numpy(), axis=1)
     return found
-
-
-def describe(value: Any) -> str:
-    """A number as a study's text shows it."""
-    return f"{value:.6g}"

@@ -31,4 +31,3 @@ FONTS = {
     "search": ("DejaVuSans-BoldOblique", "DejaVuSerif-Italic", "STIXGeneralBol"),
     "held_out": ("DejaVuSans-Oblique", "DejaVuSansMono-Bold", "DejaVuSerif-Bold", "STIXGeneral", "cmss10"),
 }
-SPLITS = tuple(FONTS)

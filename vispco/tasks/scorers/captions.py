@@ -92,16 +92,3 @@ def common(a: Sequence[str], b: Sequence[str]) -> int:
         for j, right in enumerate(b, start=1):
             before, row[j] = row[j], before + 1 if left == right else max(row[j], row[j - 1])
     return row[-1]
-
-
-def agreement(answer: Sequence[int], reference: Sequence[int]) -> float:
-    """Share of ``reference`` tokens before the first that ``answer`` has otherwise; 1 if it begins with all of them.
-
-    What is after the first difference is another text and cannot be compared place by place.
-
-    >>> agreement([5, 6, 7], [5, 6, 9, 2])
-    0.5
-    """
-    same = next((i for i, (x, y) in enumerate(zip(answer, reference, strict=False)) if x != y), None)
-    same = min(len(answer), len(reference)) if same is None else same
-    return same / len(reference) if reference else 1.0

@@ -147,23 +147,6 @@ def mvbench_letter(answer: str) -> str | None:
     return alone[1].upper() if alone else None
 
 
-# --- VLMEvalKit ------------------------------------------------------------------------------------
-
-
-def vlmevalkit_letter(answer: str, options: Options) -> str | None:
-    """VLMEvalKit without its judge and its list of refusals: a letter near the end, "answer is X", an option's text."""
-    words = re.sub(r"[.()\[\],:;!*#{}]", " ", answer).split()
-    named = [letter for letter in options if letter in words]
-    if len(named) == 1 and words.index(named[0]) > len(words) - 5:
-        return named[0]
-    stated = re.search(r"(?:correct )?answer is\s*\**\s*([A-D])", answer, flags=re.IGNORECASE)
-    if stated and stated[1].upper() in options:
-        return stated[1].upper()
-    if len(answer) > 2 * sum(map(len, options.values())):
-        return None
-    return _only_text(answer, options)
-
-
 # --- MMMU ------------------------------------------------------------------------------------------
 
 

@@ -48,11 +48,6 @@ def normalise(answer: str) -> str:
     return _words(re.sub(r"\.(?!\d)", "", without_marks(answer)))
 
 
-def vlmevalkit_normalise(answer: str) -> str:
-    """VLMEvalKit's variant: commas go with the other marks, and a period beside a digit stays."""
-    return _words(vlmevalkit_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower())
-
-
 def vlmevalkit_punctuation(answer: str) -> str:
     return re.sub(r"(?<!\d)\.(?!\d)", "", without_marks(answer))
 
