@@ -64,9 +64,9 @@ class ModelAdapter(DecoderAdapter, ABC):
 
     # --- pictures --------------------------------------------------------------------------------
 
-    @abstractmethod
     def visual_token_ids(self) -> tuple[int, ...]:
         """Token ids that stand for visual tokens in ``input_ids``."""
+        return (self.model.config.image_token_id,)
 
     @abstractmethod
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> Sequence[Grid | tuple[int, int, int]]:
@@ -122,9 +122,18 @@ class ModelAdapter(DecoderAdapter, ABC):
             )
         return features, self.join_extras(inputs, calls)
 
-    @abstractmethod
     def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
         """``inputs`` with pixels replaced by ``features`` from :meth:`encode_images`."""
+        rest = {key: value for key, value in inputs.items() if key not in ("pixel_values", "pixel_attention_mask")}
+        if len(features):
+            rest["mm_encoder_outputs"] = {"image": self.encoder_output("image", features)}
+        return rest
+
+    def encoder_output(self, kind: str, features: Tensor) -> Any:
+        """What the model takes in ``mm_encoder_outputs`` for features; ``kind``: ``image`` or ``video``."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=[features])
 
     def visual_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """bool [B, T], True where the position came from pixels."""

@@ -33,9 +33,6 @@ class Gemma3Adapter(ModelAdapter):
         """The norms' outputs are [B, heads, n, d] already."""
         return projected
 
-    def visual_token_ids(self) -> tuple[int, ...]:
-        return (self.model.config.image_token_id,)
-
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         return fixed_grids(runs, self.model.config.mm_tokens_per_image)
 
@@ -51,10 +48,7 @@ class Gemma3Adapter(ModelAdapter):
         heads = self.model.config.vision_config.num_attention_heads
         return EncoderWatch(layers, len(layers) - 1, heads, projector, cls=False, cell=projector.kernel_size)
 
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
+    def encoder_output(self, kind: str, features: Tensor) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
-        if len(features):
-            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features[None])}
-        return rest
+        return BaseModelOutputWithPooling(pooler_output=features[None])

@@ -106,11 +106,6 @@ class Gemma4Adapter(VideoAdapter):
             )
         return torch.cat(list(outputs.pooler_output))
 
-    def encoder_output(self, kind: str, features: Tensor) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        return BaseModelOutputWithPooling(pooler_output=[features])
-
     def watch_vision(self) -> VisionWatch | None:
         from vispco.models.vision import PlacedWatch
 

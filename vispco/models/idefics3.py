@@ -28,9 +28,6 @@ class Idefics3Adapter(ModelAdapter):
         module: nn.Module = self.model.model.text_model
         return module
 
-    def visual_token_ids(self) -> tuple[int, ...]:
-        return (self.model.config.image_token_id,)
-
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         return fixed_grids(runs, self.model.model.image_seq_len)
 
@@ -54,11 +51,3 @@ class Idefics3Adapter(ModelAdapter):
         )
         cell = self.model.config.scale_factor
         return EncoderWatch(layers, len(layers) - 1, heads, self.model.model.connector, cls=False, cell=cell)
-
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        rest = {key: value for key, value in inputs.items() if key not in ("pixel_values", "pixel_attention_mask")}
-        if len(features):
-            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
-        return rest

@@ -24,9 +24,6 @@ class InternVLAdapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     examples: ClassVar[tuple[str, ...]] = ("OpenGVLab/InternVL3-1B-hf",)
 
-    def visual_token_ids(self) -> tuple[int, ...]:
-        return (self.model.config.image_token_id,)
-
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         config = self.model.config
         sizes = zip(config.vision_config.image_size, config.vision_config.patch_size, strict=True)
@@ -56,10 +53,7 @@ class InternVLAdapter(ModelAdapter):
             shuffled=True,
         )
 
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
+    def encoder_output(self, kind: str, features: Tensor) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
-        if len(features):
-            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features[None])}
-        return rest
+        return BaseModelOutputWithPooling(pooler_output=features[None])

@@ -20,9 +20,6 @@ class LlavaAdapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     examples: ClassVar[tuple[str, ...]] = ("llava-hf/llava-1.5-7b-hf",)
 
-    def visual_token_ids(self) -> tuple[int, ...]:
-        return (self.model.config.image_token_id,)
-
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         vision = self.model.config.vision_config
         tokens = (vision.image_size // vision.patch_size) ** 2
@@ -40,15 +37,6 @@ class LlavaAdapter(ModelAdapter):
         from vispco.models.vision import EncoderWatch
 
         return encoder_watch(self.model, EncoderWatch)
-
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
-        if len(features):
-            # LLaVA joins a list of [images, tokens, H]; one long image of all tokens is the same join.
-            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features[None]])}
-        return rest
 
 
 def encoder_watch(model: Any, kind: type[EncoderWatch], **more: Any) -> VisionWatch | None:

@@ -34,9 +34,6 @@ class Mistral3Adapter(ModelAdapter):
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         return super()._readable and "llama_4_scaling_beta" not in rope
 
-    def visual_token_ids(self) -> tuple[int, ...]:
-        return (self.model.config.image_token_id,)
-
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         sizes, found, rows, left = self._tokens(inputs), [], 0, 0
         for run in runs:
@@ -77,11 +74,3 @@ class Mistral3Adapter(ModelAdapter):
         number = last - 1 if last > 0 else len(tower.layers) + last
         merge = self.model.config.spatial_merge_size
         return PixtralWatch(tower.layers, number, self.model.model.multi_modal_projector, merge)
-
-    def with_features(self, inputs: dict[str, Any], features: Tensor) -> dict[str, Any]:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
-        if len(features):
-            rest["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=[features])}
-        return rest

@@ -40,11 +40,6 @@ class Qwen25VLAdapter(VideoAdapter):
         encode = self.model.get_image_features if kind == "image" else self.model.get_video_features
         return torch.cat(list(encode(inputs[PIXELS[kind]], inputs[TABLES[kind]]).pooler_output))
 
-    def encoder_output(self, kind: str, features: Tensor) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        return BaseModelOutputWithPooling(pooler_output=[features])
-
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
         known = {kind: self._known(inputs, kind) for kind in KINDS}
         found: list[Grid] = []

@@ -24,10 +24,6 @@ class VideoAdapter(ModelAdapter):
     def encode(self, kind: str, inputs: dict[str, Any]) -> Tensor:
         """Features of all pictures or of all videos of a batch, [their tokens, H]."""
 
-    @abstractmethod
-    def encoder_output(self, kind: str, features: Tensor) -> Any:
-        """What the model takes in ``mm_encoder_outputs`` for such features."""
-
     def visual_token_ids(self) -> tuple[int, ...]:
         return (self.model.config.image_token_id, self.model.config.video_token_id)
 
