@@ -242,7 +242,7 @@ def test_the_experiments_own_limits_hold_for_every_decision(timed: Any, cli: Cli
     code, _, err = cli("report", "timed", "--storage", timed[0].url, "--max-drop", "0", "-o", tmp_path / "r.html")
     assert code == 0, err
     lead = (tmp_path / "r.html").read_text().partition('id="decision"')[2][:200]
-    assert "No decision: no measured schedule" in lead
+    assert "No decision: <bdi>no measured schedule" in lead
 
 
 def test_an_objective_of_ones_own_is_in_flops(timed: Any) -> None:
