@@ -13,7 +13,7 @@ from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
 from vispco.analysis.headline import answer
-from vispco.analysis.layers import layer_record
+from vispco.analysis.layers import layer_record, trajectory_budgets
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.seeds import against
 from vispco.analysis.violations import violations
@@ -131,9 +131,9 @@ def gradient_paths(comparison: Comparison) -> dict[str, dict[str, Any]]:
     for search in comparison.searches:
         steps = {key: rows for key, rows in comparison.store.trajectory(search.study).items() if _is_gradient(rows)}
         if steps:
-            # As the search numbers them: from the largest to the smallest.
+            # As the search numbers them, from the largest to the smallest; trials know better, as budgets may be added.
             known = {f"budget-{n}": b for n, b in enumerate(sorted(comparison.budgets, reverse=True))}
-            found[search.name] = {"steps": steps, "budgets": known}
+            found[search.name] = {"steps": steps, "budgets": {**known, **trajectory_budgets(comparison, search)}}
     return found
 
 

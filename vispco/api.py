@@ -145,13 +145,14 @@ def export(
 
 
 def flops_ratio(
-    model: Any, schedule: Schedule | str, method: Method | str = "fastv", *, visual: int, text: int
+    model: Any, schedule: Schedule | str, method: Method | str | None = None, *, visual: int, text: int
 ) -> float:
     """FLOPs of a pruned prefill over those of the plain one: decoder layers and the method's scoring, exact.
 
     Args:
         model: a loaded model.
         schedule: a schedule, or its text.
+        method: default: the one that an exported schedule names, else ``fastv``.
         visual, text: visual tokens and other tokens of the prompt.
 
     Raises:
@@ -162,9 +163,12 @@ def flops_ratio(
     from vispco.costs import flops_ratio as ratio
     from vispco.models.families import adapter_for
     from vispco.pruning.methods.base import make_method
+    from vispco.pruning.schedule_file import ScheduleFile
     from vispco.pruning.schedules import parse_schedule
 
     shape, visuals = adapter_for(model).shape(), np.array([visual])
     given = parse_schedule(schedule) if isinstance(schedule, str) else schedule
+    if method is None:
+        method = given.make_method() if isinstance(given, ScheduleFile) else "fastv"
     chosen = make_method(method) if isinstance(method, str) else method
     return ratio(shape, given.counts(visuals, shape.layers), visuals, np.array([text]), chosen)

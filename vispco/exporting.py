@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -11,7 +12,7 @@ from vispco.analysis.noninferiority import paired_error
 from vispco.analysis.study_result import StudyResult
 from vispco.analysis.targets import runs_on, targets_of_trial
 from vispco.costs.base import make_cost
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, ScheduleError
 from vispco.fronts import fits, front
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.schedule_file import FORMAT, VERSION
@@ -100,8 +101,25 @@ def schedule_record(
         "targets": targets_of_trial(comparison, origin, trial),
         "model": comparison.stored.identity["model"]["name"],
         "model_type": comparison.facts.get("model_type"),
+        **_conditions(comparison),
         "versions": comparison.stored.provenance["versions"],
     }
+
+
+def _conditions(comparison: Comparison) -> dict[str, Any]:
+    """How model and pictures were given, where that is not as they come; {} where it is."""
+    identity = comparison.stored.identity
+    known = {key: identity["model"].get(key) for key in ("resolution", "adapter", "quantization")}
+    found = {key: value for key, value in known.items() if value not in (None, 1.0)}
+    limits = {
+        task["name"]: {key: task["options"][key] for key in ("min_pixels", "max_pixels") if key in task["options"]}
+        for task in identity["tasks"]
+        if isinstance(task, dict) and task.get("options")
+    }
+    limits = {name: given for name, given in limits.items() if given}
+    if limits:
+        found["pixels"] = limits
+    return {"conditions": found} if found else {}
 
 
 def _cost_of(comparison: Comparison, trial: TrialRecord) -> dict[str, Any]:
@@ -144,11 +162,33 @@ def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:
         from vispco.integrations.vllm.architectures import architecture_of
         from vispco.models.loading import source_of
 
+        conditions = exported.get("conditions", {})
+        if lost := [key for key in ("resolution", "adapter", "quantization") if key in conditions]:
+            raise ScheduleError(
+                f"it was measured with {_listed(conditions, lost)}, which vLLM's plug-in does not take; measure the "
+                "model as it is served: merge the adapter, and leave out resolution and quantization"
+            )
         source = source_of(exported["model"])
         # A model of this package is a folder there; clients go on to ask for it by its name.
         called = {} if source == exported["model"] else {"served-model-name": exported["model"]}
+        called |= _pixel_limits(conditions, exported["experiment"])
         return {"model": source, **called, "hf-overrides": {"architectures": [architecture_of(source)], **settings}}
     return settings
+
+
+def _listed(conditions: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {conditions[name]}" for name in names)
+
+
+def _pixel_limits(conditions: Mapping[str, Any], experiment: str) -> dict[str, Any]:
+    """Limits on pictures as vLLM takes them, if all tasks have the same."""
+    limits = list(conditions.get("pixels", {}).values())
+    if any(one != limits[0] for one in limits[1:]):
+        raise ScheduleError(
+            f"tasks of {experiment!r} were measured with different min_pixels and max_pixels, and a server has one set "
+            "of them; export from an experiment with one"
+        )
+    return {"mm-processor-kwargs": limits[0]} if limits else {}
 
 
 class Recommendation:

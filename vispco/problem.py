@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vispco.config import SearchConfig, Study, load_study, parse_study
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, shortened
 from vispco.plugin_files import load_plugins, require_plugins
 from vispco.pruning.families import FAMILIES, ScheduleFamily
 from vispco.pruning.families.resolutions import Resolutions
@@ -19,6 +19,7 @@ from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.published import PUBLISHED
 from vispco.registry import suggest
 from vispco.tasks.base import SPLITS, Task, make_task
+from vispco.tasks.pictures import picture_keys
 
 if TYPE_CHECKING:
     from vispco.costs.profile import Profile
@@ -176,7 +177,26 @@ class Problem:
         block = self.study.calibration
         if block is None:
             return self.tasks
-        return [make_task(block.name, {block.split: block.samples}, block.options)]
+        task = make_task(block.name, {block.split: block.samples}, block.options)
+        self._check_apart(task, block.split)
+        return [task]
+
+    def _check_apart(self, calibration: Task, split: str) -> None:
+        """Gradients must not be taken on what is measured.
+
+        Raises:
+            ConfigError: a picture is in both.
+        """
+        learned = {key for sample in calibration.samples(split) for key in picture_keys(sample)}
+        for task in self.tasks if learned else ():
+            for part in {"search", "held_out"} & task.sizes.keys():
+                shared = {key for sample in task.samples(part) for key in picture_keys(sample)} & learned
+                if shared:
+                    raise ConfigError(
+                        f"calibration and split {part} of task {task.name!r} share {len(shared)} pictures, such as "
+                        f"{shortened(min(shared))}: gradients would be taken on what is measured; give the task a "
+                        "split calibration (splits: {calibration: N, ...}) instead of the block, or name other data"
+                    )
 
     @cached_property
     def default_method(self) -> Method:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispco.errors import ConfigError, ModelError
+from vispco.evaluation.pixels import limited
+from vispco.evaluation.prepared import sample_key
 from vispco.evaluation.showing import check_shown, video_arguments
 from vispco.models.resolution import rescaled
 from vispco.pruning.prune import prune
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from vispco.problem import Problem
     from vispco.pruning.methods.base import Method
     from vispco.pruning.schedules import Schedule
-    from vispco.tasks.base import Sample
+    from vispco.tasks.base import Sample, Task
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
         share = problem.study.model.resolution
     else:
         schedule = Ratios(schedule.keep_ratio(problem.shape.layers))
-    shown_as = _shown(processor, sample, share)
+    task = next((one for one in problem.tasks if sample.id in _ids(one)), problem.tasks[0])
+    shown_as = {**_shown(processor, sample, share), **limited(processor, *task.pixels)}
     inputs = processor(text=[render_prompt(processor, sample)], return_tensors="pt", **shown_as)
     inputs = dict(inputs.to(model.device))
     visual = adapter.visual_mask(inputs["input_ids"], None)
     with torch.inference_mode(), prune(model, method=method, schedule=schedule) as session:
-        answer = model.generate(**inputs, max_new_tokens=problem.tasks[0].max_new_tokens, do_sample=False)
+        session.sample_keys = [sample_key(problem, task, sample)]
+        answer = model.generate(**inputs, max_new_tokens=task.max_new_tokens, do_sample=False)
     places = adapter.coordinates(inputs, visual)[0].cpu().numpy()
     layers = problem.shape.layers
     shown = [layer for layer in range(layers) if layer == 0 or session.kept(layer) != session.kept(layer - 1)]
@@ -75,6 +79,10 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
                 kept[layer][starts[picture] + frame][row, column] = True
     text = processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     return Survivors(_as_seen(problem, inputs, sample, grids), kept, text)
+
+
+def _ids(task: Task) -> set[str]:
+    return {sample.id for split in task.sizes for sample in task.samples(split)}
 
 
 def _shown(processor: Any, sample: Sample, share: float) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _gradient(comparison: Comparison, searches: Sequence[StudyResult]) -> list[d
     for search in searches:
         steps = {} if search.is_imported else comparison.store.trajectory(search.study)
         steps = {key: rows for key, rows in steps.items() if any("slope" in row for row in rows)}
-        for key, budget in _budgets_of(comparison, search).items() if steps else ():
+        for key, budget in trajectory_budgets(comparison, search).items() if steps else ():
             values = worth(steps.get(key, []), depth(comparison))
             if values is not None:
                 by_budget.setdefault(budget, []).append(values)
@@ -168,7 +168,7 @@ def _gradient(comparison: Comparison, searches: Sequence[StudyResult]) -> list[d
     return rows
 
 
-def _budgets_of(comparison: Comparison, search: StudyResult) -> dict[str, float]:
+def trajectory_budgets(comparison: Comparison, search: StudyResult) -> dict[str, float]:
     """Name of a trajectory -> the budget it was for: that of the first trial that names it."""
     with snapshot(comparison.store.engine) as connection:
         study = study_ids(connection, comparison.experiment)[search.study]

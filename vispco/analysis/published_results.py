@@ -9,6 +9,7 @@ configurations. So the numbers are set beside each other, and no difference of t
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any
 from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
-from vispco.fronts import choose
+from vispco.fronts import FITS, choose
 from vispco.storage.store import Store
 
 SOURCE = "VisPCO, ACL 2026, arXiv 2604.15188"
@@ -164,8 +165,9 @@ def _shared(comparison: Comparison) -> dict[str, str]:
 
 
 def _choice(comparison: Comparison, search: StudyResult, budget: float) -> Evaluation | None:
-    """What a search has for a budget, which need not be one of the experiment's; None if nothing fits."""
-    trial = choose(comparison.front(search), budget)
+    """What a search has within a share of the FLOPs, whatever cost the experiment's budgets are in; None if nothing."""
+    able = [t for t in comparison.front(search) if (comparison.flops_ratio(search, t) or math.inf) <= budget + FITS]
+    trial = choose(able, math.inf)
     return comparison.held_out(search, trial) if trial is not None else None
 
 

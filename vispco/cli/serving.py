@@ -25,8 +25,8 @@ def serve_model(model: str, schedules: list[str], host: str, port: int, *, limit
     server = build(model, schedules, limits=limits, **settings)
     print(f"http://{host}:{port}/v1 serves", file=sys.stderr)
     for name, served in server.served.items():
-        note = ""
-        if served.measured_on not in (None, model):
-            note = f" (measured on {served.measured_on}, not on {model})"
+        notes = [f"on {served.measured_on}, not on {model}"] if served.measured_on not in (None, model) else []
+        notes += [f"with {name} {value}" for name, value in served.conditions.items() if value != settings.get(name)]
+        note = f" (measured {', '.join(notes)})" if notes else ""
         print(f"  {name}: {served.about()}{note}", file=sys.stderr, flush=True)
     listen(server, host, port)

@@ -34,7 +34,7 @@ class LatencyMs(PrefillMs):
         if not pruned.any():
             return added
         profile, times = timed(setting)
-        hooks = times.decode.hooks + profile.method(setting.batch, setting.method.name).step
+        hooks = times.decode.hooks + profile.scoring(setting.batch, setting.method).step
         return added + pruned * (setting.answer_tokens - 1) * hooks
 
     def constant(self, setting: Setting, visual: Any, text: Any) -> Any:

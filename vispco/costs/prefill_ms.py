@@ -37,7 +37,7 @@ class PrefillMs(CostModel):
         if setting.method is None:
             return super().boundary(setting, visual, text, keep)
         profile, _ = timed(setting)
-        return profile.method(setting.batch, setting.method.name).boundary(visual + text)
+        return profile.scoring(setting.batch, setting.method).boundary(visual + text)
 
     def pruning(self, setting: Setting, visual: Counts, text: Counts, counts: Counts) -> Any:
         if setting.method is None:
@@ -46,7 +46,7 @@ class PrefillMs(CostModel):
         pruned = (counts < visual[:, None]).any(axis=1)
         if not pruned.any():
             return np.zeros(len(visual))
-        added, first = profile.method(setting.batch, setting.method.name), first_kept(counts, visual)
+        added, first = profile.scoring(setting.batch, setting.method), first_kept(counts, visual)
         once = added.start + added.layer * counts.shape[1] + (added.pick + added.pair * visual) * first
         return np.where(pruned, once, 0.0)
 

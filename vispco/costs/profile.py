@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,9 @@ from vispco.errors import ConfigError
 from vispco.files import read_text
 from vispco.json_text import parse_json
 from vispco.models.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from vispco.pruning.methods.base import Method
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
 VERSION = 2  # 1 had no pick, pair, step, reference and start of an answer
@@ -187,6 +190,19 @@ class Profile(Part):
                 f"vispco profile {self.model} --method {name}"
             )
         return known[name]
+
+    def scoring(self, batch: int, method: Method) -> Scoring:
+        """:meth:`method`, of a method as it is set.
+
+        Raises:
+            ConfigError: it was not measured, or with other parameters.
+        """
+        if method.parameters() != type(method)().parameters():
+            raise ConfigError(
+                f"the profile of {self.model!r} has times of method {method.name!r} by its default parameters only, "
+                f"not by {method.key()}; ask for a cost in FLOPs or bytes"
+            )
+        return self.method(batch, method.name)
 
     def check_model(self, name: str, shape: ModelShape) -> None:
         """Refuse a profile of another model.

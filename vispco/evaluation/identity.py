@@ -59,6 +59,8 @@ def measurement_context(
         "tasks": [task.fingerprint() for task in problem.tasks],
         "split": {"name": split, "samples": list(digests)},
         "batch_size": problem.study.batch_size,
+        # Before, samples of several tasks that had one id got the same draw, or the same curve.
+        **({"sample_keys": "task"} if len(problem.tasks) > 1 else {}),
         "decoding": changed or "greedy",
         # Before, answers of one token were the most probable one whatever the settings.
         **({"first_token": "settings"} if changed and 1 in most else {}),

@@ -280,12 +280,18 @@ def make_batch(
         rows=np.array(rows),
         inputs=adapter.with_features(values, torch.zeros(0)),
         features=features.clone(),
-        keys=[zlib.crc32(samples[row].id.encode()) for row in rows],
+        keys=[sample_key(problem, task, samples[row]) for row in rows],
         pictures=[[picture_key(picture) for picture in shown] for shown in images],
         read_vision=read_vision,
         read_inputs=lambda: _processed(problem, task, samples, prompts, rows, pictures_again()),
         names=[samples[row].id for row in rows],
     )
+
+
+def sample_key(problem: Problem, task: Task, sample: Sample) -> int:
+    """What seeded methods tell samples apart by. An id is known in its task only; a study of one task has the keys that
+    it always had."""
+    return zlib.crc32((f"{task.name}/{sample.id}" if len(problem.tasks) > 1 else sample.id).encode())
 
 
 def vision_flops(problem: Problem, split: str = "search") -> float:

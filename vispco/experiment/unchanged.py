@@ -26,7 +26,9 @@ def check_unchanged(problem: Problem, store: Store) -> None:
         return
     way_out = "give the study another experiment name, or start over with --fresh"
     now = problem.study.identity()
-    for key in (*now, *(key for key in ("cost", "limits") if key not in now)):
+    for key in dict.fromkeys((*now, *stored.identity)):
+        if key == "content":
+            continue
         value = now.get(key)
         if key == "budgets" and isinstance(value, list) and set(stored.facts.get("budgets", ())) <= set(value):
             continue  # further budgets change nothing for those that are there

@@ -62,6 +62,13 @@ def validate(problem: Problem) -> None:
 
 def _served(problem: Problem) -> None:
     """Refuse a model that the target's server cannot load pruned, before anything is measured for it."""
+    model = problem.study.model
+    given = {"resolution": model.resolution != 1, "adapter": model.adapter, "quantization": model.quantization}
+    if problem.study.target == "vllm" and (lost := [name for name, asked in given.items() if asked]):
+        raise ConfigError(
+            f"target vllm does not take model.{', model.'.join(lost)}; measure the model as it is served: merge the "
+            "adapter, and leave out resolution and quantization"
+        )
     if problem.study.target == "vllm" and not problem.has_given_model:
         from vispco.integrations.vllm.architectures import architecture_of
         from vispco.models.loading import source_of

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+# Arguments of from_pretrained that say which files are meant: the processor is to be of the same.
+FOUND_BY = ("revision", "subfolder", "cache_dir", "token", "local_files_only", "force_download")
 DEMOS = {
     "demo": ("llava", "small LLaVA that is part of this package"),
     "demo-deep": ("deep", "the same with 26 decoder layers: 501 points on the dense step grid"),
@@ -102,9 +104,10 @@ def load_model(
         reader = AutoProcessor
         if name == "demo-qwen":
             from vispco.models.demo.pictures_only import Qwen25VLPicturesProcessor as reader
-        processor = reader.from_pretrained(source, trust_remote_code=trust)
+        same = {key: kwargs[key] for key in FOUND_BY if key in kwargs}
+        processor = reader.from_pretrained(source, trust_remote_code=trust, **same)
         if name in DEMOS or name == SMOL:  # trained, and measured, on what Pillow makes of pictures
-            processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+            processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **same)
     except ImportError as error:
         missing = " ".join(str(error).split())
         raise ModelError(f"model {name!r} needs a package that is not installed: {missing[:160]}") from error

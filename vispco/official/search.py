@@ -133,6 +133,11 @@ class OfficialSearch(Search):
         # A run that was killed after the training finds what the predictor said.
         answers = context.store.trajectory(context.log.name).get(ANSWERS) or self._answers()
         rows = [row for row in answers if row["attributes"]["budget"] in missing]
+        if unasked := sorted({*missing} - {row["attributes"]["budget"] for row in rows}):
+            raise ConfigError(
+                f"its predictor was asked for other budgets, and budget {', '.join(f'{b:g}' for b in unasked)} came "
+                "later: give the entry another name"
+            )
         proposals = [
             Proposal(
                 parse_schedule(row["schedule"]),

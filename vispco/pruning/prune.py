@@ -117,9 +117,17 @@ def _resolved(
         policy, named = schedule, schedule.make_method()
     else:
         policy, named = schedule, None
+    if isinstance(policy, ScheduleFile) and (conditions := policy.conditions()):
+        warnings.warn(
+            f"{policy.text()} was measured with {conditions}; its accuracy and cost hold only where model and pictures "
+            "are given so",
+            stacklevel=4,
+        )
     given = named if method is None and not parameters else method
     if isinstance(given, Method):
         if parameters:
             raise ConfigError(f"prune got a method object and parameters {list(parameters)}; give them to the method")
         return policy, given
-    return policy, make_method(given or (named.name if named else "fastv"), parameters)
+    if method is None and named is not None:  # the schedule's own method, with other values for some parameters
+        return policy, make_method(named.name, {**named.parameters(), **parameters})
+    return policy, make_method(given or "fastv", parameters)

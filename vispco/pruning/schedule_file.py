@@ -39,6 +39,11 @@ class ScheduleFile(Schedule):
     def make_method(self) -> Method:
         return make_method(self.method, self.parameters)
 
+    def conditions(self) -> str:
+        """How model and pictures were given where it was measured, in words; "" if as they come."""
+        known: dict[str, Any] = self.facts.get("conditions") or {}
+        return ", ".join(f"{name} {value}" for name, value in known.items())
+
     def check_model(self, layers: int, config: Any = None) -> None:
         """Whether the file was made for this model: a decoder of ``layers`` layers, ``config`` as in transformers.
 

@@ -171,6 +171,7 @@ class Search(ABC):
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
         self.options = options
+        self._owed: tuple[int, int, float] = 0, 0, 0.0  # FLOPs to propose what failed, those spent, and seconds
 
     @abstractmethod
     def run(self) -> None:
@@ -266,6 +267,7 @@ class Search(ABC):
                     "attributes": {**proposal.attributes, **named},
                 }
                 if isinstance(outcome, Failed):
+                    proposal = self._handed_on(proposal)
                     attempt = context.log.attempts(named.get("method")).get(outcome.schedule, 0) + 1
                     context.log.add_failure(outcome.schedule, error=outcome.error, attempt=attempt, **settings)
                     if attempt < ATTEMPTS:
@@ -273,6 +275,7 @@ class Search(ABC):
                         continue
                     context.say(f"{outcome.schedule} failed {attempt} times and is left out: {outcome.error}")
                 else:
+                    proposal = self._taken_on(proposal)
                     seconds = proposal.seconds + outcome.seconds
                     settings["propose_flops"], settings["propose_spent"] = (
                         proposal.propose_flops,
@@ -283,6 +286,26 @@ class Search(ABC):
                 advance(landed)
             proposals = again
         return landed
+
+    def _handed_on(self, failed: Proposal) -> Proposal:
+        """What proposing cost is borne by the next schedule that lands, so that a failure does not make it free."""
+        spent = failed.propose_flops if failed.propose_spent is None else failed.propose_spent
+        flops, paid, seconds = self._owed
+        self._owed = flops + failed.propose_flops, paid + spent, seconds + failed.seconds
+        return replace(failed, propose_flops=0, propose_spent=0, seconds=0.0)
+
+    def _taken_on(self, proposal: Proposal) -> Proposal:
+        flops, paid, seconds = self._owed
+        if not (flops or paid or seconds):
+            return proposal
+        self._owed = 0, 0, 0.0
+        own = proposal.propose_flops if proposal.propose_spent is None else proposal.propose_spent
+        return replace(
+            proposal,
+            propose_flops=proposal.propose_flops + flops,
+            propose_spent=own + paid,
+            seconds=proposal.seconds + seconds,
+        )
 
     def _priced(self, proposal: Proposal, outcome: Outcome) -> Priced | None:
         """None where the outcome's own ``flops_ratio`` says all that is asked."""

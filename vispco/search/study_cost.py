@@ -20,13 +20,14 @@ from vispco.evaluation.records import Evaluation
 from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.forward.counts import checked_counts
 from vispco.pruning.methods.base import Method
-from vispco.pruning.schedules import Counts, Policy, Schedule, keep_all, resolution_of
+from vispco.pruning.schedules import Counts, Policy, Ratios, Schedule, keep_all, resolution_of
 from vispco.registry import suggest
 
 if TYPE_CHECKING:
     from vispco.problem import Problem
 
 TIE = 1e-12
+UNEVEN = 0.005  # of the unpruned model's FLOPs
 FLOPS = "flops"
 
 
@@ -87,7 +88,7 @@ def check_measured(problem: Problem, methods: Sequence[Method]) -> None:
     timed = [make_cost(name).needs_profile for name in names]
     if profile is not None and any(timed):
         for method in methods:
-            profile.method(study.cost.batch, method.name)
+            profile.scoring(study.cost.batch, method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,6 +282,8 @@ class StudyCost:
         found, whole, unit = [], self.whole(), self.model.unit
         for given in asked:
             bound = parse_bound(self.name, given)
+            if self.in_flops and not bound.relative:
+                self._check_even(given)
             share = bound.value if bound.relative else bound.value / whole
             if not floor <= share <= 1:
                 raise ConfigError(
@@ -290,6 +293,19 @@ class StudyCost:
                 )
             found.append(share)
         return sorted(found)
+
+    def _check_even(self, budget: Any) -> None:
+        """Refuse an amount of FLOPs where it is no share: of prompts that differ in length, the mean of shares, which
+        budgets in FLOPs bound, is not the share of the mean."""
+        problem = self._evaluator.problem
+        some, method = Ratios([1.0, *[0.2] * (problem.shape.layers - 1)]), problem.default_method
+        each, mean = self.ratio(some, method), self.value(some, method) / self.whole()
+        if abs(each - mean) > UNEVEN:
+            raise ConfigError(
+                f"budget {budget}: the prompts differ in length, and budgets in FLOPs bound the mean of each prompt's "
+                f"share ({each:.3f} of a schedule whose mean FLOPs are {mean:.3f} of the unpruned model's); write it "
+                "as a share, or set cost: total_flops, which is bounded by its mean"
+            )
 
     def told(self) -> str:
         """The cost with its unit and what the unpruned model has of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError
 
 from vispco.config import Frozen
-from vispco.errors import ConfigError, DataError
+from vispco.errors import ConfigError, DataError, shortened
 from vispco.files import expanded
 from vispco.registry import suggest
 from vispco.tasks.base import PLACE, SPLITS, Sample, Task
 from vispco.tasks.loading import Row, Source, Table, open_table
-from vispco.tasks.pictures import Pictures
-from vispco.tasks.subsets import cut, joined
+from vispco.tasks.pictures import Pictures, picture_keys
+from vispco.tasks.subsets import connected, cut, joined
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -260,7 +260,8 @@ class Benchmark(Task):
     def _read(self, table: Table, split: str) -> tuple[Table, list[Sample], list[str]]:
         names = self.names(table)
         root = expanded(self.options.image_root) if self.options.image_root else table.root
-        samples, units = [], []
+        samples: list[Sample] = []
+        shown: list[list[str]] = []
         for number in range(len(table.rows)):
             row = table.row(number, names)
             item = self.read(row)
@@ -272,12 +273,13 @@ class Benchmark(Task):
                     continue
                 column = next(names[name] for name in self.picture_columns(row) if name in names)
                 raise row.error(f"{column} is missing", f"give the {row.unit} a picture, or remove it")
-            picture = item.picture or pictures.key()
-            samples.append(self._sample(row, item, f"{split}/{number}", picture, pictures))
-            units.append(picture)
+            shown.append([item.picture] if item.picture else pictures.keys())
+            samples.append(self._sample(row, item, f"{split}/{number}", pictures))
+        units = connected(shown)
+        samples = [replace(one, group_id=one.group_id or unit) for one, unit in zip(samples, units, strict=True)]
         return table, *self._limited(samples, units)
 
-    def _sample(self, row: Row, item: Item, name: str, picture: str, pictures: Pictures) -> Sample:
+    def _sample(self, row: Row, item: Item, name: str, pictures: Pictures) -> Sample:
         self._check(row, item)
         behind = item.post_prompt if item.post_prompt is not None else self.post_prompt
         behind = self.options.post_prompt if self.options.post_prompt is not None else behind
@@ -290,7 +292,7 @@ class Benchmark(Task):
             )
         return Sample(
             id=name,
-            group_id=item.group or picture,
+            group_id=item.group or "",
             images=pictures,
             question=item.question,
             answers=item.answers,
@@ -363,7 +365,22 @@ class Benchmark(Task):
             for split, size in sizes.items():
                 found[split] = [samples[row] for row in rows[split]]
                 self._check_size(split, size, len(found[split]), len(samples), table.name)
+        if len(sharing) > 1:
+            self._check_apart(found)
         return found
+
+    def _check_apart(self, found: Mapping[str, Sequence[Sample]]) -> None:
+        """Splits of the data that were cut each by itself must be of different pictures."""
+        seen: dict[str, str] = {}
+        for split, samples in found.items():
+            for key in (key for sample in samples for key in picture_keys(sample)):
+                other = seen.setdefault(key, split)
+                if self.data_split(other) != self.data_split(split):
+                    raise DataError(
+                        f"task {self.name!r}: splits {other} ({self.data_split(other)} of the data) and {split} "
+                        f"({self.data_split(split)}) share the picture {shortened(key)}, so that one would be judged "
+                        "by what was chosen on the other; leave option split out, and all are cut from the same rows"
+                    )
 
     def _check_size(self, split: str, size: int, got: int, rows: int, name: str) -> None:
         if got == size or (self.whole and got):

@@ -10,12 +10,20 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from vispco.errors import DataError
 from vispco.files import IrregularFileError, check_regular, expanded
 
+if TYPE_CHECKING:
+    from vispco.tasks.base import Sample
+
 Encoded = bytes | Path
+
+
+def picture_keys(sample: Sample) -> list[str]:
+    """:meth:`Pictures.keys` of what a sample shows; none where its pictures are made, not read."""
+    return sample.images.keys() if isinstance(sample.images, Pictures) else []
 
 
 class Pictures(Sequence[Any]):
@@ -68,12 +76,16 @@ class Pictures(Sequence[Any]):
             with self._told(source):
                 open_picture(source).close()
 
-    def key(self) -> str:
-        """What rows with the same pictures share: files, or hashes of bytes."""
-        return "+".join(
+    def keys(self) -> list[str]:
+        """Of each picture, what rows with the same one share: its file, or a hash of its bytes."""
+        return [
             source.as_posix() if isinstance(source, Path) else hashlib.sha1(source, usedforsecurity=False).hexdigest()
             for source in self._read()
-        )
+        ]
+
+    def key(self) -> str:
+        """Of all pictures together."""
+        return "+".join(self.keys())
 
     def _decoded(self, source: Encoded) -> Any:
         with self._told(source), open_picture(source) as picture:

@@ -86,6 +86,31 @@ def joined(*keys: Sequence[str]) -> list[str]:
     return [root(f"0/{key}") for key in keys[0]]
 
 
+def connected(shown: Sequence[Sequence[str]]) -> list[str]:
+    """Units of rows by the pictures that each shows: rows with any picture in common, directly or through others, are
+    one unit.
+
+    >>> connected([["a"], ["a"], ["b", "c"], ["c", "d"], ["e", "f"]])
+    ['a', 'a', 'b+c', 'b+c', 'e+f']
+    """
+    names = ["+".join(pictures) for pictures in shown]
+    parent: dict[str, str] = {}
+
+    def root(picture: str) -> str:
+        while (above := parent.setdefault(picture, picture)) != picture:
+            parent[picture] = parent[above]
+            picture = above
+        return picture
+
+    for first, *others in shown:
+        for other in others:
+            parent[root(other)] = root(first)
+    least: dict[str, str] = {}
+    for (first, *_), name in zip(shown, names, strict=True):
+        least[root(first)] = min(name, least.get(root(first), name))
+    return [least[root(first)] for first, *_ in shown]
+
+
 def _members(keys: Sequence[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):

@@ -75,9 +75,9 @@ class VideoFrames(Pictures):
             with self._told(self.path):
                 check_regular(self.path)
 
-    def key(self) -> str:
+    def keys(self) -> list[str]:
         part = "" if self.bounds is None else f"#{self.bounds[0]:g}-{self.bounds[1]:g}"
-        return f"{self.path.as_posix()}{part}"
+        return [f"{self.path.as_posix()}{part}"]
 
     def _opened(self, read: Callable[[Any, Any], Any]) -> Any:
         """What ``read`` makes of the container and its first video stream."""

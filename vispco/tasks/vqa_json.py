@@ -8,6 +8,7 @@ from functools import cached_property
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
+from vispco.config import content_hash
 from vispco.errors import ConfigError
 from vispco.registry import Registry
 from vispco.tasks.base import PLACE, TASKS, Sample
@@ -25,6 +26,7 @@ from vispco.tasks.scorers.yes_no import word_answer
 from vispco.tasks.textvqa import soft
 
 ONE_ANSWER = ("mmbench", "yes-no", "vispco-letter", "vispco-yes-no")
+OF_OPTIONS = ("standard", "exact", "choice", "mmbench", "vispco-letter")  # scorers that may get a letter
 FEWEST = 4  # annotators without whom full agreement is not worth 1
 
 
@@ -109,6 +111,17 @@ class VQAJson(Benchmark):
             return min(1.0, cider(answer, sample.answers, self._frequencies) / 10)
         return super().score(sample, answer)
 
+    def fingerprint(self) -> dict[str, Any]:
+        found = super().fingerprint()
+        if self.scorer == "cider":  # a score depends on the answers of all rows
+            found["frequencies"] = self._frequency_hash
+        return found
+
+    @cached_property
+    def _frequency_hash(self) -> str:
+        known = self._frequencies
+        return content_hash([known.documents, sorted((" ".join(gram), count) for gram, count in known.of.items())])
+
     @cached_property
     def _frequencies(self) -> Frequencies:
         splits = dict.fromkeys(self.data_split(split) for split in self.sizes)
@@ -151,7 +164,7 @@ class VQAJson(Benchmark):
         column = self._given(row, "options")
         given = row.get(column)
         if given is None:
-            given = {letter: row.get(letter) for letter in ascii_uppercase[:8]}
+            given = {letter: row.get(letter) for letter in ascii_uppercase}
         if isinstance(given, dict):
             named = {letter: text for letter, text in given.items() if text is not None}
             if sorted(named) != list(ascii_uppercase[: len(named)]):
@@ -163,6 +176,11 @@ class VQAJson(Benchmark):
         """Whether the scorer can score this row."""
         if self.scorer in ("choice", "mmbench", "vispco-letter") and not options:
             raise row.error(f"scorer {self.scorer!r} needs options", "add them, or use scorer: exact")
+        if options and self.scorer in _BUILTIN and self.scorer not in OF_OPTIONS:
+            raise row.error(
+                f"scorer {self.scorer!r} reads free text, and the right answer of a question with options is a letter",
+                f"remove the options, or use scorer: {', '.join(OF_OPTIONS)}",
+            )
         if self.scorer in ONE_ANSWER and len(set(map(plain, answers))) > 1:
             raise row.error(
                 f"scorer {self.scorer!r} compares with one answer, and there are {', '.join(answers)[:60]}",

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from vispco.integrations.transformers_serve.limits import Limits, Refused
 from vispco.integrations.transformers_serve.requests import check_place
+from vispco.tasks.pictures import rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 FETCH_SECONDS = 10.0
@@ -27,7 +28,7 @@ def read_picture(url: str, number: int, limits: Limits) -> Any:
     Raises:
         Refused: it is not allowed, too large, or no picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     check_place(url, limits)
     data = _bytes(url, number, limits)
@@ -42,7 +43,7 @@ def read_picture(url: str, number: int, limits: Limits) -> Any:
                         f"picture {number} has {width} x {height} pixels, this server takes {limits.megapixels:g} "
                         "megapixels; send a smaller one, or start it with --max-megapixels",
                     )
-                return ImageOps.exif_transpose(picture).convert("RGB")
+                return rgb(picture)  # as evaluation shows it
     except Refused:
         raise
     except Exception as error:  # decoders raise whatever they like at hostile data

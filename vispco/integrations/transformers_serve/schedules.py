@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vispco.errors import ConfigError, ScheduleError
@@ -24,13 +24,15 @@ NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 class Served:
     """A model name that clients may ask for. ``schedule`` and ``method`` are None for the plain model.
 
-    ``measured_on``: the model that the schedule's file was exported for, if it is from a file.
+    ``measured_on``: the model that the schedule's file was exported for, if it is from a file; ``conditions``: how
+    model and pictures were given there, where not as they come.
     """
 
     name: str
     schedule: Schedule | None = None
     method: Method | None = None
     measured_on: str | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def about(self) -> str:
         if self.schedule is None or self.method is None:
@@ -66,6 +68,12 @@ def served_schedules(model: str, given: Sequence[str], layers: int) -> dict[str,
                 "are; serve a schedule without a resolution"
             )
         facts = read_schedule_file(source).facts if source.endswith(".json") else {}
+        conditions = facts.get("conditions") or {}
+        if "resolution" in conditions:
+            raise ScheduleError(
+                f"--schedule {text!r} was measured on pictures at resolution {conditions['resolution']}, and the "
+                "server leaves pictures as they are; serve a schedule of whole pictures"
+            )
         budget = facts.get("budget")
         suffix = named[1] if named else f"{budget:g}" if isinstance(budget, (int, float)) else source
         name = f"{model}@{suffix}"
@@ -74,7 +82,7 @@ def served_schedules(model: str, given: Sequence[str], layers: int) -> dict[str,
                 f"--schedule {text!r} would be served as {name!r}, and that name is taken; give it another one: "
                 f"--schedule NAME={source}"
             )
-        found[name] = Served(name, schedule, method or make_method("fastv"), facts.get("model"))
+        found[name] = Served(name, schedule, method or make_method("fastv"), facts.get("model"), conditions)
     first = next(iter(found.values()))
-    alone = Served(model, first.schedule, first.method, first.measured_on)
+    alone = replace(first, name=model)
     return {model: alone, **found, f"{model}@{UNPRUNED}": Served(f"{model}@{UNPRUNED}")}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vispco.pruning.families.base import FAMILIES, Fits, ScheduleFamily, down, largest, logit
-from vispco.pruning.schedules import Schedule, Step
+from vispco.pruning.schedules import Schedule, Step, resolution_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -34,6 +34,10 @@ class ConstantFamily(ScheduleFamily):
     def parameters(self, schedule: Schedule) -> dict[str, Any]:
         assert isinstance(schedule, Step)
         return {"keep": schedule.keep}
+
+    def like(self, schedule: Schedule) -> Schedule | None:
+        ratios, whole = set(schedule.keep_ratio(self.layers)), resolution_of(schedule) in (None, 1.0)
+        return Step(layer=0, keep=ratios.pop()) if whole and len(ratios) == 1 else None
 
     def cheapest(self) -> Schedule:
         return Step(layer=0, keep=0.0)

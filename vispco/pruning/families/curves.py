@@ -55,6 +55,9 @@ class CurveFamily(ScheduleFamily):
     def parameters(self, schedule: Schedule) -> dict[str, Any]:
         return {name: getattr(schedule, name) for name in (*self.bounds(), "keep")}
 
+    def like(self, schedule: Schedule) -> Schedule | None:
+        return schedule if type(schedule) is self.kind else super().like(schedule)
+
     def cheapest(self) -> Schedule:
         return self._make({**{name: cheap for name, (_, _, cheap) in self.bounds().items()}, "keep": 0.0})
 

@@ -58,7 +58,8 @@ class AllTogether:
             descent.standardise()
         descent.run()
         descent.save(descent.text())
-        if done:
+        paid = bool(done) and kept is not None  # by the trials that are there; a network that is new is not
+        if paid:
             self.search.forget_costs()
         elif self._enough is not None:  # alone, it would have to measure the plain model
             self.search.calibration.charged += context.evaluator.price(keep_all(), "search")
@@ -66,7 +67,7 @@ class AllTogether:
         for group in self.groups(budgets):
             before = {budget: done[budget] for _, budget in group if budget in done}
             proposals = self._proposed([one for one in group if one[1] not in before], descent)
-            if before:
+            if before and paid:
                 self.search.forget_costs()
             self._measure_together(self.search.billed(proposals, started), before)
             started, seen = time.monotonic(), [*seen, *(budget for _, budget in group)]

@@ -280,6 +280,7 @@ class Descent:
                 "constraint": _finite(self.constraint.to_list()),
                 **({"limits": [_finite(one) for one in self.limits.to_list()]} if self.limits else {}),
                 "charged": self.calibration.charged if self.calibration is not None else 0,
+                "spent": self.calibration.spent if self.calibration is not None else 0,
                 "trajectory": self.trajectory,
             }
         )
@@ -303,6 +304,7 @@ class Descent:
             self.limits.restore([_infinite(one) for one in state["limits"]])
         if self.calibration is not None:
             self.calibration.charged = state["charged"]
+            self.calibration.spent += state.get("spent", 0)
 
 
 def _jacobian(values: Tensor, weights: Sequence[Tensor]) -> Tensor:

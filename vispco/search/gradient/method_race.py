@@ -44,6 +44,8 @@ class MethodRace:
             key: type(search)(replace(context, method=method, methods=()), search.options)
             for key, method in self.methods.items()
         }
+        for key, runner in self.runners.items():
+            runner.label = f"{key} "
 
     def run(self) -> None:
         context, started = self.search.context, time.monotonic()

@@ -73,9 +73,11 @@ class GradientSearch(Search):
 
     def __init__(self, context: SearchContext, options: GradientOptions) -> None:
         super().__init__(context, options.settled())
+        self._idle = _without_effect(options, several=len(context.methods) > 1)
         self._cost = relaxed_cost(context.cost, context.evaluator, context.family, context.method)
         self._limits = relaxed_limits(context.cost, context.family, context.method)
         self._calibration: Calibration | None = None
+        self.label = ""  # of its trajectories, where several methods of one study have some for the same budget
         self.ranking = Ranking(self)
 
     def constraint(self, budgets: Tensor) -> Constraint:
@@ -85,6 +87,8 @@ class GradientSearch(Search):
     def run(self) -> None:
         context, before = self.context, len(self.context.log.complete())
         budgets = sorted(context.budgets, reverse=True)
+        if self._idle:
+            context.say(self._idle)
         if further := ", ".join(model.name for model in context.cost.further):
             context.say(
                 f"kind {self.kind!r} maximises accuracy within budgets of {context.cost.name}; {further} of its "
@@ -177,9 +181,9 @@ class GradientSearch(Search):
     def attributes(self, number: int, budget: float, descent: Descent) -> dict[str, Any]:
         """What a trial says of its budget's descent, the KKT residuals of where it ended among it."""
         at = number if len(descent.budgets) > 1 else 0
-        trajectory, key = descent.trajectory[at], f"budget-{number}"
+        trajectory, key = descent.trajectory[at], f"{self.label}budget-{number}"
         if any(trials[0].user_attrs.get("trajectory") == key for trials in self.done().values()):
-            key = f"budget-{budget!r}"  # a budget that was added later has another one's number
+            key = f"{self.label}budget-{budget!r}"  # a budget that was added later has another one's number
         self.context.store.save_steps(self.context.log.name, key, trajectory)
         last, realised = trajectory[-1], descent.realised()[at]
         slopes = [step["slope"] for step in trajectory[len(trajectory) // 2 :] if "slope" in step]
@@ -270,3 +274,15 @@ def not_held(trials: Sequence[FrozenTrial]) -> str:
     if not missed:
         return ""
     return f"{len(missed)} of {len(over)} budgets not held within {HELD:.0%} before the snap: {', '.join(missed)}"
+
+
+def _without_effect(options: GradientOptions, several: bool) -> str:
+    """What to say of options that somebody set and that do nothing; "" where there are none."""
+    names: tuple[str, ...] = ()
+    where = ""
+    if options.predictor == "input":
+        names, where = ("check", "climb", "measure", "between", "enough"), "predictor: input"
+    elif several:
+        names, where = ("between", "enough"), "several methods"
+    idle = [name for name in names if name in options.model_fields_set and getattr(options, name)]
+    return f"with {where}, {', '.join(idle)} has no effect" if idle else ""

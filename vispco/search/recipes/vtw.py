@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from vispco.costs import prefill_flops, unpruned_flops
+from vispco.costs import prefill_flops, shared_flops, unpruned_flops
 from vispco.errors import ConfigError, MeasurementError
 from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.schedules import Step
@@ -48,12 +48,13 @@ class Withdrawals:
     """What dropping all visual tokens at a layer does and costs.
 
     ``divergence``: layer -> mean ``KL(withdrawn || plain)`` of the next token's distribution; ``flops``: layer ->
-    FLOPs of the samples' prefills that showed it; ``plain_flops`` of the plain ones.
+    FLOPs of the samples' prefills that showed it; ``plain_flops`` of the plain ones; ``spent_flops`` of all together.
     """
 
     divergence: Mapping[int, float]
     flops: Mapping[int, int]
     plain_flops: int
+    spent_flops: int
 
     def first(self, eta: float) -> int | None:
         """The first layer with a divergence of at most ``eta``; None if there is none."""
@@ -63,6 +64,11 @@ class Withdrawals:
         """The layers that have to be looked at to find :meth:`first`."""
         chosen = self.first(eta)
         return {layer for layer in self.divergence if chosen is None or layer <= chosen}
+
+
+def _withdrawn(candidates: range) -> list[Step]:
+    """The plain model, and all visual tokens withdrawn at each candidate layer."""
+    return [Step(0, 1.0), *(Step(layer, 0.0) for layer in candidates)]
 
 
 def divergence(withdrawn: Tensor, plain: Tensor) -> Tensor:
@@ -114,7 +120,8 @@ class VTWSearch(Search):
                 "divergence": None if layer is None else found.divergence[layer],
                 "divergences": {str(at): found.divergence[at] for at in sorted(found.tried(eta))},
             }
-            wanted.append(Proposal(schedule, None, flops, seconds, attributes))
+            paid = 0 if wanted else found.spent_flops  # all layers were looked at together, once
+            wanted.append(Proposal(schedule, None, flops, seconds, attributes, propose_spent=paid))
         self.measure(wanted, lambda landed: context.advance(len(done) + landed, len(etas), ""))
 
     def withdrawals(self) -> Withdrawals:
@@ -125,11 +132,14 @@ class VTWSearch(Search):
             raise ConfigError(f"first is layer {options.first}, but the model has layers 0 to {shape.layers - 1}")
         candidates = range(options.first, shape.layers)
         divergences, flops, plain = dict.fromkeys(candidates, 0.0), dict.fromkeys(candidates, 0), 0
+        spent = 0
         for part in observe(problem, options.samples, self.context.seed):
             plain += int(unpruned_flops(shape, part.n_visual, part.n_text).sum())
             for layer in candidates:
                 counts = Step(layer, 0.0).counts(part.n_visual, shape.layers)
                 flops[layer] += int(prefill_flops(shape, counts, part.n_visual, part.n_text).sum())
+            together = [schedule.counts(part.n_visual, shape.layers) for schedule in _withdrawn(candidates)]
+            spent += int(shared_flops(shape, together, part.n_visual, part.n_text).sum())
             for layer, found in self._divergences(part, candidates):
                 divergences[layer] += part.weight * float(found.sum())
         for layer, value in divergences.items():
@@ -137,13 +147,12 @@ class VTWSearch(Search):
                 raise MeasurementError(
                     f"the divergence at layer {layer} is {value}; check the model's weights and dtype"
                 )
-        return Withdrawals(divergences, flops, plain)
+        return Withdrawals(divergences, flops, plain, spent)
 
     def _divergences(self, part: Observed, candidates: range) -> Iterator[tuple[int, Tensor]]:
         """Each candidate layer with the samples' divergence [B] if all visual tokens are withdrawn there."""
         problem = self.context.evaluator.problem
-        schedules = [Step(0, 1.0), *(Step(layer, 0.0) for layer in candidates)]
-        counts = np.stack([schedule.counts(part.n_visual, problem.shape.layers) for schedule in schedules])
+        counts = np.stack([one.counts(part.n_visual, problem.shape.layers) for one in _withdrawn(candidates)])
         prefill = SharedPrefill(problem.adapter, self.context.method, counts, problem.study.memory_limit)
         inputs = problem.adapter.with_features(part.batch.inputs, part.batch.features)
         plain: Tensor | None = None
