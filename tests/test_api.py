@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,3 +80,15 @@ def test_all_that_a_plug_in_imports_is_there() -> None:
     assert isinstance(vispco.plugins, ModuleType)
     assert all(getattr(vispco.plugins, name) is not None for name in vispco.plugins.__all__)
     assert set(vispco.plugins.__all__) == set(vispco.plugins._HOMES)
+
+
+def test_an_exported_schedule_is_priced_and_run_by_its_own_method(problem: Problem, tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    facts = {"format": "vispco-schedule", "version": 2, "schedule": "step(layer=2, keep=0.5)", "model": "demo"}
+    file.write_text(json.dumps({**facts, "method": "sparsevlm", "method_parameters": {"release": "1.5"}}))
+    loaded, sizes = vispco.load_schedule(file), {"visual": 64, "text": 20}
+    own = vispco.flops_ratio(problem.model, loaded, loaded.make_method(), **sizes)
+    assert vispco.flops_ratio(problem.model, loaded, **sizes) == own
+    assert own != vispco.flops_ratio(problem.model, loaded, "fastv", **sizes)
+    with vispco.prune(problem.model, schedule=loaded, heads=2) as session:
+        assert session.method.parameters() == {**loaded.make_method().parameters(), "heads": 2}

@@ -606,7 +606,7 @@ def test_fits_delete_more_with_alpha(fitting: FitPruneFit) -> None:
 
 
 def test_vtw_takes_the_first_layer_that_is_near_enough() -> None:
-    found = Withdrawals({1: 2.0, 2: 0.3, 3: 0.4, 4: 0.01}, {1: 10, 2: 20, 3: 30, 4: 40}, 50)
+    found = Withdrawals({1: 2.0, 2: 0.3, 3: 0.4, 4: 0.01}, {1: 10, 2: 20, 3: 30, 4: 40}, 50, 60)
     assert [found.first(eta) for eta in (2.0, 1.0, 0.35, 0.29, 0.01, 0.001)] == [1, 2, 2, 4, 4, None]
     assert found.tried(1.0) == {1, 2}
     assert found.tried(0.001) == {1, 2, 3, 4}
@@ -649,6 +649,10 @@ def test_vtw_on_the_demo(problem: Problem, finished: Store) -> None:
     assert trials[0.5].user_attrs["propose_flops"] == 0
     assert trials[0.0].user_attrs["propose_flops"] == sum(price[layer] for layer in range(chosen + 1, 8))
     assert trials[0.0].values[1] == 1.0
+    # All layers were looked at together, which share what is before them; the rule's price is that of each alone.
+    paid = sum(trial.user_attrs["spent_flops"] for trial in trials.values())
+    measured = sum(trial.user_attrs["charged_flops"] - trial.user_attrs["propose_flops"] for trial in trials.values())
+    assert plain_price < paid < plain_price + sum(price.values()) + measured
 
 
 # --- published defaults ------------------------------------------------------------------------------
@@ -758,8 +762,20 @@ def test_families_find_their_schedule_of_keep_ratios(family: str) -> None:
         assert own is not None
         assert own.keep_ratio(8) == schedule.keep_ratio(8)
         assert made.schedule(made.parameters(own)).keep_ratio(8) == pytest.approx(own.keep_ratio(8), abs=2e-4)
+    assert made.like(Step(2, 0.5)) == made.from_ratios(Step(2, 0.5).keep_ratio(8))
     falling = [1 - layer / 8 for layer in range(8)]
     assert (made.from_ratios(falling) is None) == (family != "layerwise")
+
+
+def test_a_schedule_of_the_familys_own_form_is_one_of_its_own() -> None:
+    """Before the decoder, and as a curve's text, what papers publish was left out."""
+    constant = FAMILIES["constant"](8)
+    assert constant.like(PUBLISHED["divprune:0.098"].for_layers(8)) == Step(0, 0.098)
+    assert constant.like(Step(2, 0.5)) is None
+    for name in ("linear", "exponential", "sigmoid"):
+        made = FAMILIES[name](8)
+        own = made.schedule({key: value.low for key, value in made.distributions().items()})  # type: ignore[attr-defined]
+        assert made.like(own) == own
 
 
 def test_samplers_start_from_what_is_enqueued(problem: Problem, tmp_path: Path) -> None:

@@ -221,3 +221,34 @@ def test_loose_rules_are_named() -> None:
 def test_equality_is_symmetric() -> None:
     texts = ["3", "3.0", "3.00", "red", "Red", "007", "7", "", " ", "[3]"]
     assert all(same(a, b) == same(b, a) for a in texts for b in texts)
+
+
+@pytest.mark.parametrize("scorer", ["contains", "vispco-relaxed", "anls", "rouge-l", "relaxed", "chrf", "cider", "vqa"])
+def test_scorers_of_free_text_are_not_given_a_letter(scorer: str, tmp_path: Path) -> None:
+    """The right answer of a question with options is their letter: "a banana" would contain A."""
+    row = {"answer": "red", "options": ["red", "blue"]}
+    with pytest.raises(DataError, match="reads free text, and the right answer of a question with options is a letter"):
+        read(tmp_path, row, scorer=scorer)
+
+
+def test_no_option_is_left_out(tmp_path: Path) -> None:
+    """A question with fewer distractors is an easier one."""
+    letters = "ABCDEFGHIJKL"
+    sample, _ = read(tmp_path, {"answer": "C", **{letter: f"thing {letter}" for letter in letters}}, "csv")
+    assert sample.options == tuple(f"thing {letter}" for letter in letters)
+
+
+def test_a_score_that_depends_on_all_rows_is_known_by_them(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    prints = [
+        read(tmp_path / name, {"answer": text}, scorer=scorer)[1].fingerprint()
+        for name, text, scorer in (
+            ("a", "a red car", "cider"),
+            ("b", "a blue car", "cider"),
+            ("a", "a red car", "cider"),
+            ("b", "a blue car", "rouge-l"),
+        )
+    ]
+    assert prints[0] == prints[2] != prints[1]
+    assert "frequencies" not in prints[3]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from vispco.problem import Problem
 from vispco.pruning.families import FAMILIES, StepFamily
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step, parse_schedule
+from vispco.search.base import Proposal
 from vispco.search.gradient.lagrangian import LagrangianSearch
 from vispco.search.gradient.options import GradientOptions
 from vispco.search.gradient.ranking import Ranking
@@ -131,6 +133,13 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
         run(SMALL.replace("search: 12", "search: 13"))
     with pytest.raises(ConfigError, match=r"entry 'tpe'.*other settings.*rename"):
         run(SMALL.replace("batch: 2", "batch: 3"))
+    stored = store.require_experiment("small")
+    for key, value in (("score", "agreement"), ("resolution", [1, 0.5])):  # what the file said, and no longer says
+        store.save_experiment(
+            "small", spec_text=more, spec_hash="", identity={**stored.identity, key: value}, provenance={}
+        )
+        with pytest.raises(ConfigError, match=f"another '{key}'"):
+            run(more)
 
 
 def test_an_entry_that_was_dropped_comes_back_unchanged(problem: Problem, tmp_path: Path) -> None:
@@ -272,6 +281,38 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     assert before == [t.values for t in complete(finished[0], "small/tpe")[:4]]
     # Finished is finished, also with failures.
     assert Run(made, store, quiet).run(["grid", "tpe"]) == 0
+
+
+def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a search whose first schedule runs out of memory would have been trained for nothing."""
+    text = SMALL.partition("searches:")[0] + "searches:\n  random: {kind: random, trials: 3}\n"
+    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    proposed, poison, run = RandomSearch.measure, list[str](), UnitRunner.run
+
+    def dear(self: Any, proposals: Sequence[Proposal], *rest: Any, **more: Any) -> Any:
+        if not poison:
+            poison.append(proposals[0].schedule.text())
+            proposals = [replace(proposals[0], propose_flops=1000, propose_spent=300, seconds=5.0), *proposals[1:]]
+        return proposed(self, proposals, *rest, **more)
+
+    def fail(self: UnitRunner, unit: Unit) -> UnitResult:
+        result = run(self, unit)
+        for number, name in enumerate(unit.names):
+            if name == poison[0] and unit.split == "search":
+                result.scores[number] = np.nan
+                result = replace(result, errors={**result.errors, number: "no memory"})
+        return result
+
+    monkeypatch.setattr(RandomSearch, "measure", dear)
+    monkeypatch.setattr(UnitRunner, "run", fail)
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(made, store).run()
+    landed = complete(store, "small/random")
+    assert poison[0] not in {trial.user_attrs["schedule"] for trial in landed}
+    assert sum(trial.user_attrs["propose_flops"] for trial in landed) == 1000
+    store.engine.dispose()
 
 
 RACED = """

@@ -24,6 +24,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import psutil
 import pytest
@@ -32,7 +33,10 @@ from PIL import Image
 
 import vispco
 from pages import blocks
+from report_data import fill
+from vispco.analysis.comparison import Comparison
 from vispco.errors import ConfigError, ModelError, ScheduleError
+from vispco.exporting import export_schedule, server_settings
 from vispco.integrations.transformers_serve.app import Server, build
 from vispco.integrations.transformers_serve.generation import Gone, PrunedGeneration
 from vispco.integrations.transformers_serve.limits import Limits, Refused
@@ -43,6 +47,7 @@ from vispco.integrations.transformers_serve.requests import ChatRequest
 from vispco.integrations.transformers_serve.schedules import Served, served_schedules
 from vispco.models.loading import load_model
 from vispco.pruning.methods.base import make_method
+from vispco.storage.store import Store
 from vispco.tasks.base import Sample, make_task
 from vispco.tasks.rendering import render_prompt
 
@@ -601,6 +606,37 @@ def test_names_of_schedules(tmp_path: Path) -> None:
             served_schedules("m", twice, 8)
     with pytest.raises(ScheduleError, match="layer"):
         served_schedules("m", ["step(layer=9, keep=0.1)"], 8)
+
+
+def test_pictures_are_those_that_were_measured() -> None:
+    """A transparent ground is white, and 16 bits of grey are scaled, as in every evaluation."""
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    grey = Image.fromarray(np.full((4, 4), 20000, dtype=np.uint16))
+    for picture, seen in ((clear, 255), (grey, 78)):
+        shown = read_picture(data_url(picture), 0, Limits())
+        assert shown.getpixel((0, 0)) == (seen, seen, seen)
+
+
+def test_a_schedule_of_other_pictures_or_weights_says_so(tmp_path: Path) -> None:
+    """A file carries what its study changed about model and pictures."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill(store, "exp")
+    stored = store.require_experiment("exp")
+    tasks = [{**task, "options": {"max_pixels": 5000}} for task in stored.identity["tasks"]]
+    changed = {**stored.identity, "tasks": tasks, "model": {**stored.identity["model"], "adapter": "my-lora"}}
+    saved = {"spec_text": stored.spec_text, "spec_hash": "", "provenance": stored.provenance}
+    store.save_experiment("exp", **saved, identity=changed)
+    found = export_schedule(Comparison(store, "exp"), 0.9)
+    name = tasks[0]["name"]
+    assert found["conditions"]["adapter"] == "my-lora"
+    assert found["conditions"]["pixels"][name] == {"max_pixels": 5000}
+    with pytest.raises(ScheduleError, match="measured with adapter my-lora, which vLLM's plug-in does not take"):
+        server_settings({**found, "schedule": "step(layer=0, keep=0.5)", "method": "divprune"}, "vllm")
+    small = {**found, "conditions": {"resolution": 0.5}, "keep_ratio": None}
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    with pytest.raises(ScheduleError, match=r"measured on pictures at resolution 0\.5"):
+        served_schedules("m", [str(tmp_path / "small.json")], 8)
+    store.engine.dispose()
 
 
 def test_what_cannot_be_served_is_said_at_once(demo: tuple[Any, Any]) -> None:

@@ -22,13 +22,16 @@ from vispco.config import parse_study
 from vispco.costs import make_cost
 from vispco.costs.bounds import parse_bound
 from vispco.errors import ConfigError
+from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.fronts import choose
 from vispco.problem import Problem
+from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Step
 from vispco.search.gradient.relaxed_cost import RelaxedShare
 from vispco.search.grid import grid_points
+from vispco.search.study_cost import StudyCost
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
@@ -248,6 +251,27 @@ def test_the_experiments_own_limits_hold_for_every_decision(timed: Any, cli: Cli
 def test_an_objective_of_ones_own_is_in_flops(timed: Any) -> None:
     with pytest.raises(ConfigError, match="asks for another cost or for limits"):
         vispco.objective(timed[1])
+
+
+def test_an_amount_of_flops_is_no_share_where_prompts_differ(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of each prompt's share is not the share of the mean; a budget in GFLOPs would not be held."""
+    text = timed[1].text.partition("cost:")[0] + "budgets: [100 MFLOPs]\nsearches: {grid: {kind: grid}}\n"
+    cost = StudyCost(Evaluator(Problem.from_text(text)))
+    (share,) = cost.budgets(0.1)
+    assert share == pytest.approx(1e8 / cost.whole())
+    monkeypatch.setattr(StudyCost, "ratio", lambda *_: 0.9)
+    with pytest.raises(ConfigError, match="the prompts differ in length, and budgets in FLOPs bound the mean of each"):
+        cost.budgets(0.1)
+
+
+def test_times_are_of_a_method_as_it_was_measured() -> None:
+    planted = planted_profile()
+    timings = planted.at(1)
+    methods = {**timings.methods, "sparsevlm": timings.methods["fastv"]}
+    made = planted.model_copy(update={"batches": {1: timings.model_copy(update={"methods": methods})}})
+    assert made.scoring(1, make_method("sparsevlm")) == made.method(1, "sparsevlm")
+    with pytest.raises(ConfigError, match="by its default parameters only"):
+        made.scoring(1, make_method("sparsevlm", {"release": "1.5"}))
 
 
 def test_a_finished_study_has_nothing_to_do_and_takes_no_other_profile(timed: Any, tmp_path: Path) -> None:
