@@ -300,7 +300,7 @@ def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
     def fail(self: UnitRunner, unit: Unit) -> UnitResult:
         result = run(self, unit)
         for number, name in enumerate(unit.names):
-            if name == poison[0] and unit.split == "search":
+            if name in poison and unit.split == "search":
                 result.scores[number] = np.nan
                 result = replace(result, errors={**result.errors, number: "no memory"})
         return result
