@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from uses import Case, same
+from uses import Case
 from vispco.errors import ModelError
 from vispco.testing.tiny import LAYERS
 
@@ -40,7 +40,7 @@ def test_a_sliding_cache_is_cropped_if_it_has_what_it_needs(recorded: bool, sche
             with pytest.raises(ModelError, match=r"crop\(-2\) .* sliding layer, of 12, .*activate_past_recording"):
                 cache.crop(-2)
         found = case.more(cache, left, case.new)  # a crop that is refused changes nothing
-    same(found, case.whole(kept, left, case.new)[:, 1:])
+    case.same(found, case.whole(kept, left, case.new)[:, 1:])
 
 
 def stop_at(case: Case, layer: int, call: Callable[[], Any]) -> None:
@@ -87,7 +87,7 @@ def test_a_cache_in_which_a_call_stopped_is_refused(schedule: str, config: bool)
         cache = new()
         case.model(**case.batch, past_key_values=cache)
         found = case.more(cache, case.batch, case.new)
-    same(found, case.whole(case.kept(session), case.batch, case.new)[:, 1:])
+    case.same(found, case.whole(case.kept(session), case.batch, case.new)[:, 1:])
 
 
 def test_drafts_of_an_earlier_answer_are_none_of_the_next_prompt() -> None:

@@ -327,7 +327,9 @@ def test_flops_may_be_the_first_of_several(tmp_path: Path) -> None:
     assert [one["unpruned"] for one in told["objectives"]][1] == 1.0
     other = optuna.create_study(study_name="theirs", storage=store.optuna, directions=["maximize", "minimize"])
     other.add_trial(create_trial(values=[0.5, 0.5]))
-    with pytest.raises(ConfigError, match="also minimises kv_bytes, total_flops, which an imported study"):
+    with pytest.raises(
+        ConfigError, match=r"costs or limits other than FLOPs \(kv_bytes, total_flops\), and an imported study"
+    ):
         import_trials(store, "theirs", "several")
     store.engine.dispose()
 

@@ -106,7 +106,7 @@ def test_prompts_may_be_ragged_and_a_check_predicts_their_longest_row() -> None:
     assert Prompter(model, processor).make(1, 5, 4).texts == ()
     shape = adapter_for(model).shape()
     planted = planted_profile(shape, (), "demo")
-    profile = planted.model_copy(update={"batches": {4: planted.batches[1]}})
+    profile = planted.model_copy(update={"device": "cpu", "batches": {4: planted.batches[1]}})
     effort = Effort(repeats=2)
     checks = check_profile(model, processor, profile, batch=4, schedules=3, answer_tokens=2, effort=effort, ragged=True)
     assert len(checks) == 6

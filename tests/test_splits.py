@@ -63,12 +63,12 @@ def test_gradients_are_not_taken_on_what_is_measured(tmp_path: Path) -> None:
         f"calibration: {{name: vqa-json, samples: 12, options: {{path: {path}}}}}\n"
     )
     with pytest.raises(ConfigError, match=r"calibration and split \w+ of task 'vqa-json' share \d+ pictures"):
-        _ = Problem.from_text(study).calibration_tasks
+        Problem.from_text(study).check_calibration()
     other = tmp_path / "other"
     other.mkdir()
     elsewhere = rows_of(other, [[f"{n}.png"] for n in range(12)])
     apart = study.replace(f"samples: 12, options: {{path: {path}}}", f"samples: 12, options: {{path: {elsewhere}}}")
-    assert len(Problem.from_text(apart).calibration_tasks[0].samples("calibration")) == 12
+    Problem.from_text(apart).check_calibration()
 
 
 def test_samples_of_two_tasks_with_one_id_are_two_samples() -> None:

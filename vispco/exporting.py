@@ -109,11 +109,11 @@ def schedule_record(
 def _conditions(comparison: Comparison) -> dict[str, Any]:
     """How model and pictures were given, where that is not as they come; {} where it is."""
     identity = comparison.stored.identity
-    known = {key: identity["model"].get(key) for key in ("resolution", "adapter", "quantization")}
+    known = {key: identity.get("model", {}).get(key) for key in ("resolution", "adapter", "quantization")}
     found = {key: value for key, value in known.items() if value not in (None, 1.0)}
     limits = {
         task["name"]: {key: task["options"][key] for key in ("min_pixels", "max_pixels") if key in task["options"]}
-        for task in identity["tasks"]
+        for task in identity.get("tasks", ())
         if isinstance(task, dict) and task.get("options")
     }
     limits = {name: given for name, given in limits.items() if given}
@@ -171,7 +171,7 @@ def server_settings(exported: dict[str, Any], name: str) -> dict[str, Any]:
         source = source_of(exported["model"])
         # A model of this package is a folder there; clients go on to ask for it by its name.
         called = {} if source == exported["model"] else {"served-model-name": exported["model"]}
-        called |= _pixel_limits(conditions, exported["experiment"])
+        called |= _pixel_limits(conditions)
         return {"model": source, **called, "hf-overrides": {"architectures": [architecture_of(source)], **settings}}
     return settings
 
@@ -180,13 +180,13 @@ def _listed(conditions: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {conditions[name]}" for name in names)
 
 
-def _pixel_limits(conditions: Mapping[str, Any], experiment: str) -> dict[str, Any]:
+def _pixel_limits(conditions: Mapping[str, Any]) -> dict[str, Any]:
     """Limits on pictures as vLLM takes them, if all tasks have the same."""
     limits = list(conditions.get("pixels", {}).values())
     if any(one != limits[0] for one in limits[1:]):
         raise ScheduleError(
-            f"tasks of {experiment!r} were measured with different min_pixels and max_pixels, and a server has one set "
-            "of them; export from an experiment with one"
+            f"its tasks were measured with different min_pixels and max_pixels ({conditions['pixels']}), and a server "
+            "has one set of them; export from an experiment with one"
         )
     return {"mm-processor-kwargs": limits[0]} if limits else {}
 

@@ -177,17 +177,19 @@ class Problem:
         block = self.study.calibration
         if block is None:
             return self.tasks
-        task = make_task(block.name, {block.split: block.samples}, block.options)
-        self._check_apart(task, block.split)
-        return [task]
+        return [make_task(block.name, {block.split: block.samples}, block.options)]
 
-    def _check_apart(self, calibration: Task, split: str) -> None:
-        """Gradients must not be taken on what is measured.
+    def check_calibration(self) -> None:
+        """Gradients must not be taken on what is measured. Reads the data.
 
         Raises:
             ConfigError: a picture is in both.
         """
-        learned = {key for sample in calibration.samples(split) for key in picture_keys(sample)}
+        block = self.study.calibration
+        if block is None:
+            return  # tasks cut their own splits apart
+        (calibration,) = self.calibration_tasks
+        learned = {key for sample in calibration.samples(block.split) for key in picture_keys(sample)}
         for task in self.tasks if learned else ():
             for part in {"search", "held_out"} & task.sizes.keys():
                 shared = {key for sample in task.samples(part) for key in picture_keys(sample)} & learned

@@ -36,6 +36,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     budgets = cost.budgets(floor)
     shape, studies = problem.shape, len(plan(problem.study))
     parts = evaluator.prepared("search")
+    problem.check_calibration()
     gradients = problem.calibration_tasks if problem.study.calibration else []
     return [
         {"check": "study", "result": f"{problem.study.experiment}, {studies} {'study' if studies == 1 else 'studies'}"},

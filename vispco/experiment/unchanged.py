@@ -76,6 +76,7 @@ def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -
         for part in evaluator.prepared(split):
             content[split_name(part.task.name, split)] = split_content(part)
     if any(SEARCHES[item.config.kind].reads_calibration for item in plan(problem.study)):
+        problem.check_calibration()
         for task in problem.calibration_tasks:
             if "calibration" in task.sizes:
                 content[split_name(task.name, "calibration")] = calibration_content(problem, task)
