@@ -61,9 +61,10 @@ def made(problem: Problem, entries: str) -> Problem:
 def steps_of(store: Store, study: str) -> dict[str, Any]:
     """All that is stored of a descent but what was spent: an interrupted run asks the unpruned model again."""
     found: dict[str, Any] = store.trajectory(study)
-    state = json.loads(found["predictor"][0]["state"])
-    assert state.pop("spent") > 0
-    return {**found, "predictor": state}
+    for row in found.get("predictor", ()):
+        row["state"] = json.loads(row["state"])
+        assert row["state"].pop("spent") > 0
+    return found
 
 
 def outcomes(store: Store, study: str) -> list[Any]:
