@@ -85,7 +85,7 @@ def code_of(**things: Any) -> dict[str, str]:
         while isinstance(thing, functools.partial):
             thing = thing.func
         owner = thing if isinstance(thing, type) or inspect.isroutine(thing) else type(thing)
-        package = owner.__module__.partition(".")[0]
+        package = (getattr(owner, "__module__", None) or "builtins").partition(".")[0]
         if package not in ("vispco", "builtins"):
             parts = (
                 [one for one in inspect.getmro(owner) if one.__module__.partition(".")[0] == package]
@@ -96,8 +96,10 @@ def code_of(**things: Any) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _source(owner: Any) -> str:
-    """Text of the file that defines a class or function; else its bytecode."""
+    """Text of the file that defines a class or function; else its bytecode. Read once: a file that is edited while it
+    runs is not what runs."""
     module = sys.modules.get(owner.__module__)
     text: str | None = getattr(module, "__plugin_text__", None)
     file = getattr(module, "__file__", None)

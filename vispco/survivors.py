@@ -58,7 +58,7 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
         share = problem.study.model.resolution
     else:
         schedule = Ratios(schedule.keep_ratio(problem.shape.layers))
-    task = next((one for one in problem.tasks if sample.id in _ids(one)), problem.tasks[0])
+    task = _task_of(problem, sample)
     shown_as = {**_shown(processor, sample, share), **limited(processor, *task.pixels)}
     inputs = processor(text=[render_prompt(processor, sample)], return_tensors="pt", **shown_as)
     inputs = dict(inputs.to(model.device))
@@ -81,8 +81,14 @@ def survivors(problem: Problem, sample: Sample, method: Method, schedule: Schedu
     return Survivors(_as_seen(problem, inputs, sample, grids), kept, text)
 
 
-def _ids(task: Task) -> set[str]:
-    return {sample.id for split in task.sizes for sample in task.samples(split)}
+def _task_of(problem: Problem, sample: Sample) -> Task:
+    """An id alone is known in its task only."""
+    first, *others = problem.tasks
+    wanted = sample.id, sample.question
+    for task in (first, *others) if others else ():
+        if any((one.id, one.question) == wanted for split in task.sizes for one in task.samples(split)):
+            return task
+    return first
 
 
 def _shown(processor: Any, sample: Sample, share: float) -> dict[str, Any]:

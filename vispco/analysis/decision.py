@@ -133,8 +133,7 @@ def _with_own_limits(question: Question, comparison: Comparison) -> Question:
 
 def _schedules(candidates: Sequence[Candidate]) -> int:
     """How many different schedules are pruned among them: searches often measure the same one."""
-    measured = (c for c in candidates if c.trial is not None)
-    return len({c.trial.user_attrs.get("evaluation") or c.order for c in measured if c.trial is not None})
+    return len({c.trial.user_attrs.get("evaluation") or c.order for c in candidates if c.trial is not None})
 
 
 def feasible(

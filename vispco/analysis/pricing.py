@@ -143,28 +143,26 @@ class Pricing:
         if cost == "flops" and split == "search":
             share = self.comparison.flops_ratio(search, trial)
             if share is not None:
-                return Price(self._measured_flops(search, trial, text, share), share)
+                # The mean share times the mean of the plain model's is another number where prompts differ in length;
+                # it has to do where lengths or schedule are not known.
+                known = origin if self.exact and "(" in text else None
+                priced = self._computed(cost, known, None, text, split) if known is not None else None
+                return Price(priced.absolute if priced else share * self.unpruned(cost, split), share)
         elif self._is_own(cost) and split == "search":
             return Price(trial.cost * self.unpruned(cost, split), trial.cost)
         if origin is None:
             return None
+        ratios = self.comparison.keep_ratio(search, trial) if "(" not in text else None
+        return self._computed(cost, origin, ratios, text, split)
+
+    def _computed(
+        self, cost: str, origin: StudyResult, ratios: Sequence[float] | None, text: str, split: str
+    ) -> Price | None:
+        """From the schedule's text, or its keep ratios; each once."""
         key = (cost, split, str(origin.method_key), text)
         if key not in self._prices:
-            ratios = self.comparison.keep_ratio(search, trial) if "(" not in text else None
             self._prices[key] = self._price(cost, text, ratios, origin.make_method(), split)
         return self._prices[key]
-
-    def _measured_flops(self, search: StudyResult, trial: TrialRecord, text: str, share: float) -> float:
-        """Mean FLOPs of a prompt, which is not the mean share times the mean of the plain model's: long prompts lose a
-        larger share. Where lengths or schedule are not known, it has to do."""
-        origin = self.comparison.origin(search, trial)
-        if self.exact and origin is not None and "(" in text:
-            key = ("flops", "search", str(origin.method_key), text)
-            if key not in self._prices:
-                self._prices[key] = self._price("flops", text, None, origin.make_method(), "search")
-            if (found := self._prices[key]) is not None:
-                return found.absolute
-        return share * self.unpruned("flops")
 
     def _is_own(self, cost: str) -> bool:
         """Whether it is what the experiment's budgets are in, by the same profile, batch and length of answers."""

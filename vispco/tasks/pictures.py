@@ -83,10 +83,6 @@ class Pictures(Sequence[Any]):
             for source in self._read()
         ]
 
-    def key(self) -> str:
-        """Of all pictures together."""
-        return "+".join(self.keys())
-
     def _decoded(self, source: Encoded) -> Any:
         with self._told(source), open_picture(source) as picture:
             return rgb(picture)

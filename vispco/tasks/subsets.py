@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 def cut(
@@ -69,21 +69,11 @@ def joined(*keys: Sequence[str]) -> list[str]:
     """Units of rows such that two rows with any key in common, directly or through others, are in one unit.
 
     >>> joined(["a", "a", "b", "c"], ["1", "2", "2", "3"])
-    ['0/a', '0/a', '0/a', '0/c']
+    ['0/b', '0/b', '0/b', '0/c']
     """
-    parent: dict[Hashable, str] = {}
-
-    def root(name: str) -> str:
-        while (above := parent.setdefault(name, name)) != name:
-            parent[name] = parent.setdefault(above, above)
-            name = parent[name]
-        return name
-
-    for row in zip(*keys, strict=True):
-        names = [root(f"{place}/{key}") for place, key in enumerate(row)]
-        for name in names[1:]:
-            parent[root(name)] = root(names[0])
-    return [root(f"0/{key}") for key in keys[0]]
+    rows = [[f"{place}/{key}" for place, key in enumerate(row)] for row in zip(*keys, strict=True)]
+    root = _roots(rows)
+    return [root(first) for first, *_ in rows]
 
 
 def connected(shown: Sequence[Sequence[str]]) -> list[str]:
@@ -94,21 +84,27 @@ def connected(shown: Sequence[Sequence[str]]) -> list[str]:
     ['a', 'a', 'b+c', 'b+c', 'e+f']
     """
     names = ["+".join(pictures) for pictures in shown]
-    parent: dict[str, str] = {}
-
-    def root(picture: str) -> str:
-        while (above := parent.setdefault(picture, picture)) != picture:
-            parent[picture] = parent[above]
-            picture = above
-        return picture
-
-    for first, *others in shown:
-        for other in others:
-            parent[root(other)] = root(first)
+    root = _roots(shown)
     least: dict[str, str] = {}
     for (first, *_), name in zip(shown, names, strict=True):
         least[root(first)] = min(name, least.get(root(first), name))
     return [least[root(first)] for first, *_ in shown]
+
+
+def _roots(rows: Sequence[Sequence[str]]) -> Callable[[str], str]:
+    """Key -> one key that stands for all that rows connect with it."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = parent[above]
+            key = above
+        return key
+
+    for first, *others in rows:
+        for other in others:
+            parent[root(other)] = root(first)
+    return root
 
 
 def _members(keys: Sequence[str]) -> dict[str, list[int]]:
