@@ -3,7 +3,8 @@
 Profiles each model, predicts 30 schedules that were not measured, measures them, and prints the error of the predicted
 times and how well the ratio of two schedules' times is predicted by the profile and by FLOPs. Answers are compared
 first. Run it on an idle machine; it says how busy this one is. Exits 1 if a claim does not hold. ``wide`` is a random
-LLaVA (wide.py).
+LLaVA (wide.py). With ``--profiles DIR`` profiles are kept there and not measured again, so that a check may be
+repeated, with more repetitions where ``rank_repeated`` says that these are what limits it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from benchmarks.wide import NAME as WIDE
 from benchmarks.wide import load_wide
 from vispco.costs.checking import check_profile, summary
 from vispco.costs.measuring import Effort, measure_profile
+from vispco.costs.profile import read_profile
 from vispco.costs.prompter import Prompter
 from vispco.models.families import adapter_for
 from vispco.models.loading import load_model
@@ -49,11 +53,14 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--check-repeats", type=int, help="of the check's measurements; as --repeats")
+    parser.add_argument("--profiles", type=Path)
     parser.add_argument("--schedules", type=int, default=30)
     parser.add_argument("--ragged", action="store_true", help="prompts of a batch differ in length")
     asked = parser.parse_args()
     effort = Effort(repeats=asked.repeats, max_tokens=asked.max_tokens)
     print(f"load of this machine: {os.getloadavg()[0]:.1f} of {os.cpu_count()} processors")
+    checking = replace(effort, repeats=asked.check_repeats or asked.repeats)
     held = True
     for name in asked.models:
         model, processor = load_wide(asked.device) if name == WIDE else load_model(name, device=asked.device)
@@ -61,7 +68,14 @@ def main() -> int:
             if not same_answers(model, processor, method):
                 print(f"{name}, {method}: keeping all tokens changes the logits")
                 return 1
-        profile = measure_profile(model, processor, name, methods=asked.methods, batches=asked.batch, effort=effort)
+        kept = asked.profiles and asked.profiles / f"{name}.json"
+        if kept and kept.exists():
+            profile = read_profile(kept)
+        else:
+            profile = measure_profile(model, processor, name, methods=asked.methods, batches=asked.batch, effort=effort)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(profile.to_json(), encoding="utf-8")
         for method in asked.methods:
             for batch in asked.batch:
                 checks = check_profile(
@@ -71,7 +85,7 @@ def main() -> int:
                     method=method,
                     batch=batch,
                     schedules=asked.schedules,
-                    effort=effort,
+                    effort=checking,
                     ragged=asked.ragged,
                 )
                 for cost in ("prefill_ms", "latency_ms"):

@@ -1,19 +1,19 @@
-"""The learned frontier against the dense grid and samplers of equal compute: ``python benchmarks/learned.py``.
+"""The learned search against the dense step grid, samplers of equal compute and DOP: ``python benchmarks/learned.py``.
 
-``[--storage URL] [--only step,multistep,...] [--no-run]``
+``[--folder DIR] [--only demo/step,demo-qwen/multistep,...] [--best-known] [--no-run]``
 
-Runs studies/demo/learned-*.yaml, ten seeds each, from where an earlier run stopped (hours on two cores; ``--no-run``
-prints what is there). Then prints for every study all entries against the grid, and each claim with its figure, its
-95 % interval over seeds and samples, and whether it holds: among them costs, alone and as paid, violations of the
-budgets, and regret against the fronts of studies/demo/best-known-*.yaml where ``vispco run`` has run these. Exits 1 if
-one does not hold.
+Runs studies/demo/learned.yaml, ten seeds, for each model and family, from where an earlier run stopped;
+``--best-known`` runs studies/demo/best-known.yaml after it, for the front that regret is told against (hours on two
+cores; ``--no-run`` prints what is there). Each pair has a database of its own in DIR, so that nothing is cheaper
+because another study has measured it. Then prints all entries against the grid, and each claim with its figure, its
+95 % interval over seeds and samples, and whether it holds. Exits 1 if one does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,39 @@ from vispco.analysis.violations import violations
 from vispco.cli.over_seeds import print_against
 from vispco.experiment.run import Run
 from vispco.problem import Problem
-from vispco.storage.store import Store, default_url
+from vispco.storage.store import Store
 
-STUDIES = ("step", "multistep", "layerwise", "fitprune", "sparsevlm", "qwen", "deep")
-LEVELS = ("low", "mid", "high", "static")
-LEAST = 0.03, 0.12  # propose_flops and charged_flops over the grid's naive cost
-DEEP = 1 / 50
+STUDIES = Path("studies/demo")
+MODELS, FAMILIES = ("demo", "demo-qwen", "demo-deep"), ("step", "multistep", "layerwise")
+LEARNED = "learned"
+SPENT = {"demo-deep": 0.03}  # of the shared grid; its grid has 501 schedules, the others' 141
+MOST_SPENT, MOST_REGRET = 0.1, 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a family of schedules; a method other than FastV may follow: ``demo/step/fitprune``."""
+
+    model: str
+    family: str
+    method: str = "fastv"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        return cls(*text.split("/"))
+
+    @property
+    def name(self) -> str:
+        return "-".join((self.model, self.family, *([self.method] if self.method != "fastv" else [])))
+
+    def problem(self, study: str, overrides: Sequence[str] = ()) -> Problem:
+        """``study``: learned or best-known."""
+        own = {"experiment": f"{study}-{self.name}", "model": self.model, "family": self.family, "method": self.method}
+        settings = [*(f"{key}={value}" for key, value in own.items()), *overrides]
+        return Problem.from_yaml(STUDIES / f"{study}.yaml", settings)
+
+    def store(self, folder: Path, read_only: bool = False) -> Store:
+        return Store(f"sqlite:///{folder / self.name}.db", read_only=read_only)
 
 
 @dataclass(frozen=True)
@@ -45,124 +72,80 @@ class Claim:
         return mark + self.text
 
 
-def difference(row: dict[str, Any]) -> str:
-    """Points with their interval."""
-    low, high = row["difference_ci"] or (float("nan"), float("nan"))
-    return f"{100 * row['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
-
-
 def versus(comparison: Comparison, entry: str, reference: str) -> dict[str, Any]:
     """The row of ``entry`` against ``reference``."""
     return next(row for row in against(comparison, reference)["entries"] if row["entry"] == entry)
 
 
-def near_grid(comparison: Comparison, level: str, propose: float, charged: float) -> Iterator[Claim]:
-    row = versus(comparison, level, "grid")
-    yield Claim(f"{level} minus grid: {difference(row)} (asked: >= -0.5)", row["difference"] >= -0.005)
-    volume = row["hypervolume_ratio_to_grid"]
-    yield Claim(f"{level}, hypervolume over the grid's: {volume:.4f} (asked: >= 0.98)", volume >= 0.98)
-    for what, share, most in (("propose", row["propose_share"], propose), ("all", row["charged_share"], charged)):
-        text = f"{level}, {what} compute over the grid's: {share:.3f} (asked: <= {most:.3f})"
-        yield Claim(text, share <= most)
-
-
-def over_samplers(comparison: Comparison, asked: bool) -> Iterator[Claim]:
-    """Learned minus random and TPE at equal charged compute."""
-    known = entries(comparison)
-    for level in LEVELS:
-        for kind in ("random", "tpe", "warm", "nsga2", "gp"):
-            if f"{kind}-{level}" in known:
-                row = versus(comparison, level, f"{kind}-{level}")
-                text = f"{level} minus {kind} of equal compute: {difference(row)}"
-                aim = asked and kind in ("random", "tpe", "warm") and level in LEVELS[:3]
-                yield Claim(text + " (asked: > 0)" * aim, row["difference"] > 0 if aim else None)
+def over_others(comparison: Comparison) -> Iterator[Claim]:
+    """Learned minus each other entry."""
+    for other in entries(comparison):
+        if other == LEARNED:
+            continue
+        row = versus(comparison, LEARNED, other)
+        low, high = row["difference_ci"] or (float("nan"), float("nan"))
+        text = f"learned minus {other}: {100 * row['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+        asked = other in ("dop", "halving", "warm-paid")
+        yield Claim(text + " (asked: interval above 0)" * asked, low > 0 if asked else None)
 
 
 def on_budget(comparison: Comparison) -> Iterator[Claim]:
     """Relaxed flops_ratio before the snap, and what is measured after it (vispco compare --violations)."""
-    for entry in violations(comparison)["entries"]:
-        if entry["entry"] == "input":
-            continue
-        share = entry["held"] / entry["pairs"]
-        text = f"{entry['entry']}, held within 2 % before the snap: {share:.3f} of {entry['pairs']} budgets"
-        yield Claim(text + " (asked: >= 0.95)", share >= 0.95)
-        yield Claim(
-            f"{entry['entry']}, most above a budget after the snap: {entry['over']:.1e} (asked: <= 0)",
-            entry["over"] <= 1e-9,
-        )
-
-
-def paid(comparison: Comparison, level: str, most: float) -> Iterator[Claim]:
-    """What was spent, beside what was charged; the grid's part is what the grid spent."""
-    row = versus(comparison, level, "grid")
-    spent, charged, seconds = row["spent_share"], row["charged_share"], row["wall_seconds"]
-    text = (
-        f"{level}, spent over the grid's: {spent:.3f} (asked: <= {most}); charged {charged:.3f}, {seconds:.0f} s a run"
+    entry = next(entry for entry in violations(comparison)["entries"] if entry["entry"] == LEARNED)
+    share = entry["held"] / entry["pairs"]
+    yield Claim(
+        f"held within 2 % before the snap: {share:.3f} of {entry['pairs']} budgets (asked: >= 0.95)", share >= 0.95
     )
+    yield Claim(f"most above a budget after the snap: {entry['over']:.1e} (asked: <= 0)", entry["over"] <= 1e-9)
+
+
+def paid(comparison: Comparison, most: float) -> Iterator[Claim]:
+    """What was spent, beside what was charged; the grid's part is what the grid spent."""
+    row = versus(comparison, LEARNED, "grid")
+    spent, charged, seconds = row["spent_share"], row["charged_share"], row["wall_seconds"]
+    text = f"spent over the grid's: {spent:.3f} (asked: <= {most}); charged {charged:.3f}, {seconds:.0f} s a run"
     yield Claim(text, spent <= most)
 
 
-def regrets(comparison: Comparison, level: str) -> Iterator[Claim]:
-    """Points below the best-known front; the front is only worth the name after studies/demo/best-known-*.yaml."""
+def regrets(comparison: Comparison) -> Iterator[Claim]:
+    """Points below the best-known front, which is only worth the name after studies/demo/best-known.yaml."""
     found = against(comparison, BEST_KNOWN)
-    known = [name for name in found["best_known"]["experiments"] if name.startswith("best-known")]
+    known = any(name.startswith("best-known") for name in found["best_known"]["experiments"])
     for row in found["entries"]:
         if row["regret"] is not None:
-            asked = row["entry"] == level and bool(known)
+            asked = row["entry"] == LEARNED and known
             text = f"{row['entry']}, regret: {100 * row['regret']:.2f} points"
-            yield Claim(text + " (asked: <= 1)" * asked, row["regret"] <= 0.01 if asked else None)
+            yield Claim(text + " (asked: <= 1)" * asked, row["regret"] <= MOST_REGRET if asked else None)
     if not known:
-        yield Claim("the front above is that of this experiment alone: run studies/demo/best-known-*.yaml")
+        yield Claim("the front above is that of this experiment alone: run again with --best-known")
 
 
-def static_entry(comparison: Comparison) -> str:
-    """The entry that learns a schedule per budget, without a predictor."""
-    return "static" if "static" in entries(comparison) else "high"
-
-
-def instead_of_static(comparison: Comparison, level: str) -> Iterator[Claim]:
-    name = static_entry(comparison)
-    row, static = versus(comparison, level, name), versus(comparison, name, "grid")
-    share = row["propose_share"] / static["propose_share"]
-    yield Claim(f"{level} minus static: {difference(row)} (asked: >= -0.5)", row["difference"] >= -0.005)
-    yield Claim(f"{level}, propose compute over static's: {share:.3f} (asked: <= 1/3)", share <= 1 / 3)
-
-
-def claims(name: str, comparison: Comparison) -> Iterator[Claim]:
-    known = entries(comparison)
-    if name == "step":
-        yield from near_grid(comparison, "low", *LEAST)
-        yield from instead_of_static(comparison, "low")
-    elif name == "deep":
-        yield from near_grid(comparison, "low", DEEP, DEEP)
-    else:
-        for level in (level for level in LEVELS if level in known):
-            row = versus(comparison, level, "grid")
-            yield Claim(f"{level} minus dense step grid: {difference(row)}")
-    if "input" in known:
-        row = versus(comparison, "input", static_entry(comparison))
-        yield Claim(f"input-conditioned minus static: {difference(row)}")
-    first = "low" if "low" in known else "mid"
+def claims(case: Case, comparison: Comparison) -> Iterator[Claim]:
+    yield from over_others(comparison)
     yield from on_budget(comparison)
-    yield from paid(comparison, first, 0.03 if name == "deep" else 0.1)
-    yield from regrets(comparison, first)
-    yield from over_samplers(comparison, asked=name in ("multistep", "layerwise"))
+    yield from paid(comparison, SPENT.get(case.model, MOST_SPENT))
+    yield from regrets(comparison)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--storage", default=default_url())
-    parser.add_argument("--only", default=",".join(STUDIES))
+    parser.add_argument("--folder", type=Path, default=Path("learned"), help="of the databases")
+    parser.add_argument("--only", default=",".join(f"{model}/{family}" for model in MODELS for family in FAMILIES))
+    parser.add_argument("--best-known", action="store_true")
     parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--set", action="append", default=[], help="override a key, as vispco run does")
     options = parser.parse_args()
-    store, good = Store(options.storage), True
-    for name in options.only.split(","):
+    options.folder.mkdir(exist_ok=True)
+    good = True
+    for case in map(Case.parse, options.only.split(",")):
+        store = case.store(options.folder)
         if not options.no_run:
-            Run(Problem.from_yaml(Path("studies") / "demo" / f"learned-{name}.yaml"), store).run()
-        comparison = Comparison(store, f"learned-{name}")
+            for study in ("learned", *(["best-known"] if options.best_known else [])):
+                Run(case.problem(study, options.set), store).run()
+        comparison = Comparison(store, f"learned-{case.name}")
         print_against(against(comparison, "grid"))
         print()
-        for claim in claims(name, comparison):
+        for claim in claims(case, comparison):
             good &= claim.holds is not False
             print(claim)
         print()

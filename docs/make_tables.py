@@ -89,7 +89,7 @@ def families(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url(), read_only=True)
+    store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url())
     found = {}
     for name in ("methods", "families"):
         problem = Problem.from_yaml(ROOT / "studies" / "demo" / f"{name}.yaml")

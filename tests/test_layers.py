@@ -20,7 +20,7 @@ from vispco.dashboards import heatmaps
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layer_words import ranges, summary
 from vispco.analysis.layers import Choice, drops, halfway, layer_record, learned_row, worth
-from vispco.analysis.sensitivity import sensitivity_table
+from vispco.analysis.sensitivity import _one_step, sensitivity_table
 from vispco.cli.main import main
 from vispco.evaluation.records import Evaluation
 from vispco.pruning.families import StepFamily
@@ -500,3 +500,8 @@ def test_an_experiment_that_only_began(tmp_path: Path) -> None:
     assert record["learned"] == record["sensitivity"] == record["gradient"] == []
     assert record["summary"] == ["Nothing is complete yet: no search has a schedule for any budget."]
     assert heatmaps.all_maps(record) == []
+
+
+def test_only_steps_on_whole_pictures_tell_what_a_layer_costs() -> None:
+    texts = ("step(layer=2, keep=0.5)", "step(layer=2, keep=0.5, resolution=0.5)", "step(layer=2, keep=1)", "step(")
+    assert [_one_step(text) for text in texts] == [(2, 0.5), None, None, None]

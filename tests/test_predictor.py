@@ -13,6 +13,7 @@ import torch
 
 from conftest import stopped_after
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.repriced import Repriced
 from vispco.config import parse_study
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
@@ -401,6 +402,15 @@ def test_policies_per_sample_hold_the_budget_on_average(conditioned: tuple[Probl
     assert differ, "every sample has the same schedule"
     held_out = [front["accuracy_held_out"] for front in Comparison(store, "learned").to_dict()["searches"][0]["front"]]
     assert None not in held_out
+
+
+def test_policies_per_sample_have_no_other_price_but_cost_what_they_did(conditioned: tuple[Problem, Store]) -> None:
+    _, store = conditioned
+    plain, other = Comparison(store, "learned"), Repriced(store, "learned", "kv_bytes")
+    one = next(search for search in plain.searches if search.entry == "input")
+    assert other.unpriced == other.to_dict()["unpriced"] == {one.name: len(one.trials)}
+    found = next(search for search in other.searches if search.entry == "input")
+    assert (found.trials, found.total("charged_flops")) == ([], one.total("charged_flops"))
 
 
 def test_a_policy_per_sample_is_not_exported(conditioned: tuple[Problem, Store]) -> None:

@@ -630,6 +630,12 @@ def test_a_schedule_of_other_pictures_or_weights_says_so(tmp_path: Path) -> None
     assert found["conditions"] == {"adapter": "my-lora", "pixels": {"mosaic-vqa": {"max_pixels": 5000}}}
     with pytest.raises(ScheduleError, match="measured with adapter my-lora, which vLLM's plug-in does not take"):
         server_settings({**found, "schedule": "step(layer=0, keep=0.5)", "method": "divprune"}, "vllm")
+    mixed = {**changed, "tasks": [*tasks, {"name": "other", "splits": {}}], "model": stored.identity["model"]}
+    store.save_experiment("exp", **saved, identity=mixed)
+    found = {**export_schedule(Comparison(store, "exp"), 0.9), "method": "divprune"}
+    assert found["conditions"]["pixels"] == {"mosaic-vqa": {"max_pixels": 5000}, "other": {}}
+    with pytest.raises(ScheduleError, match="measured with different min_pixels and max_pixels"):
+        server_settings({**found, "schedule": "step(layer=0, keep=0.5)"}, "vllm")
     small = {**found, "conditions": {"resolution": 0.5}, "keep_ratio": None}
     (tmp_path / "small.json").write_text(json.dumps(small))
     with pytest.raises(ScheduleError, match=r"measured on pictures at resolution 0\.5"):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import torch
 
 import vispco
 from pages import blocks
+from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
+from vispco.analysis.indicators import additive_epsilon, igd_plus
 from vispco.analysis.pricing import Pricing
+from vispco.cli import choosing
 from vispco.config import parse_study
 from vispco.costs import make_cost
 from vispco.costs.bounds import parse_bound
@@ -248,6 +252,41 @@ def test_the_experiments_own_limits_hold_for_every_decision(timed: Any, cli: Cli
     assert "No decision: <bdi>no measured schedule" in lead
 
 
+def test_a_search_with_nothing_within_the_limits_has_no_distance_to_the_grid(timed: Any) -> None:
+    """moocore ends the process where it is asked for the distance of no points."""
+    comparison = Comparison(timed[0], "timed")
+
+    def over(trial: Any) -> Any:
+        return replace(trial, user_attrs={**trial.user_attrs, "limit_excess": 1.0})
+
+    searches = [
+        replace(s, trials=[over(trial) for trial in s.trials]) if s.name == "tpe" else s for s in comparison.searches
+    ]
+    comparison._choose(searches, comparison.budgets)
+    found = {row["name"]: row for row in comparison.to_dict()["searches"]}
+    assert found["tpe"]["igd_plus"] is found["tpe"]["epsilon"] is None
+    assert found["lagrangian"]["igd_plus"] >= 0
+    assert {row["entry"] for row in attainment_bands(comparison)} == {"grid", "lagrangian"}
+    for indicator in (igd_plus, additive_epsilon):
+        with pytest.raises(ValueError, match="one point or more"):
+            indicator([], reference_set=[(0.5, 0.5)])
+
+
+def test_a_measured_decision_is_priced_as_before(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the user gave: the stored profile, given again, would have shares of each prompt."""
+    asked: list[Pricing] = []
+
+    def decide(comparison: Comparison, question: Question, priced: Pricing) -> dict[str, Any]:
+        asked.append(priced)
+        return {"chosen": {"accuracy_held_out": None, "search": "tpe", "trial": 0}}
+
+    monkeypatch.setattr(choosing, "decide", decide)
+    monkeypatch.setattr("vispco.confirming.confirm", lambda *_: None)
+    comparison = Comparison(timed[0], "timed")
+    choosing.decided(comparison, Question(1.0, "prefill_ms"), Pricing(comparison), measure=True)
+    assert [priced.given for priced in asked] == [None, None]
+
+
 def test_an_objective_of_ones_own_is_in_flops(timed: Any) -> None:
     with pytest.raises(ConfigError, match="asks for another cost or for limits"):
         vispco.objective(timed[1])
@@ -274,9 +313,14 @@ def test_times_are_of_a_method_as_it_was_measured() -> None:
         made.scoring(1, make_method("sparsevlm", {"release": "1.5"}))
 
 
-def test_a_finished_study_has_nothing_to_do_and_takes_no_other_profile(timed: Any, tmp_path: Path) -> None:
+def test_a_finished_study_has_nothing_to_do_and_takes_no_other_profile(
+    timed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, problem = timed
+    ran = store.require_experiment("timed").provenance
+    monkeypatch.setattr("vispco.experiment.run.provenance", lambda _: {"versions": {"torch": "of another machine"}})
     assert Run(problem, store).run() == 0
+    assert store.require_experiment("timed").provenance == ran
     assert Run(Problem.from_text(problem.text.replace("profile: /", "profile: /nowhere/")), store).run() == 0
     other = planted_profile(problem.shape, (), "demo").model_dump(mode="json")
     other["batches"]["1"]["rest"]["ms"] = [0.1, 0.6]

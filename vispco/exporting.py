@@ -21,6 +21,7 @@ from vispco.pruning.targets import Target, target_named
 from vispco.storage.reading import TrialRecord
 
 Pair = tuple[TrialRecord, StudyResult]
+PIXELS = ("min_pixels", "max_pixels")
 
 
 def export_schedule(comparison: Comparison, budget: float, target: str | None = None) -> dict[str, Any]:
@@ -112,12 +113,11 @@ def _conditions(comparison: Comparison) -> dict[str, Any]:
     known = {key: identity.get("model", {}).get(key) for key in ("resolution", "adapter", "quantization")}
     found = {key: value for key, value in known.items() if value not in (None, 1.0)}
     limits = {
-        task["name"]: {key: task["options"][key] for key in ("min_pixels", "max_pixels") if key in task["options"]}
+        task["name"]: {key: value for key, value in (task.get("options") or {}).items() if key in PIXELS}
         for task in identity.get("tasks", ())
-        if isinstance(task, dict) and task.get("options")
+        if isinstance(task, dict)
     }
-    limits = {name: given for name, given in limits.items() if given}
-    if limits:
+    if any(limits.values()):
         found["pixels"] = limits
     return {"conditions": found} if found else {}
 

@@ -45,14 +45,15 @@ def attainment_bands(comparison: Comparison, percents: Sequence[float] = PERCENT
     """Attainment surfaces of each entry over its seeds, for fronts at search accuracy and at held-out accuracy.
 
     ``split`` says which; held-out accuracy is that of the schedules on the search split's front, which may there
-    dominate each other. Entries of which a run is not measured on held_out are left out there. ``no_image`` is the
-    accuracy without a picture on that split, ``surfaces`` maps each percentage to corners (accuracy, flops_ratio).
+    dominate each other. Entries of which a run is not measured on held_out are left out there; those of which a run has
+    nothing within the study's limits are left out everywhere. ``no_image`` is the accuracy without a picture on that
+    split, ``surfaces`` maps each percentage to corners (accuracy, flops_ratio).
     """
     rows = []
     for name, entry in entries(comparison).items():
         for split in ("search", "held_out"):
             fronts = [_front(comparison, run, split) for run in entry.runs]
-            measured = [points for points in fronts if points is not None]
+            measured = [points for points in fronts if points]
             if len(measured) < len(fronts):
                 continue
             no_image = comparison.reference("no_image", split)

@@ -39,11 +39,19 @@ def hypervolume(points: ArrayLike, *, reference: Sequence[float]) -> float:
     return float(moocore.hypervolume(values, ref=np.asarray(reference, dtype=float), maximise=maximise))
 
 
+def _some(values: ArrayLike) -> NDArray[np.float64]:
+    """At least one point: moocore ends the process where there is none."""
+    points = _points(values)
+    if not len(points):
+        raise ValueError("the indicator needs one point or more, got none")
+    return points
+
+
 def igd_plus(points: ArrayLike, *, reference_set: ArrayLike) -> float:
     """IGD+ (Ishibuchi et al. 2015): mean distance by which the reference set is missed; 0 is best."""
-    return float(moocore.igd_plus(_points(points), ref=_points(reference_set), maximise=MAXIMISE))
+    return float(moocore.igd_plus(_some(points), ref=_some(reference_set), maximise=MAXIMISE))
 
 
 def additive_epsilon(points: ArrayLike, *, reference_set: ArrayLike) -> float:
     """Additive epsilon (Zitzler et al. 2003): the shift after which every reference point is weakly dominated."""
-    return float(moocore.epsilon_additive(_points(points), ref=_points(reference_set), maximise=MAXIMISE))
+    return float(moocore.epsilon_additive(_some(points), ref=_some(reference_set), maximise=MAXIMISE))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Price:
-    """A cost in its unit, mean over prompts, and as a share of the unpruned model's, mean of each prompt's share."""
+    """A cost in its unit, mean over prompts, and as a share of the unpruned model's: of FLOPs the mean of each prompt's
+    share, as ``flops_ratio`` is, of other costs the ratio of the means, as budgets are."""
 
     absolute: float
     share: float
@@ -60,6 +61,7 @@ class Pricing:
         answer_tokens, batch = answer_tokens or terms.get("answer_tokens", 16), batch or terms.get("batch", 1)
         self._own = terms and (terms["answer_tokens"], terms["batch"]) == (answer_tokens, batch) and profile is None
         stored = comparison.facts.get("profile")
+        self.given = profile
         self.profile = profile or (parse_profile(stored, "the stored profile") if stored else None)
         self.answer_tokens, self.batch = answer_tokens, batch
         self._prices: dict[tuple[str, str, str, str], Price | None] = {}
@@ -186,14 +188,18 @@ class Pricing:
             if not ratios:
                 return None
             prompts = self.prompts(split)
-            return Price(*make_cost(cost).mean(setting, ratio_counts(ratios, prompts.visual), prompts))
+            found = make_cost(cost).mean(setting, ratio_counts(ratios, prompts.visual), prompts)
+            return self._as_share(cost, split, *found)
         smaller = self._smaller(resolution_of(schedule), split)
         if smaller is None:
             return None
         vision, prompts = smaller
         counts = np.minimum(schedule.counts(prompts.visual, layers), prompts.visual[:, None])
         own = replace(setting, vision_flops=vision)
-        return Price(*make_cost(cost).mean(own, counts, prompts, whole=setting))
+        return self._as_share(cost, split, *make_cost(cost).mean(own, counts, prompts, whole=setting))
+
+    def _as_share(self, cost: str, split: str, absolute: float, share: float) -> Price:
+        return Price(absolute, share if cost == "flops" else absolute / self.unpruned(cost, split))
 
     def _smaller(self, resolution: float | None, split: str) -> tuple[float, Prompts] | None:
         """The tower's FLOPs per visual token and the prompts at a resolution; None where that was not measured."""

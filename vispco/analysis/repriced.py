@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.pricing import Pricing
@@ -20,6 +21,9 @@ class Repriced(Comparison):
     There are as many budgets as the experiment has, spread evenly from the cheapest schedule to 1. Schedules that were
     not on a front under the experiment's own cost may be chosen, and are then not measured on the held-out split. In
     :meth:`to_dict`, ``budget`` and ``floor`` are shares of this cost, and so is ``cost_ratio`` beside ``flops_ratio``.
+
+    Trials without a price are left out: imported ones whose schedule is not known, and policies that read the prompt.
+    ``unpriced`` says how many, by search.
 
     Raises:
         ConfigError: a rate, a cost that needs a profile, or one of another model.
@@ -41,6 +45,7 @@ class Repriced(Comparison):
         self._flops = {
             (s.study, t.number): super(Repriced, self).flops_ratio(s, t) for s in self.searches for t in s.trials
         }
+        self.unpriced: dict[str, int] = {}
         priced = [self._repriced(pricing, cost, search) for search in self.searches]
         self.cost, self.unpruned_cost, self.further = cost, pricing.unpruned(cost), {}
         shares = [trial.cost for search in priced for trial in search.trials]
@@ -54,13 +59,20 @@ class Repriced(Comparison):
     def _repriced(self, pricing: Pricing, cost: str, search: StudyResult) -> StudyResult:
         priced = [(trial, pricing.of(cost, search, trial)) for trial in search.trials]
         trials = [replace(t, values=(t.accuracy, price.share)) for t, price in priced if price is not None]
-        return replace(search, trials=trials)
+        without = [trial for trial, price in priced if price is None]
+        if without:
+            self.unpriced[search.name] = len(without)
+        # They cost what they cost.
+        return replace(search, trials=trials, stopped=[*search.stopped, *without])
+
+    def to_dict(self, reference_point: tuple[float, float] | None = None) -> dict[str, Any]:
+        return {**super().to_dict(reference_point), **({"unpriced": self.unpriced} if self.unpriced else {})}
 
     def flops_ratio(self, search: StudyResult, trial: TrialRecord) -> float | None:
         return self._flops.get((search.study, trial.number))
 
     def default_share(self, name: str) -> float | None:
-        """The mean of each prompt's share, as trials have it here."""
+        """As trials have it here."""
         price = self.pricing.of_published(self.cost, name)
         return None if price is None else price.share
 

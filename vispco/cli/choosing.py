@@ -57,7 +57,7 @@ def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure
     confirm(comparison, chosen["search"], chosen["trial"], TerminalProgress())
     fresh = Comparison(comparison.store, comparison.experiment)
     same = {"answer_tokens": priced.answer_tokens, "batch": priced.batch}
-    return decide(fresh, asked, Pricing(fresh, priced.profile, **same))
+    return decide(fresh, asked, Pricing(fresh, priced.given, **same))
 
 
 def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile: Path | None) -> dict[str, Any]:

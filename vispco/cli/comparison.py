@@ -32,6 +32,9 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         print_text(
             f"objectives: {in_words(comparison['objectives'])}; budgets are in {comparison.get('cost', 'flops')}"
         )
+    for name, count in comparison.get("unpriced", {}).items():
+        what = "trials without a price are" if count > 1 else "trial without a price is"
+        print_text(f"{name}: {count} {what} left out (a policy that reads the prompt, or an unknown schedule)")
     if comparison.get("limits"):
         print_text(f"within limits: {_limits(comparison['limits'])}")
     plain, blind = unpruned["accuracy_held_out"], no_image["accuracy"]
@@ -190,7 +193,10 @@ def _of_unpruned(comparison: dict[str, Any]) -> str:
 def _in_unit(comparison: dict[str, Any], budget: float) -> dict[str, str]:
     """A budget in its cost's unit beside its share."""
     whole = comparison["unpruned"].get("cost")
-    return {} if whole is None else {"is": amount(budget * whole, comparison["cost_unit"])}
+    # A share of FLOPs is a mean over prompts, which times a mean is not the mean.
+    if whole is None or comparison["cost"] == "flops":
+        return {}
+    return {"is": amount(budget * whole, comparison["cost_unit"])}
 
 
 def _other_share(comparison: dict[str, Any], default: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,10 @@ class Run:
                 floor = self.cost.floor(self.problem.family(), self.problem.default_method)
                 budgets = self.cost.budgets(floor)
                 self._check_entries_fit()
+                known = self.study.experiment in self.store.experiment_names()
+                earlier = self.store.require_experiment(self.study.experiment).provenance if known else None
                 content = content_of(self.evaluator, self.store, self.progress.say)
-                self.store.save_experiment(
-                    self.study.experiment,
-                    spec_text=self.problem.portable_text,
-                    spec_hash=self.study.spec_hash(),
-                    identity={**self.study.identity(), "content": content},
-                    provenance=provenance(self.study.model.device),
-                )
+                self._save(content, provenance(self.study.model.device))
                 advance(1, 3, "references")
                 facts = self._references()
                 advance(3, 3, "references")
@@ -115,9 +111,20 @@ class Run:
             HeldOut(self.evaluator, self.store, self.progress).confirm(planned, self._policies, budgets, checkpoints)
             self._tell_alike(planned)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
+            if earlier and after == before:
+                self._save(content, earlier)  # of the run that measured, not of one that had nothing to do
         if self.failures:
             raise self._ended_early(len(planned))
         return after - before
+
+    def _save(self, content: dict[str, Any], provenance: Mapping[str, Any]) -> None:
+        self.store.save_experiment(
+            self.study.experiment,
+            spec_text=self.problem.portable_text,
+            spec_hash=self.study.spec_hash(),
+            identity={**self.study.identity(), "content": content},
+            provenance=provenance,
+        )
 
     def _announce(self, only: Sequence[str] | None) -> None:
         """What ``vispco plan`` computes, at the speed that the plain model was just measured with."""
