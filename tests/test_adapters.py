@@ -73,6 +73,8 @@ def test_an_adapter_is_that_of_peft(base: Path, adapter: Path) -> None:
     assert torch.equal(model(**BATCH).logits, theirs)
     assert not torch.allclose(theirs, without, atol=1e-2)
     assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "lora" in name)
+    # Updates can be merged, so they cost nothing.
+    assert adapter_for(model).shape() == adapter_for(vispco.load_model(str(base))[0]).shape()
     dropping_equals_hiding(model)
 
 

@@ -118,6 +118,9 @@ CHOSEN: list[tuple[list[str], str, str | None]] = [
     (["3", "13", "1.3"], "3.0", "A"),
     (["3", "30"], "3.5", None),
     (["yes", "no"], "No.", "B"),
+    (["yes", "no"], "No, there is not.", "B"),
+    (["yes", "no"], "No, yes is not right.", None),
+    (["red", "blue"], "Red, not really.", None),
     (["yes", "no"], "yes and no", None),
     (["C++", "C"], "C++", "A"),
 ]

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import PixtralVisionConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import vispco
 from conftest import make_batch
 from vispco.errors import ModelError, ScheduleError
 from vispco.models.families import adapter_for
 from vispco.models.grids import Grid
+from vispco.pruning.cache import Kept, PrunedLayer
 from vispco.pruning.forward.shared import SharedPrefill
 from vispco.pruning.refusals import refuse_uncuttable
 from vispco.pruning.schedules import Ratios, Step, keep_count
@@ -344,6 +347,47 @@ def test_flash_attention_does_not_see_past_a_window() -> None:
     refuse_uncuttable(adapter, "flash_attention_2", None, 12)
     with pytest.raises(ModelError, match="'flex_attention' is not supported"):
         refuse_uncuttable(adapter, "flex_attention", None, 5)
+    layer = PrunedLayer(DynamicSlidingWindowLayer(sliding_window=12))
+    layer.kept = Kept(torch.arange(4)[None], torch.ones(1, 4, dtype=torch.bool), 8, torch.tensor(2))
+    layer.length = 11
+    assert layer.mask(None, 1, "flash_attention_2", torch.zeros(1, 1, 4)) is None
+    layer.length = 12
+    with pytest.raises(ModelError, match="at place 13 they would see past the window of 12"):
+        layer.mask(None, 1, "flash_attention_2", torch.zeros(1, 1, 4))
+
+
+def test_packed_rows_are_refused(tiny_llava: Any) -> None:
+    """Two prompts in one row: their positions begin again."""
+    batch = make_batch([(3, 1, 5)])
+    length = batch["input_ids"].shape[1]
+    one = {key: value[:1] for key, value in batch.items() if key != "attention_mask"}
+    positions = torch.cat([torch.arange(length // 2), torch.arange(length - length // 2)])[None]
+    with torch.no_grad(), vispco.prune(tiny_llava, schedule=Step(1, 0.5)):
+        tiny_llava(**one, position_ids=torch.arange(length)[None])
+        with pytest.raises(ModelError, match="holds several prompts"):
+            tiny_llava(**one, position_ids=positions)
+
+
+def test_a_loss_outside_of_the_model_is_warned_of(tiny_llava: Any) -> None:
+    with vispco.prune(tiny_llava.train(), schedule=Step(1, 0.5)), pytest.warns(UserWarning, match="label smoothing"):
+        tiny_llava(**make_batch([(3, 1, 5)]))
+    tiny_llava.eval()
+
+
+def test_the_cells_of_pictures_follow_their_tower() -> None:
+    """SigLIP has no CLS token among its features; what a Pixtral tower made of a picture LLaVA does not say."""
+    model = TINY["llava"].build()
+    model.config.vision_feature_select_strategy = "full"
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    adapter = adapter_for(model)
+    assert adapter.grids({}, [side * side + 1]) == [Grid(1, 1, side * side + 1)]
+    model.model.vision_tower = SiglipVisionModel(
+        SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    assert adapter.grids({}, [side * side] * 2) == [Grid(1, side, side)] * 2
+    model.config.vision_config = PixtralVisionConfig()
+    with pytest.raises(ModelError, match="a Pixtral tower makes another grid"):
+        adapter.grids({}, [side * side])
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name.startswith("qwen3_5")])

@@ -74,6 +74,33 @@ def test_the_table_of_letters_is_whole() -> None:
     assert len(LETTERS.strip("\n").splitlines()) == 24
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("C since the FDA requires it", "C"),
+        ("B because DNA is copied", "B"),
+        ("The answer is D based on the data of NASA in 1969", "D"),
+        ("A. It is B. no", "A"),
+        ("(A) or (C) or (B)", "B"),
+    ],
+)
+def test_mmmu_ranks_several_letters_as_words(answer: str, letter: str) -> None:
+    """As parse_mmmu_multi_choice_response of lmms-eval 0.7.3 does."""
+    assert mmmu_letter(answer, OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Answer: C", "C"),
+        ("Based on the video, it is (C)", "C"),
+        ("(A) seems wrong, the option is B here", "A"),
+    ],
+)
+def test_the_shared_rule_knows_the_cues_of_lmms_eval(answer: str, letter: str) -> None:
+    assert lenient_letter(answer, "ABCD") == letter
+
+
 @pytest.mark.parametrize("answer", ["B", "B.", "B. text", "(B)", "b", " B "])
 def test_ai2d_accepts(answer: str) -> None:
     assert is_letter(answer, "B")

@@ -77,6 +77,10 @@ def test_what_the_servers_take() -> None:
         TARGETS["vllm"].written(early, make_method("fastv"), 8)
     with pytest.raises(ScheduleError, match="drops tokens before layer 0 only and keeps some; search family: constant"):
         TARGETS["vllm"].written(parse_schedule("step(layer=2, keep=0.5)"), make_method("divprune"), 8)
+    with pytest.raises(ScheduleError, match="does not run on target 'openvino-genai', which has its own parameters"):
+        TARGETS["openvino-genai"].written(early, make_method("cdpruner", {"relevance": "none"}), 8)
+    with pytest.raises(ScheduleError, match=r"keep 0\.004 does not run on target 'openvino-genai', which takes whole"):
+        TARGETS["openvino-genai"].written(parse_schedule("step(layer=0, keep=0.004)"), make_method("cdpruner"), 8)
     with pytest.raises(ConfigError, match="unknown target 'vlm'; did you mean 'vllm'"):
         target_named("vlm")
 

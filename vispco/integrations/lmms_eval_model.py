@@ -200,7 +200,7 @@ class VispcoModel(lmms):  # type: ignore[misc]
         return inputs
 
     def _generate(self, samples: Sequence[Sample], settings: dict[str, Any]) -> list[str]:
-        stops = settings.pop("until", None) or []
+        stops = _stops(settings.pop("until", None))
         heat = float(settings.get("temperature") or 0) if settings.get("do_sample", True) else 0.0
         inputs = self._inputs(samples)
         with torch.inference_mode(), self.pruned(samples):
@@ -213,7 +213,7 @@ class VispcoModel(lmms):  # type: ignore[misc]
             )
         new = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [_until(text, [stops] if isinstance(stops, str) else stops) for text in texts]
+        return [_until(text, stops) for text in texts]
 
     def _judge(self, sample: Sample, ids: Tensor) -> tuple[float, bool]:
         inputs = self._inputs([sample])
@@ -234,6 +234,11 @@ class VispcoModel(lmms):  # type: ignore[misc]
         logs = logits.float().log_softmax(dim=-1)
         loss = -logs.gather(2, ids[..., None]).mean()
         return float(loss), bool((logits.argmax(dim=-1) == ids).all())
+
+
+def _stops(until: str | Sequence[str] | None) -> list[str]:
+    """Without a blank line: lmms-eval gives it to every task that names no end, and its own models ignore it there."""
+    return [stop for stop in ([until] if isinstance(until, str) else until or ()) if stop != "\n\n"]
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

@@ -80,11 +80,17 @@ class Gemma4Adapter(VideoAdapter):
             noted = _sizes(inputs.get("places"), self._side)
             given = {kind: noted if kind in kinds else [] for kind in KINDS}
         known = {kind: list(sizes) if len(sizes) == kinds.count(kind) else [] for kind, sizes in given.items()}
-        by_tokens = {rows * columns: (rows, columns) for sizes in given.values() for rows, columns in sizes}
+        shapes = {size for sizes in given.values() for size in sizes}
         found: list[Grid] = []
         for run, kind in zip(runs, kinds, strict=True):
-            size = known[kind].pop(0) if known[kind] else by_tokens.get(run, (1, run))
-            found.append(Grid(1, *size))
+            # generate keeps no sizes, and beams repeat pictures: what the tower saw then tells them by their tokens.
+            fits = [known[kind].pop(0)] if known[kind] else [size for size in shapes if size[0] * size[1] == run]
+            if shapes and len(fits) != 1:
+                raise ModelError(
+                    f"a picture of {run} tokens may have any of {sorted(fits) or sorted(shapes)} rows and columns, and "
+                    "generate does not say which; give pictures of one shape and kind, or use greedy decoding"
+                )
+            found.append(Grid(1, *(fits[0] if fits else (1, run))))
         return found
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
 from vispco.models.families import ADAPTERS
 from vispco.models.grids import Grid, fixed_grids
@@ -21,9 +22,14 @@ class LlavaAdapter(ModelAdapter):
     examples: ClassVar[tuple[str, ...]] = ("llava-hf/llava-1.5-7b-hf",)
 
     def grids(self, inputs: dict[str, Any], runs: Sequence[int]) -> list[Grid]:
-        vision = self.model.config.vision_config
+        vision, tower = self.model.config.vision_config, self.model.model.vision_tower
+        if vision.model_type == "pixtral":
+            raise ModelError(
+                "a Pixtral tower makes another grid of every picture, and a LLaVA model does not say which, so methods "
+                "that read where tokens stand do not run on it; use one that reads attention or features"
+            )
         tokens = (vision.image_size // vision.patch_size) ** 2
-        if self.model.config.vision_feature_select_strategy == "full":
+        if self.model.config.vision_feature_select_strategy == "full" and has_cls(tower):
             tokens += 1
         return fixed_grids(runs, tokens)
 
@@ -39,6 +45,11 @@ class LlavaAdapter(ModelAdapter):
         return encoder_watch(self.model, EncoderWatch)
 
 
+def has_cls(tower: Any) -> bool:
+    """Whether a token that is no patch stands first, as in CLIP and not in SigLIP."""
+    return hasattr(getattr(getattr(tower, "vision_model", tower), "embeddings", None), "class_embedding")
+
+
 def encoder_watch(model: Any, kind: type[EncoderWatch], **more: Any) -> VisionWatch | None:
     """Reads the tower of a model of LLaVA's kind; None where its layers are not those of CLIP or SigLIP, or where
     features are not a layer's output."""
@@ -49,7 +60,7 @@ def encoder_watch(model: Any, kind: type[EncoderWatch], **more: Any) -> VisionWa
     last = chosen if isinstance(chosen, int) else chosen[-1]
     if layers is None or last in (0, -len(layers) - 1):
         return None
-    cls = hasattr(tower.embeddings, "class_embedding")
+    cls = has_cls(tower)
     return kind(
         layers,
         last - 1 if last > 0 else len(layers) + last,

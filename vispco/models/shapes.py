@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +72,10 @@ def weights_of(layer: nn.Module, config: Any) -> int:
     """Multiply-adds per token of a layer's matrices, those of attention's two products apart.
 
     Linear modules and routers take every token. Experts lie in tensors with their number in front, and a token is sent
-    to ``num_experts_per_tok`` of them.
+    to ``num_experts_per_tok`` of them. Low-rank updates, which can be merged, do not count.
     """
     total = 0
-    for module in layer.modules():
+    for module in _without_updates(layer):
         own = dict(module.named_parameters(recurse=False))
         stacked = [weight for weight in own.values() if weight.ndim == 3 and not hasattr(module, "kernel_size")]
         if hasattr(module, "in_features"):
@@ -84,6 +85,17 @@ def weights_of(layer: nn.Module, config: Any) -> int:
         elif "weight" in own and own["weight"].ndim == 2:
             total += own["weight"].numel()
     return total
+
+
+def _without_updates(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules below, of PEFT's wrappers only what they wrap."""
+    inner: Any = getattr(module, "base_layer", getattr(module, "original_module", None))
+    if inner is not None:
+        yield from _without_updates(inner)
+        return
+    yield module
+    for child in module.children():
+        yield from _without_updates(child)
 
 
 def _experts_per_token(config: Any) -> int:

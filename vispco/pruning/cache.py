@@ -115,6 +115,11 @@ class PrunedLayer(CacheLayerMixin):  # type: ignore[misc]
         places = torch.cat([kept.index.to(device), after], dim=1)[:, -entries:]
         real = torch.cat([kept.real.to(device), torch.ones_like(after, dtype=torch.bool)], dim=1)[:, -entries:]
         if "flash" in attention:
+            if window is not None and total > window and kept.index.shape[1] < kept.length:
+                raise ModelError(
+                    f"flash kernels count a sliding window in cache entries, so at place {total} they would see past "
+                    f"the window of {window}, as the prompt is pruned; load the model with attn_implementation='sdpa'"
+                )
             if given is not None and given.ndim == 2:
                 real = real & given.bool().gather(1, places)
             return None if bool(real.all()) else real.long()

@@ -14,6 +14,10 @@ from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
 from vispco.pruning.forward.tokens import Prompt, Tokens
 
+UNSEEN_LOSS = (
+    "the model is pruned while it trains, without labels: a loss that is taken outside of it, as with label smoothing, "
+    "also reads the rows of dropped tokens, which are zeros; leave out labels of visual tokens and right after them"
+)
 IGNORED = -100  # the label of tokens that no loss is taken of
 
 
@@ -44,6 +48,24 @@ def refuse_uncuttable(adapter: ModelAdapter, attention: str, cache: Any, length:
         raise ModelError(
             f"flash kernels count a sliding window in cache entries, so a pruned prompt of {length} tokens would "
             f"see past its window of {min(windows)}; load the model with attn_implementation='sdpa'"
+        )
+
+
+def refuse_packed(given: dict[str, Any], mask: Any) -> None:
+    """Refuse rows that hold several prompts one after the other; ``mask``: that was
+    given, which packed rows lack.
+
+    Raises:
+        ModelError: the positions that the decoder is ``given`` begin again within a row.
+    """
+    positions = given.get("position_ids")
+    packed = given.get("cu_seq_lens_q") is not None
+    if mask is None and isinstance(positions, Tensor) and positions.ndim == 2:
+        packed |= bool((positions.diff(dim=1) < 0).any())
+    if packed:
+        raise ModelError(
+            "a row holds several prompts (its positions begin again), which pruning would rank as one and join; give "
+            "each prompt a row of its own, with an attention_mask"
         )
 
 

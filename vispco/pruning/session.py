@@ -35,7 +35,7 @@ from vispco.pruning.forward.tower import TowerReader
 from vispco.pruning.methods.base import Method
 from vispco.pruning.needs import LAYER_BEFORE, check_needs
 from vispco.pruning.record import Record
-from vispco.pruning.refusals import refuse_labels, refuse_uncuttable, refuse_visual_end
+from vispco.pruning.refusals import UNSEEN_LOSS, refuse_labels, refuse_packed, refuse_uncuttable, refuse_visual_end
 from vispco.pruning.schedules import Counts, Policy
 
 
@@ -176,6 +176,9 @@ class PruningSession(Record):
         counts = checked_counts(self.policy.counts(n_visual, layers, prompt), n_visual, layers, self.method)
         if bool((counts < n_visual[:, None]).any()) or self.gather_always:
             refuse_uncuttable(self.adapter, attention, cache, embeds.shape[1])
+            refuse_packed(kwargs, inputs.get("attention_mask"))
+            if self.adapter.model.training and torch.is_grad_enabled() and thread.labels is None:
+                warnings.warn(UNSEEN_LOSS, stacklevel=2)
             self._refuse_other_modules()
         if thread.reads_end and bool((loses := self._left(counts) < n_visual).any()):
             refuse_visual_end(prompt, loses)

@@ -14,7 +14,7 @@ from typing import Any
 
 from vispco.errors import ConfigError, ScheduleError
 from vispco.pruning.families.base import ScheduleFamily
-from vispco.pruning.methods.base import Method
+from vispco.pruning.methods.base import Method, make_method
 from vispco.pruning.schedules import Schedule, resolution_of
 from vispco.registry import suggest
 
@@ -22,12 +22,16 @@ from vispco.registry import suggest
 @dataclass(frozen=True)
 class Target:
     """A server. ``methods``: those that run there (None: all). ``settings``: from schedule, method and the share that
-    is kept to what the server takes, by option name; None: this package itself, which runs everything."""
+    is kept to what the server takes, by option name; None: this package itself, which runs everything.
+    ``takes_parameters``: whether a method may have other parameters than its default ones; ``per_cent``: whether the
+    share is given in whole per cent."""
 
     name: str
     about: str
     methods: frozenset[str] | None = None
     settings: Callable[[Schedule, Method, float], dict[str, Any]] | None = None
+    takes_parameters: bool = True
+    per_cent: bool = False
 
     @property
     def constant(self) -> bool:
@@ -46,6 +50,10 @@ class Target:
                 f"{schedule.text()} does not run on target {self.name!r}, which drops tokens before layer 0 only and "
                 "keeps some; search family: constant, or use target transformers"
             )
+        if problem := self._refuses_parameters(method):
+            return problem
+        if self.per_cent and abs(100 * (keep := ratios.pop()) - round(100 * keep)) > 1e-6:
+            return f"keep {keep:g} does not run on target {self.name!r}, which takes whole per cent; round it"
         return None
 
     def check(self, method: Method, family: type[ScheduleFamily]) -> None:
@@ -58,11 +66,21 @@ class Target:
             raise ConfigError(
                 f"method {method.name!r} does not run on target {self.name!r}; those that do: {self._listed()}"
             )
+        if problem := self._refuses_parameters(method):
+            raise ConfigError(problem)
         if self.constant and not family.before_decoder:
             raise ConfigError(
                 f"target {self.name!r} drops tokens before layer 0 only, so family {family.name!r} does not run there; "
                 "use family: constant"
             )
+
+    def _refuses_parameters(self, method: Method) -> str | None:
+        if self.takes_parameters or method.parameters() == make_method(method.name).parameters():
+            return None
+        return (
+            f"method {method.name!r} with {method.parameters()} does not run on target {self.name!r}, which has its "
+            "own parameters; measure it without any"
+        )
 
     def _listed(self) -> str:
         return ", ".join(sorted(self.methods or ()))
@@ -104,9 +122,9 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target("transformers", "this package: vispco.prune, vispco serve"),
         Target("vllm", "vLLM with a plug-in that prunes before the decoder", VLLM_METHODS, _vllm),
-        Target("vllm-video", "vLLM's own pruning of videos", frozenset({"evs", "vidcom2"}), _vllm_video),
-        Target("tensorrt-edge-llm", "TensorRT-Edge-LLM's own DART", frozenset({"dart"}), _edge),
-        Target("openvino-genai", "OpenVINO GenAI's own CDPruner", frozenset({"cdpruner"}), _openvino),
+        Target("vllm-video", "vLLM's own pruning of videos", frozenset({"evs", "vidcom2"}), _vllm_video, False),
+        Target("tensorrt-edge-llm", "TensorRT-Edge-LLM's own DART", frozenset({"dart"}), _edge, False),
+        Target("openvino-genai", "OpenVINO GenAI's own CDPruner", frozenset({"cdpruner"}), _openvino, False, True),
     )
 }
 

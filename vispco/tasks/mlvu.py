@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from vispco.tasks.base import TASKS, Sample
 from vispco.tasks.benchmark import Item, Scorer
 from vispco.tasks.loading import Row
-from vispco.tasks.scorers.letters import first_of_four
+from vispco.tasks.scorers.letters import lenient_letter
 from vispco.tasks.videos import VideoBenchmark
 
 OPTION = re.compile(r"^\s*\(?([A-H])[).:]\s*(.+?)\s*$", flags=re.MULTILINE)
 
 
 def first_letter(sample: Sample, answer: str) -> float:
-    return float(first_of_four(answer) == sample.answers[0])
+    return float(lenient_letter(answer, "ABCD") == sample.answers[0])
 
 
 @TASKS.register("mlvu")
@@ -30,7 +30,7 @@ class MLVU(VideoBenchmark):
     """
 
     name: ClassVar[str] = "mlvu"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     hub = (("sy1998/MLVU_dev", None),)
     columns = {name: (name,) for name in ("video_name", "question", "answer", "task_type")}
     post_prompt = "\nOnly give the best option.\nBest option: ("

@@ -33,6 +33,7 @@ class MMBench(Benchmark):
     """
 
     name: ClassVar[str] = "mmbench-en"
+    version: ClassVar[int] = 2
     max_new_tokens = 1024
     hub = (("lmms-lab-encoder/MMBench", "en"), ("lmms-lab/MMBench", "en"))
     split = "dev"

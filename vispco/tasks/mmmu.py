@@ -43,6 +43,7 @@ class MMMU(Benchmark):
     """Share of right answers on the validation split (``mmmu_acc``); pictures stand where the question says."""
 
     name: ClassVar[str] = "mmmu"
+    version: ClassVar[int] = 2
     max_new_tokens = 128
     hub = (("lmms-lab-encoder/MMMU", None), ("lmms-lab/MMMU", None), ("MMMU/MMMU", "+".join(SUBJECTS)))
     split = "validation"

@@ -26,6 +26,7 @@ class ScienceQA(Benchmark):
     """Share of right options among the questions with a picture."""
 
     name: ClassVar[str] = "scienceqa"
+    version: ClassVar[int] = 2
     hub = (
         *(("lmms-lab-encoder/ScienceQA", "ScienceQA-IMG"), ("lmms-lab/ScienceQA", "ScienceQA-IMG")),
         *(("lmms-lab/ScienceQA-IMG", None), ("derek-thomas/ScienceQA", None)),

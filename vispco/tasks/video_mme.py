@@ -31,7 +31,7 @@ class VideoMME(VideoBenchmark):
     """Share of right options. The prompt is lmms-eval's, which speaks of subtitles also where there are none."""
 
     name: ClassVar[str] = "video-mme"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     hub = (("lmms-eval/Video-MME", "videomme"), ("lmms-lab/Video-MME", "videomme"))
     columns = {name: (name,) for name in ("videoID", "question", "options", "answer")}
     optional = {name: (name,) for name in ("duration", "domain", "sub_category", "task_type", "question_id")}

@@ -12,6 +12,8 @@ from vispco.models.hooks import Hooks
 from vispco.models.vision import VisionExtras
 from vispco.pruning.methods.base import Method
 
+BEGIN = "_prepare_model_inputs"  # what ``generate`` calls before it encodes pictures
+
 
 class TowerReader:
     """Watches the tower if ``method`` reads it; else does nothing."""
@@ -25,10 +27,17 @@ class TowerReader:
     def install(self, hooks: Hooks) -> None:
         if self._watch is not None:
             self._watch.install(hooks)
+            if hasattr(self._adapter.model, BEGIN):
+                hooks.method(self._adapter.model, BEGIN, self._on_generate)
 
     def clear(self) -> None:
         if self._watch is not None:
             self._watch.clear()
+
+    def _on_generate(self, own: Any, output: Any, *args: Any, **kwargs: Any) -> None:
+        """What the tower showed before, of pictures that no prefill took, is none of this prompt's."""
+        given = kwargs.get("model_kwargs") or (args[2] if len(args) > 2 else {})
+        self.on_entry(given)
 
     def on_entry(self, inputs: dict[str, Any]) -> None:
         """A forward begins. Where it brings pixels, the tower is still to run; ``generate`` runs it before."""

@@ -6,7 +6,7 @@ All are case-sensitive in letters unless said otherwise, and give None where no 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from string import ascii_uppercase
 
 from vispco.tasks.scorers.exact import exact_match
@@ -68,7 +68,7 @@ def _only_text(answer: str, options: Options) -> str | None:
 
 CUES = (
     *(f"{the}{kind}answer is" for the in ("the ", "") for kind in ("correct ", "best ", "")),
-    *(f"{the}{kind}option is" for the in ("the ", "") for kind in ("correct ", "best ", "")),
+    *(f"{the}{kind}option is" for the in ("the ", "") for kind in ("correct ", "best ")),
     *(f"{the}{kind}choice is" for the in ("the ", "") for kind in ("correct ", "")),
     *("i choose", "i select", "i pick", "my answer is", "my choice is"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
@@ -119,20 +119,6 @@ def _stripped(answer: str, marks: str) -> str:
 
 # --- videos ----------------------------------------------------------------------------------------
 
-SAID_BEFORE = ("The best answer is", "The correct answer is", "The answer is", "The answer")
-
-
-def first_of_four(answer: str) -> str | None:
-    """MLVU as lmms-eval reads it: the first capital A to D once a few openings are taken away, also within a word.
-
-    >>> first_of_four("The best answer is (C)"), first_of_four("B) a dog"), first_of_four("Best option: A")
-    ('C', 'B', 'B')
-    """
-    for said in SAID_BEFORE:
-        answer = answer.replace(said, "")
-    found = re.search("[ABCD]", answer)
-    return found[0] if found else None
-
 
 def mvbench_letter(answer: str) -> str | None:
     """MVBench as lmms-eval reads it: ``B. text``, else the first letter A to E, in either case, that stands alone.
@@ -156,20 +142,15 @@ def mmmu_letter(answer: str, options: Options) -> str | None:
     Where nothing is found the original guesses at random; here it is None, which is wrong.
     """
     text = f" {_stripped(answer, ',.!?;:' + chr(39))} "
-    places: Sequence[Callable[[str], int]] = (
-        lambda letter: text.rfind(f"({letter})"),
-        lambda letter: text.rfind(f"{letter} "),
-        lambda letter: text.rfind(f"{letter}."),
-    )
-    for place in places:
-        if letter := _latest(place, options):
-            return letter
+    # Among several letters the original looks for "(X)", else for the last " X ", even where it found another shape.
+    for shape, ranked in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        found = [letter for letter in options if shape.format(letter) in text]
+        if found:
+            return max(found, key=lambda letter: text.rfind(ranked.format(letter)))
     if len(text.split()) > 5:
-        return _latest(lambda letter: text.lower().rfind(options[letter].lower()), options)
+        lower, places = text.lower(), {}
+        for letter, option in options.items():
+            if option.lower() in lower:
+                places[letter] = lower.rfind(option.lower())
+        return max(places, key=lambda letter: places[letter], default=None)
     return None
-
-
-def _latest(place: Callable[[str], int], letters: Iterable[str]) -> str | None:
-    found = [(place(letter), letter) for letter in letters]
-    best = max(found, default=(-1, ""))
-    return best[1] if best[0] >= 0 else None

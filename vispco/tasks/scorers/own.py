@@ -58,10 +58,19 @@ def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
         others = _named(led["rest"], options) - {letter}
         return letter if not others else None
     stated = {found["letter"].upper() for found in STATED.finditer(answer)} & options.keys()
-    named = _named(answer, options)
+    named = _named(answer, options) or _said_no(answer, options)
     if stated:
         return stated.pop() if len(stated) == 1 and named <= stated else None
     return named.pop() if len(named) == 1 else None
+
+
+def _said_no(answer: str, options: Mapping[str, str]) -> set[str]:
+    """An option that itself denies may be followed by a negation: "No, there is not."."""
+    said = plain(answer)
+    denying = {letter: plain(text) for letter, text in options.items() if NEGATION.fullmatch(plain(text))}
+    led = {letter for letter, text in denying.items() if re.match(f"{text}[.,:;!]", said)}
+    rest = NEGATION.sub(" ", re.sub(r"^\w+", "", said))
+    return led if len(led) == 1 and not _named(rest, options) else set()
 
 
 def _named(answer: str, options: Mapping[str, str]) -> set[str]:
