@@ -198,6 +198,8 @@ def test_settings_of_a_task(model_class: Any, folder: Path) -> None:
     for until in (stop, [stop]):
         cut = model.generate_until(requests({"max_new_tokens": 5, "until": until}))
         assert cut == [answer.split(stop)[0] if stop in answer else answer for answer in model.generate_until(long)]
+    stops = importlib.import_module(model_class.__module__)._stops
+    assert [stops(until) for until in (None, "\n\n", ["\n\n", "###"])] == [[], [], ["###"]]
 
 
 @pytest.mark.parametrize("schedule", [None, SCHEDULE])
