@@ -1,7 +1,7 @@
-"""Write docs/pays.json, the figure and the tables of docs/findings.md: ``python docs/make_pays.py [STORAGE]``.
+"""Write docs/pays.json, the figure and the tables of docs/findings.md: ``python docs/make_pays.py [FOLDER]``.
 
-Reads the experiments of studies/demo/learned-*.yaml, which ``python benchmarks/learned.py`` runs. ``--from-json``
-draws and writes again what docs/pays.json holds.
+Reads the databases that ``python benchmarks/learned.py --best-known --folder FOLDER`` wrote; what is not there stays as
+docs/pays.json has it. ``--from-json`` draws and writes again what docs/pays.json holds.
 """
 
 from __future__ import annotations
@@ -13,62 +13,62 @@ from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.regret import BEST_KNOWN
 from vispco.analysis.seeds import against, entries
+from vispco.analysis.violations import violations
 from vispco.fronts import choose
-from vispco.storage.store import Store, default_url
+from vispco.storage.store import Store
 
-DOCS = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
+KEPT, PAGE = ROOT / "docs" / "pays.json", ROOT / "docs" / "findings.md"
 SHAPES = {"step": "one step", "multistep": "up to three steps", "layerwise": "a ratio per layer"}
-OTHERS = {
-    "fitprune": "one step, FitPrune",
-    "sparsevlm": "one step, SparseVLM",
-    "qwen": "one step, Qwen2.5-VL shape",
-    "deep": "one step, 26 layers",
-}
-KINDS = {"lagrangian": "o", "random": "v", "tpe": "s"}
+MARKERS = {"learned": "o", "random": "v", "tpe": "s", "warm": "^", "dop": "D", "halving": "X", "grid": "P"}
 COLORS = {"step": "#4477aa", "multistep": "#cc3311", "layerwise": "#228833"}
 
 
-def searched(store: Store) -> list[dict[str, Any]]:
-    """Every entry against its study's dense step grid."""
+def searched(comparison: Comparison) -> dict[str, Any]:
+    """Every entry against the grid, and the learned one against every other."""
+    over_grid = {row["entry"]: row for row in against(comparison, "grid")["entries"]}
+    best = against(comparison, BEST_KNOWN)
+    known = any(name.startswith(BEST_KNOWN) for name in best["best_known"]["experiments"])
+    regret = {row["entry"]: row["regret"] for row in best["entries"]} if known else {}
     rows = []
-    for study in [*SHAPES, *OTHERS]:
-        comparison = Comparison(store, f"learned-{study}")
-        known = entries(comparison)
-        for row in against(comparison, "grid")["entries"]:
-            if row["entry"] == "grid":
-                continue
-            rows.append(
-                {
-                    "study": study,
-                    "entry": row["entry"],
-                    "kind": known[row["entry"]].runs[0].kind,
-                    "seeds": row["seeds"],
-                    "points": 100 * row["difference"],
-                    "interval": [100 * end for end in row["difference_ci"]],
-                    "propose": row["propose_share"],
-                    "charged": row["charged_share"],
-                    "hypervolume": row["hypervolume_ratio_to_grid"],
-                }
-            )
+    for name, row in over_grid.items():
+        versus = against(comparison, name)["entries"]
+        ahead = next(other for other in versus if other["entry"] == "learned") if name != "learned" else None
+        rows.append(
+            {
+                "entry": name,
+                **{key: row[key] for key in ("kind", "trials", "budgets_missed", "budget_score", "wall_seconds")},
+                "seeds": len(row["seeds"]),
+                "points": None if row["difference"] is None else 100 * row["difference"],
+                "interval": row["difference_ci"] and [100 * end for end in row["difference_ci"]],
+                "learned_ahead": ahead and 100 * ahead["difference"],
+                "learned_ahead_interval": ahead and [100 * end for end in ahead["difference_ci"]],
+                **{part: row[f"{part}_share"] for part in ("propose", "charged", "spent")},
+                "hypervolume": row["hypervolume_ratio_to_grid"],
+                "regret": None if regret.get(name) is None else 100 * regret[name],
+            }
+        )
+    held = next(entry for entry in violations(comparison)["entries"] if entry["entry"] == "learned")
+    grids = best["best_known"]["charged_flops"] / comparison.grid_flops()
+    return {
+        "entries": rows,
+        "held": {key: held[key] for key in ("pairs", "held", "over")},
+        "best_known": {"trials": best["best_known"]["trials"], "grids": grids} if known else None,
+    }
+
+
+def defaults(comparison: Comparison) -> list[dict[str, Any]]:
+    """What the learned search would choose for the compute of each published default, minus that default; held out."""
+    rows, runs = [], entries(comparison)["learned"].runs
+    for name, default in sorted(comparison.defaults().items(), key=lambda item: -item[1].flops_ratio):
+        chosen = [choose(comparison.front(run), default.flops_ratio) for run in runs]
+        held = [comparison.held_out(run, trial) for run, trial in zip(runs, chosen, strict=True) if trial]
+        more = comparison.mean_difference([one for one in held if one is not None], default)
+        cell = {"points": 100 * more["mean"], "interval": [100 * end for end in more["ci"]], "runs": len(held)}
+        rows.append({"default": name, "flops_ratio": default.flops_ratio, "accuracy": default.accuracy, **cell})
     return rows
-
-
-def defaults(store: Store) -> list[dict[str, Any]]:
-    """What a search would choose for the compute of each published default, minus that default; held-out points."""
-    found: dict[str, dict[str, Any]] = {}
-    for study in SHAPES:
-        comparison = Comparison(store, f"learned-{study}")
-        low = entries(comparison)["low"].runs
-        for name, default in comparison.defaults().items():
-            row = found.setdefault(
-                name, {"default": name, "flops_ratio": default.flops_ratio, "accuracy": default.accuracy}
-            )
-            chosen = [choose(comparison.front(run), default.flops_ratio) for run in low]
-            held = [comparison.held_out(run, trial) for run, trial in zip(low, chosen, strict=True) if trial]
-            more = comparison.mean_difference([one for one in held if one is not None], default)
-            row[study] = {"points": 100 * more["mean"], "interval": [100 * end for end in more["ci"]]}
-    return sorted(found.values(), key=lambda row: -row["flops_ratio"])
 
 
 def figure(told: dict[str, Any], output: Path) -> None:
@@ -80,92 +80,111 @@ def figure(told: dict[str, Any], output: Path) -> None:
 
         made = Figure(figsize=(6.9, 3.1))
         left, right = made.subplots(1, 2, width_ratios=[1.15, 1])
-        for row in told["searches"]:
-            if row["study"] not in SHAPES or row["kind"] not in KINDS or row["entry"] in ("input", "random-static"):
+        shown = set()
+        for case in told["cases"]:
+            if case["model"] != "demo" or case["method"] != "fastv":
                 continue
-            learned = row["kind"] == "lagrangian"
-            bars = [[row["points"] - row["interval"][0]], [row["interval"][1] - row["points"]]]
-            left.errorbar(
-                row["charged"],
-                row["points"],
-                yerr=bars,
-                fmt=KINDS[row["kind"]],
-                color=COLORS[row["study"]],
-                mfc=COLORS[row["study"]] if learned else "white",
-                elinewidth=0.6,
-                markersize=4,
-            )
+            for row in case["entries"]:
+                kind = row["entry"].removesuffix("-paid")
+                if row["interval"] is None or kind not in MARKERS:
+                    continue
+                shown |= {case["family"]}
+                bars = [[row["points"] - row["interval"][0]], [row["interval"][1] - row["points"]]]
+                color = COLORS[case["family"]]
+                filled = color if kind == "learned" else "white"
+                style = {"fmt": MARKERS[kind], "color": color, "mfc": filled, "elinewidth": 0.6, "markersize": 4}
+                left.errorbar(row["spent"], row["points"], yerr=bars, **style)
         left.axhline(0, color="black", linewidth=0.8)
         left.set_xscale("log")
-        left.set_xticks([0.1, 0.15, 0.2, 0.25])
         left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         left.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-        left.set_xlabel("all compute of the search, over the dense grid's")
+        left.set_xlabel("spent, over what the dense grid spends")
         left.set_ylabel("points above the dense step grid")
-        for study, words in SHAPES.items():
-            left.plot([], [], "-", color=COLORS[study], label=words)
-        for kind, marker in KINDS.items():
-            left.plot([], [], marker, color="grey", mfc="grey" if kind == "lagrangian" else "white", label=kind)
+        for family in sorted(shown, key=list(SHAPES).index):
+            left.plot([], [], "-", color=COLORS[family], label=SHAPES[family])
+        for kind, marker in MARKERS.items():
+            if kind != "grid":
+                left.plot([], [], marker, color="grey", mfc="grey" if kind == "learned" else "white", label=kind)
         left.legend(fontsize=6, ncols=2, loc="lower right")
         rows = sorted(told["defaults"], key=lambda row: row["flops_ratio"])
         for place, row in enumerate(rows):
-            one = row["multistep"]
-            bars = [[one["points"] - one["interval"][0]], [one["interval"][1] - one["points"]]]
-            right.errorbar(
-                one["points"], place, xerr=bars, fmt="o", color=COLORS["multistep"], elinewidth=0.6, markersize=4
-            )
+            bars = [[row["points"] - row["interval"][0]], [row["interval"][1] - row["points"]]]
+            style = {"fmt": "o", "color": COLORS["multistep"], "elinewidth": 0.6, "markersize": 4}
+            right.errorbar(row["points"], place, xerr=bars, **style)
         right.axvline(0, color="black", linewidth=0.8)
         right.set_yticks(range(len(rows)), [f"{row['default']}  {row['flops_ratio']:.2f}" for row in rows], fontsize=6)
-        right.set_xlabel("points of learned steps above it")
+        right.set_xlabel("points of up to three learned steps above it")
         right.set_title("default, its flops_ratio", loc="left", x=-0.44, fontsize=6)
         return made
 
     matplotlib_figures.save(draw, output)
 
 
-def points(cell: dict[str, Any]) -> str:
-    low, high = cell["interval"]
-    return f"{cell['points']:+.1f} ({low:+.1f} to {high:+.1f})"
+def points(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return "-"
+    return f"{value:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})"
 
 
 def search_table(told: dict[str, Any]) -> str:
-    rows = [
-        "| schedules | entry | points against the dense step grid | propose | charged | hypervolume |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in told["searches"]:
-        words = (SHAPES | OTHERS)[row["study"]]
-        shares = f"{row['propose']:.3f} | {row['charged']:.3f} | {row['hypervolume']:.3f}"
-        rows.append(f"| {words} | `{row['entry']}` | {points(row)} | {shares} |")
-    return "\n".join(rows)
+    head = ["model", "schedules", "entry", "`budget_score`", "points against the grid", "`learned` is ahead by"]
+    head += ["charged", "spent", "seconds", "regret"]
+    rows = [head, ["---"] * len(head)]
+    for case in told["cases"]:
+        words = SHAPES[case["family"]] + (f", {case['method']}" if case["method"] != "fastv" else "")
+        for row in case["entries"]:
+            ahead = points(row["learned_ahead"], row["learned_ahead_interval"])
+            regret = "-" if row["regret"] is None else f"{row['regret']:.1f}"
+            rows.append(
+                [
+                    *(f"`{case['model']}`", words, f"`{row['entry']}`", f"{row['budget_score']:.3f}"),
+                    *(points(row["points"], row["interval"]), ahead),
+                    *(f"{row['charged']:.3f}", f"{row['spent']:.3f}", f"{row['wall_seconds']:.0f}", regret),
+                ]
+            )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def default_table(told: dict[str, Any]) -> str:
-    heads = " | ".join(f"learned, {words}" for words in SHAPES.values())
-    rows = [f"| published default | `flops_ratio` | accuracy | {heads} |", "| --- " * (3 + len(SHAPES)) + "|"]
+    rows = [
+        "| published default | `flops_ratio` | accuracy | learned, up to three steps |",
+        "| --- | --- | --- | --- |",
+    ]
     for row in told["defaults"]:
-        cells = " | ".join(points(row[study]) for study in SHAPES)
-        rows.append(f"| `{row['default']}` | {row['flops_ratio']:.3f} | {row['accuracy']:.3f} | {cells} |")
+        cell = points(row["points"], row["interval"])
+        rows.append(f"| `{row['default']}` | {row['flops_ratio']:.3f} | {row['accuracy']:.3f} | {cell} |")
     return "\n".join(rows)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What docs/pays.json holds, renewed by every database of ``folder``."""
+    told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    cases = {(case["model"], case["family"], case["method"]): case for case in told.get("cases", ())}
+    for path in sorted(folder.glob("*.db")):
+        comparison = Comparison(Store(f"sqlite:///{path}", read_only=True), f"learned-{path.stem}")
+        identity = comparison.stored.identity
+        key = identity["model"]["name"], entries(comparison)["learned"].runs[0].family, identity["method"]["name"]
+        cases[key] = {"model": key[0], "family": key[1], "method": key[2], **searched(comparison)}
+        if key == ("demo", "multistep", "fastv"):
+            told["defaults"] = defaults(comparison)
+    order = list(SHAPES)
+    told["cases"] = [cases[key] for key in sorted(cases, key=lambda key: (key[0], order.index(key[1]), key[2]))]
+    return json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
 
 
 def main() -> None:
     arguments = sys.argv[1:]
-    kept = DOCS / "pays.json"
     if arguments == ["--from-json"]:
-        told = json.loads(kept.read_text(encoding="utf-8"))
+        told = json.loads(KEPT.read_text(encoding="utf-8"))
     else:
-        store = Store(arguments[0] if arguments else default_url(), read_only=True)
-        told = {"searches": searched(store), "defaults": defaults(store)}
-        told = json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 6))
-        kept.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    figure(told, DOCS / "pays.png")
-    page = DOCS / "findings.md"
-    text = page.read_text(encoding="utf-8")
+        told = read(Path(arguments[0] if arguments else "learned"))
+        KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    figure(told, ROOT / "docs" / "pays.png")
+    text = PAGE.read_text(encoding="utf-8")
     for name, made in (("learned-searches", search_table(told)), ("learned-defaults", default_table(told))):
         block = f"<!-- {name} -->\n{made}\n<!-- end -->"
         text = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
-    page.write_text(text, encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
