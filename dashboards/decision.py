@@ -113,7 +113,9 @@ def _kept(decision: dict[str, Any]) -> Tile:
         where = f"{term('search split')}, where it was chosen"
     share = percent(mine / whole, 0) if whole else "-"
     return Tile(
-        share, f"of the unpruned {term('accuracy')} kept", f"{percent(mine)} of {percent(whole)} on the {where}"
+        share,
+        f"of the unpruned {term('accuracy', decision['score'])} kept",
+        f"{percent(mine)} of {percent(whole)} on the {where}",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from vispco.dashboards.axis import ACCURACY, HELD_OUT, of_what, percents, share, title_of
+from vispco.dashboards.axis import ACCURACY, of_what, percents, scored, share, title_of
 from vispco.dashboards.text import in_figure, percent
 
 # Okabe & Ito's palette: told apart with any colour vision, on light and dark ground.
@@ -175,7 +175,7 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
         )
     add_published(figure, comparison)
     reference_lines(figure, {"unpruned": comparison["unpruned"]["accuracy_held_out"]})
-    layout(figure, title="What a choice delivers", x=title_of(comparison, "budget"), y=HELD_OUT)
+    layout(figure, title="What a choice delivers", x=title_of(comparison, "budget"), y=f"{scored(comparison)}, %")
     figure.update_layout(margin_r=70)
     return only_first(figure, comparison)
 
@@ -316,7 +316,7 @@ def task_fronts(comparison: dict[str, Any], task: str) -> go.Figure:
                 + in_figure(run["name"])
                 + "</extra>",
             )
-    layout(figure, title=in_figure(task), x="compute, % of unpruned", y=HELD_OUT)
+    layout(figure, title=in_figure(task), x="compute, % of unpruned", y=f"{scored(comparison)}, %")
     return only_first(figure, comparison)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vispco.dashboards.axis import share
+from vispco.dashboards.axis import scored, share
 from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, runs_of, steps
 from vispco.dashboards.text import clean, shortened
 
@@ -115,7 +115,7 @@ def front(
     if split == "held_out":
         handles += _published(axes, comparison)
     _reference(axes, comparison["unpruned"][key], "unpruned")
-    axes.set(xlabel=_share_of(comparison), ylabel="accuracy" if split == "search" else "held-out accuracy")
+    axes.set(xlabel=_share_of(comparison), ylabel=scored(comparison, split))
     _legend(figure, handles)
     return figure
 
@@ -144,7 +144,7 @@ def choices(comparison: dict[str, Any], *, width: float = COLUMN) -> Figure:
         handles.append((line, _name(entry) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")))
     handles += _published(axes, comparison)
     _reference(axes, comparison["unpruned"]["accuracy_held_out"], "unpruned")
-    axes.set(xlabel=f"budget ({_share_of(comparison)})", ylabel="held-out accuracy")
+    axes.set(xlabel=f"budget ({_share_of(comparison)})", ylabel=scored(comparison))
     _legend(figure, handles)
     return figure
 

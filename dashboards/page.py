@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 import yaml
 from vispco.dashboards import figures, heatmaps, objectives, tables
-from vispco.dashboards.axis import of_what, title_of
+from vispco.dashboards.axis import of_what, scored, title_of
 from vispco.dashboards.decision import decision_html
 from vispco.dashboards.glossary import glossary_html, term
 from vispco.dashboards.library import digest, library_digest, library_html
@@ -177,7 +177,7 @@ def _few(comparison: dict[str, Any]) -> str:
 def _slider(sheet: Sheet, comparison: dict[str, Any], answered: dict[str, Any]) -> str:
     low, high = min(comparison["floor"], 1.0), 1.0
     start = answered["budget"] if answered["budget"] is not None else HALF
-    heads = [("search", ""), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]
+    heads = [("search", ""), (scored(comparison), "held-out split"), ("95 % interval", "interval")]
     heads += [(f"{of_what(comparison)}, of unpruned", "compute"), ("schedule", "schedule")]
     head = "".join(f'<th scope="col">{term(known, shown) if known else escape(shown)}</th>' for shown, known in heads)
     budget, copied = sheet.id("budget"), sheet.id("export")

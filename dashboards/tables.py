@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from vispco.dashboards import figures
+from vispco.dashboards.axis import scored
 from vispco.dashboards.glossary import term
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
 
@@ -96,7 +97,7 @@ def objectives(comparison: dict[str, Any]) -> str:
 
 def by_budget(comparison: dict[str, Any]) -> str:
     """What each entry chose for each budget; budgets with the same choice share a row."""
-    heads = [("budget", "budget"), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]
+    heads = [("budget", "budget"), (scored(comparison), "held-out split"), ("95 % interval", "interval")]
     heads += [("points to the grid", "grid"), ("interval of that", "interval"), ("schedule", "schedule")]
     groups: dict[str, Sequence[Row]] = {
         name: _alone(comparison, runs[0]) if len(runs) == 1 else _seeds(comparison, runs)

@@ -26,6 +26,7 @@ from pages import blocks
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.headline import answer
+from vispco.analysis.published_results import beside_published
 from vispco.cli.main import main
 from vispco.errors import ConfigError
 from vispco.exporting import export_schedule, export_steps
@@ -77,6 +78,22 @@ def test_the_answer_of_single_runs_is_what_compare_says(comparison: Comparison) 
         gap = row["difference_to_grid"].get(entry["entry"])
         assert entry["difference"] == (gap["mean"] if gap else None)
         assert entry["difference_ci"] == (gap["ci"] if gap else None)
+
+
+def test_scores_that_are_no_accuracies_are_not_called_right_answers(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'a.db'}")
+    fill(store)
+    comparison = Comparison(store, "made")
+    told = answer_html(answer(comparison))
+    assert "on the held-out split" in told
+    assert "questions right" not in told
+    assert "before the first token that differs" not in told
+    comparison.stored.identity["score"] = "agreement"
+    page = render(report_record(comparison))
+    assert "before the first token that differs. It does not say whether answers are right" in page
+    assert "held-out agreement" in page
+    with pytest.raises(ConfigError, match="'made' measured score: agreement"):
+        beside_published(comparison)
 
 
 def test_a_default_is_compared_within_its_own_compute(comparison: Comparison) -> None:

@@ -102,6 +102,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
     return {
         "experiment": comparison.experiment,
         "cost": question.cost,
+        "score": comparison.score,
         "max_drop": question.max_drop,
         "sure": question.sure,
         "batch": pricing.batch,
@@ -242,7 +243,7 @@ def _chosen(comparison: Comparison, best: Candidate, pricing: Pricing) -> dict[s
             trial=best.trial.number,
             schedule=best.trial.user_attrs.get("schedule"),
             method=origin.method if origin else None,
-            keep_ratio=comparison.keep_ratio(best.search, best.trial),
+            keep_ratio=comparison.kept(best.search, best.trial),
             accuracy_held_out=_accuracy(comparison.held_out(best.search, best.trial)),
             flops_ratio=_share(pricing.of("flops", best.search, best.trial)),
         )

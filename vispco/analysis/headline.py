@@ -83,6 +83,7 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
     return {
         "budget": budget,
         "cost": comparison.cost,
+        "score": comparison.score,
         "unpruned": unpruned.accuracy if unpruned else None,
         "grid": grid.entry if grid else None,
         "seeds_needed": SEEDS_NEEDED,

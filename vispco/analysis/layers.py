@@ -82,7 +82,8 @@ def layer_record(comparison: Comparison) -> dict[str, Any]:
     """The whole object."""
     groups: dict[str, list[StudyResult]] = {}
     for search in comparison.searches:
-        groups.setdefault(search.entry, []).append(search)
+        if search.trials:  # one that has not run yet misses no budget
+            groups.setdefault(search.entry, []).append(search)
     unpruned = comparison.reference("unpruned", "search")
     record = {
         "experiment": comparison.experiment,
@@ -115,7 +116,7 @@ def _learned(comparison: Comparison, entry: str, searches: Sequence[StudyResult]
             if trial is None:
                 over += 1
                 continue
-            ratios, share = comparison.keep_ratio(search, trial), comparison.flops_ratio(search, trial)
+            ratios, share = comparison.kept(search, trial), comparison.flops_ratio(search, trial)
             if ratios is None or len(ratios) != layers or share is None:
                 continue  # an imported trial that does not say
             held_out = comparison.held_out(search, trial)

@@ -102,7 +102,8 @@ def _one_step(text: str | None) -> Place | None:
         schedule = parse_schedule(text)
     except ScheduleError:
         return None
-    assert isinstance(schedule, Step)
+    if not isinstance(schedule, Step):  # at another resolution
+        return None
     return (schedule.layer, schedule.keep) if schedule.keep < 1 else None
 
 
