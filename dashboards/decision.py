@@ -10,7 +10,7 @@ from vispco.dashboards.glossary import term
 from vispco.dashboards.text import in_html, percent, points, shortened
 from vispco.dashboards.tiles import Tile, tiles
 
-from vispco.analysis.decision import points_in_words
+from vispco.analysis.decision import nothing_cheaper, points_in_words
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import amount
 from vispco.costs.profile import busy
@@ -44,10 +44,7 @@ def decision_html(
         return f'<p class="lead" id="{prefix}decision">No decision: {in_html(undecided)}.</p>' if undecided else ""
     chosen, asked = decision["chosen"], points_in_words(decision["max_drop"])
     if chosen["search"] is None:
-        return (
-            f'<p class="lead" id="{prefix}decision">Prune nothing: within {asked} of the {term("unpruned")} model, no '
-            "measured schedule costs less than it does.</p>"
-        )
+        return f'<p class="lead" id="{prefix}decision">Prune nothing: {in_html(nothing_cheaper(decision))}.</p>'
     text = (
         f"The cheapest {term('schedule')} within {asked} of the {term('unpruned')} model takes "
         f"{_taken(decision)}: "

@@ -320,6 +320,11 @@ def task_fronts(comparison: dict[str, Any], task: str) -> go.Figure:
     return only_first(figure, comparison)
 
 
+def path_name(key: str, budget: str | None) -> str:
+    """What a gradient search's path is called: its budget, after the method where there are several."""
+    return key if budget is None else f"{key.rpartition('budget-')[0]}{budget}"
+
+
 def trajectory(search_name: str, paths: dict[str, list[dict[str, Any]]], budgets: dict[str, float]) -> go.Figure:
     """Violation of the budget, multiplier and penalty over the steps of a gradient search, one line per budget.
 
@@ -327,7 +332,7 @@ def trajectory(search_name: str, paths: dict[str, list[dict[str, Any]]], budgets
     """
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.25, 0.25])
     for number, (key, rows) in enumerate(sorted(paths.items(), key=lambda item: _number(item[0]))):
-        named = f"budget {percent(budgets[key])}" if key in budgets else in_figure(key)
+        named = path_name(in_figure(key), f"budget {percent(budgets[key])}" if key in budgets else None)
         for place, quantity in enumerate(("violation", "multiplier", "penalty"), start=1):
             figure.add_scatter(
                 x=list(range(1, len(rows) + 1)),

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from vispco.dashboards.axis import scored, share
-from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, runs_of, steps
+from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, path_name, runs_of, steps
 from vispco.dashboards.text import clean, shortened
 
 from vispco.errors import ConfigError
@@ -221,7 +221,7 @@ def trajectory(paths: dict[str, Any], *, width: float = COLUMN) -> Figure:
                 linewidth=0.9,
             )
             axes.set_ylabel(quantity)
-        handles.append((line, f"{budgets[key]:.2f}" if key in budgets else _name(key)))
+        handles.append((line, _name(path_name(key, f"{budgets[key]:.2f}" if key in budgets else None))))
     parts[0].axhline(0, color="0.6", linewidth=0.5)
     parts[-1].set_xlabel("step")
     parts[-1].xaxis.set_major_locator(MaxNLocator(integer=True))

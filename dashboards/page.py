@@ -21,7 +21,7 @@ from vispco.dashboards.sheet import Sheet, pair
 from vispco.dashboards.text import in_html, script_json, shortened
 from vispco.dashboards.words import answer_html
 
-from vispco.analysis.decision import points_in_words
+from vispco.analysis.decision import Question, points_in_words
 from vispco.analysis.headline import HALF
 
 FOLDER = Path(__file__).parent
@@ -256,6 +256,12 @@ def _named(experiment: str) -> str:
     return f"-- {quoted}" if experiment.startswith("-") else quoted
 
 
+def _asked(record: Record) -> str:
+    """Options of the page that are not the defaults."""
+    drop = "" if record["max_drop"] == Question.max_drop else f"--max-drop {record['max_drop']:g} "
+    return drop + (f"--tokens {record['tokens']} " if record["tokens"] else "")
+
+
 def _storage(record: Record) -> str:
     return f"--storage {shlex.quote(record['storage'])} " if record["storage"] else ""
 
@@ -267,7 +273,7 @@ def _reproduce(record: Record) -> str:
     lines += [
         f"vispco run study.yaml {storage}",
         f"vispco compare --json {storage}{name}",
-        f"vispco report -o report.html {storage}{name}",
+        f"vispco report -o report.html {_asked(record)}{storage}{name}",
     ]
     commands = "\n".join(line.rstrip() for line in lines)
     study = base64.b64encode(record["study"].encode("utf-8", "replace")).decode("ascii")

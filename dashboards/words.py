@@ -27,8 +27,10 @@ def answer_html(record: dict[str, Any]) -> str:
     lead, *others = [sentence for sentence in sentences if sentence]
     if len(record["entries"]) > 2:
         others.append(
-            f"{in_html(row['entry'])} is highlighted because its choice is the most accurate on the search split of "
-            "the searches that are not a complete grid."
+            f"{in_html(row['entry'])} is highlighted because its choice is the most accurate on the search split, of "
+            "the searches of which all choices are measured on the held-out split. Grids, published schedules and "
+            "imported studies are highlighted only where nothing else is, and a search with a run that misses the "
+            "budget only where all others have one too."
         )
     others += [SCORES[name]] if (name := record.get("score")) in SCORES else []
     rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(record, row)])
@@ -85,8 +87,12 @@ def _defaults(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
     for default in record["defaults"]:
         text = (
             f"The published default {in_html(default['name'])} scores {percent(default['accuracy_held_out'])}"
-            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the {of_what(record)}."
+            f"{_within(default['accuracy_ci'])}"
         )
+        if default["flops_ratio"] is None:
+            told.append(f"{text}. Its {of_what(record)} is not known, so no choice is set beside it.")
+            continue
+        text += f" with {percent(default['flops_ratio'])} of the {of_what(record)}."
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
         if mine is not None:
             text += (
@@ -94,9 +100,21 @@ def _defaults(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
                 f"{percent(mine['accuracy_held_out'])}: {_gap(mine['difference'], mine['difference_ci'])}."
             )
         else:
-            text += f" {in_html(row['entry'])} has nothing that is as cheap."
+            text += f" {_not_beside(default['nothing'][row['entry']], row)}"
         told.append(text)
     return told or ["No published default was measured: name some under <code>defaults</code> in the study."]
+
+
+def _not_beside(nothing: int, row: dict[str, Any]) -> str:
+    """Why an entry's choice is not set beside a default."""
+    name = in_html(row["entry"])
+    if nothing == row["runs"]:
+        return f"{name} has nothing that is as cheap."
+    if nothing:
+        return (
+            f"{nothing} of {row['runs']} runs of {name} {'has' if nothing == 1 else 'have'} nothing that is as cheap."
+        )
+    return f"What {name} would have chosen within that is not measured on the held-out split."
 
 
 def _cost(record: dict[str, Any], row: dict[str, Any]) -> str:

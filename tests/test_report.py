@@ -111,6 +111,18 @@ def test_a_default_is_compared_within_its_own_compute(comparison: Comparison) ->
         assert row["difference_ci"][0] <= row["difference"] <= row["difference_ci"][1]
 
 
+def test_why_a_choice_is_not_beside_a_default_is_said(seeded: Comparison) -> None:
+    found = answer(seeded)
+    (default,) = found["defaults"]
+    assert set(default["nothing"].values()) == {0}
+    beside = {**default, "entries": []}
+    for nothing, told in ((10, "has nothing that is as cheap"), (1, "1 of 10 runs of"), (0, "is not measured")):
+        text = answer_html({**found, "defaults": [{**beside, "nothing": {found["headline"]: nothing}}]})
+        assert told in text
+    text = answer_html({**found, "defaults": [{**beside, "flops_ratio": None}]})
+    assert "Its compute is not known, so no choice is set beside it." in text
+
+
 def test_the_answer_over_seeds_is_their_mean(seeded: Comparison) -> None:
     found, told = answer(seeded), seeded.to_dict()
     row = next(row for row in told["by_budget"] if row["budget"] == found["budget"])

@@ -57,8 +57,10 @@ def _with_cost(
     comparison: Comparison, search: StudyResult, row: dict[str, Any], trial: TrialRecord | None
 ) -> dict[str, Any]:
     """A row about a trial with its FLOPs, and beside them its share of the experiment's own cost."""
-    if comparison.unpruned_cost is None or trial is None:
+    if comparison.unpruned_cost is None:
         return row
+    if trial is None:
+        return {**row, "cost_ratio": None}
     return {**row, "flops_ratio": comparison.flops_ratio(search, trial), "cost_ratio": trial.cost}
 
 

@@ -84,7 +84,9 @@ def learned(entry: Mapping[str, Any]) -> str:
     if none := [row["budget"] for row in over if row["over"] == seeds]:
         told.append(f"{'It' if told else name} has nothing that fits {_listed(none, 'budget')}.")
     if some := [row["budget"] for row in over if row["over"] < seeds]:
-        told.append(f"{_missing([row['over'] for row in over if row['over'] < seeds], seeds)} {_listed(some, 'budget')}.")
+        told.append(
+            f"{_missing([row['over'] for row in over if row['over'] < seeds], seeds)} {_listed(some, 'budget')}."
+        )
     return " ".join(told)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layer_words import summary
 from vispco.analysis.sensitivity import sensitivity
-from vispco.analysis.study_result import StudyResult
+from vispco.analysis.study_result import StudyResult, each_method
 from vispco.storage.reading import read_attribute, snapshot, study_ids
 
 DROP = 1e-9
@@ -93,7 +93,10 @@ def layer_record(comparison: Comparison) -> dict[str, Any]:
         "learned": [_learned(comparison, entry, searches) for entry, searches in groups.items()],
         "sensitivity": sensitivity(comparison),
         "gradient": [
-            {"entry": entry, "rows": rows} for entry, found in groups.items() if (rows := _gradient(comparison, found))
+            {"entry": entry, "rows": rows}
+            for found in groups.values()
+            for entry, parts in each_method(found).items()
+            if (rows := _gradient(comparison, parts))
         ],
     }
     return {**record, "summary": summary(record)}

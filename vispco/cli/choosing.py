@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, together
-from vispco.analysis.decision import EVERY, Question, decide, points_in_words
+from vispco.analysis.decision import EVERY, Question, decide, nothing_cheaper, points_in_words
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.cli.output import print_text
@@ -71,7 +71,7 @@ def print_decision(decision: dict[str, Any], storage: str | None = None) -> None
     chosen, unpruned, cost = decision["chosen"], decision["unpruned"], make_cost(decision["cost"])
     drop = points_in_words(decision["max_drop"])
     if chosen["search"] is None:
-        print_text(f"Prune nothing: no measured schedule within {drop} costs less than the unpruned model.")
+        print_text(f"Prune nothing: {nothing_cheaper(decision)}.")
         return
     print_text(
         f"{chosen['schedule']} with {chosen['method']}: {amount(chosen['cost'], cost.unit)} "
