@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from vispco.dashboards.glossary import term
-from vispco.dashboards.text import in_html, percent, points, shortened
+from vispco.dashboards.text import in_html, percent, points, shortened, whole_percent
 from vispco.dashboards.tiles import Tile, tiles
 
 from vispco.analysis.decision import nothing_cheaper, points_in_words
@@ -80,12 +80,12 @@ def schedule_picture(keep_ratio: Sequence[float] | None) -> str:
     bars = "".join(
         f'<rect class="all" x="{n * width}" y="0" width="{width - 1}" height="{height}"/>'
         f'<rect class="kept" x="{n * width}" y="{height * (1 - ratio):.1f}" width="{width - 1}" '
-        f'height="{height * ratio:.1f}"><title>layer {n}: {percent(ratio, 0)} of the visual tokens</title></rect>'
+        f'height="{height * ratio:.1f}"><title>layer {n}: {whole_percent(ratio)} of the visual tokens</title></rect>'
         for n, ratio in enumerate(keep_ratio)
     )
     runs: list[list[Any]] = []
     for n, ratio in enumerate(keep_ratio):
-        shown = percent(ratio, 0)
+        shown = whole_percent(ratio)
         if runs and runs[-1][2] == shown:
             runs[-1][1] = n
         else:

@@ -424,10 +424,9 @@ def steps(corners: Sequence[Sequence[float]], bottom: float, right: float) -> li
     return [*path, (right, height)]
 
 
-def anytime(found: dict[str, Any]) -> go.Figure:
+def anytime(found: dict[str, Any], colors: dict[str, str]) -> go.Figure:
     """budget_score against charged compute: held-out where it was measured, dotted on the search split."""
     figure = go.Figure()
-    colors = color_of([entry["entry"] for entry in found["entries"]])
     for entry in found["entries"]:
         name, color = entry["entry"], colors[entry["entry"]]
         curve, end = entry["search_curve"], entry["end"]
@@ -472,22 +471,27 @@ def together(comparisons: Sequence[dict[str, Any]]) -> go.Figure:
     """The best search's front of several experiments: how much of the unpruned accuracy is kept at which cost."""
     figure = go.Figure()
     colors = color_of([comparison["experiment"] for comparison in comparisons])
+    costs = {of_what(comparison) for comparison in comparisons}
     for comparison in comparisons:
         whole, name = comparison["unpruned"]["accuracy_held_out"], comparison["experiment"]
         measured = [s for s in comparison["searches"] if all(p["accuracy_held_out"] is not None for p in s["front"])]
         best = max(measured, key=lambda search: search["budget_score"] or 0.0, default=None)
         if best is None or not whole:
             continue
+        cost = "" if len(costs) == 1 else f", {of_what(comparison)}"
         figure.add_scatter(
             x=percents([share(point) for point in best["front"]]),
             y=percents([point["accuracy_held_out"] / whole for point in best["front"]]),
             mode="lines+markers",
             line={"color": colors[name], "shape": "hv"},
-            name=in_figure(f"{name} ({best['name']})"),
+            name=in_figure(f"{name} ({best['name']}{cost})"),
             text=[in_figure(label(point)) for point in best["front"]],
-            hovertemplate="%{text}<br>keeps %{y:.1f} % of the accuracy at %{x:.1f} % of the cost<extra>"
+            hovertemplate="%{text}<br>keeps %{y:.1f} % of the accuracy at %{x:.1f} % of the "
+            + in_figure(of_what(comparison))
+            + "<extra>"
             + in_figure(name)
             + "</extra>",
         )
-    layout(figure, title="The best front of each", x="cost, % of unpruned", y="held-out accuracy, % of unpruned")
+    axis = in_figure(costs.pop()) if len(costs) == 1 else "cost"
+    layout(figure, title="The best front of each", x=f"{axis}, % of unpruned", y="held-out accuracy, % of unpruned")
     return figure

@@ -123,7 +123,7 @@ def _page(
     closing = (
         f'<details id="glossary"><summary><h2>Glossary</h2></summary>{glossary_html()}</details>'
         '<p id="numbers" hidden><a download="comparison.json">The numbers of this page</a>, as '
-        "<code>vispco compare --json</code> prints them.</p>"
+        f"<code>vispco compare --json</code> prints them{' of each experiment by itself' if len(known) > 1 else ''}.</p>"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -198,7 +198,12 @@ def _slider(sheet: Sheet, comparison: dict[str, Any], answered: dict[str, Any]) 
 def _seeds(sheet: Sheet, seeds: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     parts, axis, cost = [], title_of(comparison), of_what(comparison)
     if seeds["anytime"]:
-        parts.append(sheet.one("anytime", figures.only_first(figures.anytime(seeds["anytime"]), comparison)))
+        parts.append(
+            sheet.one(
+                "anytime",
+                figures.only_first(figures.anytime(seeds["anytime"], figures.entry_colors(comparison)), comparison),
+            )
+        )
     if any(band["runs"] > 1 for band in seeds["bands"]):
         both = [figures.attainment(seeds["bands"], split, axis, cost) for split in ("held_out", "search")]
         shown = (figures.only_first(figure, comparison) for figure in both)

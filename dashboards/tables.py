@@ -190,8 +190,8 @@ def against(record: dict[str, Any]) -> str:
             ]
         )
     note = (
-        f'<p class="note">Means over seeds. <i>Samples only</i>: too few seeds, so the interval says nothing of other '
-        f"seeds; no search is called better with fewer than {record['seeds_needed']}.</p>"
+        f'<p class="note">Means over seeds. <i>Samples only</i>: the interval says nothing of other seeds. No search '
+        f"with seeds is called better with fewer than {record['seeds_needed']}; two without any need none.</p>"
     )
     return table(heads, rows, "Searches compared") + note
 

@@ -278,7 +278,7 @@ def test_maps_show_what_the_record_says() -> None:
     kept = np.array([found["rows"][0]["keep_ratio"], found["rows"][2]["keep_ratio"]])
     assert np.allclose(heat.z, 100 * kept)
     assert list(figure.layout.yaxis.ticktext) == ["40.0", "80.0"]
-    assert "keeps 60% (20% to 100% over 2 seeds)" in heat.text[0][2]
+    assert "keeps 60 % (20 % to 100 % over 2 seeds)" in heat.text[0][2]
     assert "step(layer=2, keep=0.2)<br>step(layer=3, keep=0.4)" in heat.text[0][2]
     assert "<b>" not in figure.to_json()
     table = sensitivity_table("fastv", 0.8, {**cells({1: 0.35, 4: 0.1}), (6, 0.1): (0.8, 0.7)})

@@ -310,6 +310,11 @@ def test_several_experiments_share_a_page(tmp_path: Path) -> None:
     assert [fact["command"][1] for fact in block(page, "facts")] == ["one", "two"]
     lines = figures.together(known["experiments"]).data
     assert [line.name.partition(" ")[0] for line in lines] == ["one", "two"]
+    assert figures.together(known["experiments"]).layout.xaxis.title.text == "compute, % of unpruned"
+    other = {**known["experiments"][1], "cost": "prefill_ms"}
+    figure = figures.together([known["experiments"][0], other])
+    assert [line.name.rpartition(", ")[2] for line in figure.data] == ["compute)", "prefill_ms)"]
+    assert figure.layout.xaxis.title.text == "cost, % of unpruned"
     with pytest.raises(ConfigError, match="--tokens 2 is for one experiment"):
         write_report(store, ["one", "two"], tmp_path / "r.html", tokens=2)
 
@@ -343,6 +348,9 @@ def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
     storage = f"--storage 'sqlite:///{tmp_path}/a b.db'"
     assert block(page, "facts")[0]["command"] == ["vispco export", "-- '-two words'", f"{storage} "]
     assert html.escape(f"vispco compare --json {storage} -- '-two words'") in page
+    assert "--max-drop" not in page.split("Reproduce</h4>")[1].split("</pre>")[0]
+    page = render(report_record(Comparison(store, "-two words"), 3.0, tokens=2))
+    assert html.escape(f"vispco report -o report.html --max-drop 3 --tokens 2 {storage}") in page
     for text in ("0123abcd", "Searches and seeds", "study.yaml"):
         assert text in page
 

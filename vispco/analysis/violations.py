@@ -17,8 +17,9 @@ RESIDUALS = ("stationarity", "feasibility", "complementarity")
 
 
 def violations(comparison: Comparison) -> dict[str, Any]:
-    """Per entry and budget (cost - budget) / budget of the relaxed solution, before the snap, of each run. An entry that
-    searched among several methods has one for each.
+    """Per entry and budget (cost - budget) / budget of the relaxed solution, before the snap, of each run.
+
+    An entry that searched among several methods has rows for each.
 
     ``held``: of how many (seed, budget) ``pairs`` it is at most 0.02 either way. ``over``: the most by which any
     trial is above its budget on the search split, after the snap. The Karush-Kuhn-Tucker residuals are means over runs
