@@ -120,10 +120,11 @@ def _page(
         f"default-src 'none'; script-src {digest(SCRIPT)} {library_digest()}; style-src 'unsafe-inline'; "
         "img-src data: blob:"
     )
+    each = " of each experiment by itself" if len(known) > 1 else ""
     closing = (
         f'<details id="glossary"><summary><h2>Glossary</h2></summary>{glossary_html()}</details>'
         '<p id="numbers" hidden><a download="comparison.json">The numbers of this page</a>, as '
-        f"<code>vispco compare --json</code> prints them{' of each experiment by itself' if len(known) > 1 else ''}.</p>"
+        f"<code>vispco compare --json</code> prints them{each}.</p>"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
