@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pages import blocks
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.headline import answer
+from vispco.analysis.layers import layer_record
 from vispco.analysis.published_results import beside_published
 from vispco.cli.main import main
 from vispco.errors import ConfigError
@@ -109,6 +111,16 @@ def test_a_default_is_compared_within_its_own_compute(comparison: Comparison) ->
         assert row["accuracy_held_out"] == held_out.accuracy
         assert row["difference"] == pytest.approx(held_out.accuracy - default["accuracy_held_out"])
         assert row["difference_ci"][0] <= row["difference"] <= row["difference_ci"][1]
+
+
+def test_what_has_not_run_yet_misses_no_budget(seeded: Comparison) -> None:
+    """While a run goes on, all its studies exist."""
+    comparison = Comparison(seeded.store, "made")
+    waiting = [replace(s, trials=[]) if s.entry == "tpe" or s.seed == 1 else s for s in comparison.searches]
+    comparison._choose(waiting, comparison.budgets)
+    record = layer_record(comparison)
+    assert {entry["entry"]: entry["seeds"] for entry in record["learned"]} == {"grid": 1, "lagrangian": 9}
+    assert not any("tpe" in sentence for sentence in record["summary"])
 
 
 def test_why_a_choice_is_not_beside_a_default_is_said(seeded: Comparison) -> None:
