@@ -9,7 +9,6 @@ from vispco.costs.bounds import amount
 
 FLOPS_RATIO = "flops_ratio"
 ACCURACY = "accuracy, %"
-HELD_OUT = "held-out accuracy, %"
 
 
 def share(point: Mapping[str, Any]) -> float:
@@ -30,6 +29,12 @@ def percents(values: Sequence[float | None]) -> list[float | None]:
 def name_of(comparison: Mapping[str, Any]) -> str:
     """Of the share, as a key: ``flops_ratio``, or that of another cost."""
     return f"{comparison['cost']}_ratio" if "cost" in comparison else FLOPS_RATIO
+
+
+def scored(comparison: Mapping[str, Any], split: str = "held_out") -> str:
+    """What numbers under ``accuracy`` are, on a split."""
+    name = comparison.get("score", "accuracy")
+    return f"held-out {name}" if split == "held_out" else f"{name} on the search split"
 
 
 def of_what(comparison: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ from html import escape
 from typing import Any
 
 from vispco.dashboards.glossary import term
-from vispco.dashboards.text import in_html, percent, points, shortened
+from vispco.dashboards.text import in_html, percent, points, shortened, whole_percent
 from vispco.dashboards.tiles import Tile, tiles
 
-from vispco.analysis.decision import points_in_words
+from vispco.analysis.decision import nothing_cheaper, points_in_words
 from vispco.costs.base import make_cost
 from vispco.costs.bounds import amount
 from vispco.costs.profile import busy
@@ -44,10 +44,7 @@ def decision_html(
         return f'<p class="lead" id="{prefix}decision">No decision: {in_html(undecided)}.</p>' if undecided else ""
     chosen, asked = decision["chosen"], points_in_words(decision["max_drop"])
     if chosen["search"] is None:
-        return (
-            f'<p class="lead" id="{prefix}decision">Prune nothing: within {asked} of the {term("unpruned")} model, no '
-            "measured schedule costs less than it does.</p>"
-        )
+        return f'<p class="lead" id="{prefix}decision">Prune nothing: {in_html(nothing_cheaper(decision))}.</p>'
     text = (
         f"The cheapest {term('schedule')} within {asked} of the {term('unpruned')} model takes "
         f"{_taken(decision)}: "
@@ -83,12 +80,12 @@ def schedule_picture(keep_ratio: Sequence[float] | None) -> str:
     bars = "".join(
         f'<rect class="all" x="{n * width}" y="0" width="{width - 1}" height="{height}"/>'
         f'<rect class="kept" x="{n * width}" y="{height * (1 - ratio):.1f}" width="{width - 1}" '
-        f'height="{height * ratio:.1f}"><title>layer {n}: {percent(ratio, 0)} of the visual tokens</title></rect>'
+        f'height="{height * ratio:.1f}"><title>layer {n}: {whole_percent(ratio)} of the visual tokens</title></rect>'
         for n, ratio in enumerate(keep_ratio)
     )
     runs: list[list[Any]] = []
     for n, ratio in enumerate(keep_ratio):
-        shown = percent(ratio, 0)
+        shown = whole_percent(ratio)
         if runs and runs[-1][2] == shown:
             runs[-1][1] = n
         else:
@@ -113,7 +110,9 @@ def _kept(decision: dict[str, Any]) -> Tile:
         where = f"{term('search split')}, where it was chosen"
     share = percent(mine / whole, 0) if whole else "-"
     return Tile(
-        share, f"of the unpruned {term('accuracy')} kept", f"{percent(mine)} of {percent(whole)} on the {where}"
+        share,
+        f"of the unpruned {term('accuracy', decision['score'])} kept",
+        f"{percent(mine)} of {percent(whole)} on the {where}",
     )
 
 

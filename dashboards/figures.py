@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from vispco.dashboards.axis import ACCURACY, HELD_OUT, of_what, percents, share, title_of
+from vispco.dashboards.axis import ACCURACY, of_what, percents, scored, share, title_of
 from vispco.dashboards.text import in_figure, percent
 
 # Okabe & Ito's palette: told apart with any colour vision, on light and dark ground.
@@ -175,7 +175,7 @@ def choices(comparison: dict[str, Any]) -> go.Figure:
         )
     add_published(figure, comparison)
     reference_lines(figure, {"unpruned": comparison["unpruned"]["accuracy_held_out"]})
-    layout(figure, title="What a choice delivers", x=title_of(comparison, "budget"), y=HELD_OUT)
+    layout(figure, title="What a choice delivers", x=title_of(comparison, "budget"), y=f"{scored(comparison)}, %")
     figure.update_layout(margin_r=70)
     return only_first(figure, comparison)
 
@@ -316,8 +316,13 @@ def task_fronts(comparison: dict[str, Any], task: str) -> go.Figure:
                 + in_figure(run["name"])
                 + "</extra>",
             )
-    layout(figure, title=in_figure(task), x="compute, % of unpruned", y=HELD_OUT)
+    layout(figure, title=in_figure(task), x="compute, % of unpruned", y=f"{scored(comparison)}, %")
     return only_first(figure, comparison)
+
+
+def path_name(key: str, budget: str | None) -> str:
+    """What a gradient search's path is called: its budget, after the method where there are several."""
+    return key if budget is None else f"{key.rpartition('budget-')[0]}{budget}"
 
 
 def trajectory(search_name: str, paths: dict[str, list[dict[str, Any]]], budgets: dict[str, float]) -> go.Figure:
@@ -327,7 +332,7 @@ def trajectory(search_name: str, paths: dict[str, list[dict[str, Any]]], budgets
     """
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.5, 0.25, 0.25])
     for number, (key, rows) in enumerate(sorted(paths.items(), key=lambda item: _number(item[0]))):
-        named = f"budget {percent(budgets[key])}" if key in budgets else in_figure(key)
+        named = path_name(in_figure(key), f"budget {percent(budgets[key])}" if key in budgets else None)
         for place, quantity in enumerate(("violation", "multiplier", "penalty"), start=1):
             figure.add_scatter(
                 x=list(range(1, len(rows) + 1)),
@@ -419,10 +424,9 @@ def steps(corners: Sequence[Sequence[float]], bottom: float, right: float) -> li
     return [*path, (right, height)]
 
 
-def anytime(found: dict[str, Any]) -> go.Figure:
+def anytime(found: dict[str, Any], colors: dict[str, str]) -> go.Figure:
     """budget_score against charged compute: held-out where it was measured, dotted on the search split."""
     figure = go.Figure()
-    colors = color_of([entry["entry"] for entry in found["entries"]])
     for entry in found["entries"]:
         name, color = entry["entry"], colors[entry["entry"]]
         curve, end = entry["search_curve"], entry["end"]
@@ -467,22 +471,27 @@ def together(comparisons: Sequence[dict[str, Any]]) -> go.Figure:
     """The best search's front of several experiments: how much of the unpruned accuracy is kept at which cost."""
     figure = go.Figure()
     colors = color_of([comparison["experiment"] for comparison in comparisons])
+    costs = {of_what(comparison) for comparison in comparisons}
     for comparison in comparisons:
         whole, name = comparison["unpruned"]["accuracy_held_out"], comparison["experiment"]
         measured = [s for s in comparison["searches"] if all(p["accuracy_held_out"] is not None for p in s["front"])]
         best = max(measured, key=lambda search: search["budget_score"] or 0.0, default=None)
         if best is None or not whole:
             continue
+        cost = "" if len(costs) == 1 else f", {of_what(comparison)}"
         figure.add_scatter(
             x=percents([share(point) for point in best["front"]]),
             y=percents([point["accuracy_held_out"] / whole for point in best["front"]]),
             mode="lines+markers",
             line={"color": colors[name], "shape": "hv"},
-            name=in_figure(f"{name} ({best['name']})"),
+            name=in_figure(f"{name} ({best['name']}{cost})"),
             text=[in_figure(label(point)) for point in best["front"]],
-            hovertemplate="%{text}<br>keeps %{y:.1f} % of the accuracy at %{x:.1f} % of the cost<extra>"
+            hovertemplate="%{text}<br>keeps %{y:.1f} % of the accuracy at %{x:.1f} % of the "
+            + in_figure(of_what(comparison))
+            + "<extra>"
             + in_figure(name)
             + "</extra>",
         )
-    layout(figure, title="The best front of each", x="cost, % of unpruned", y="held-out accuracy, % of unpruned")
+    axis = in_figure(costs.pop()) if len(costs) == 1 else "cost"
+    layout(figure, title="The best front of each", x=f"{axis}, % of unpruned", y="held-out accuracy, % of unpruned")
     return figure

@@ -6,7 +6,8 @@ import re
 from html import escape
 
 GLOSSARY = {
-    "accuracy": "Score of the task's own metric, from 0 to 100 %; of several tasks the unweighted mean.",
+    "accuracy": "Score of the task's own metric, from 0 to 100 %; of several tasks the unweighted mean. Under "
+    "score: agreement or likelihood, how far answers stay those of the unpruned model.",
     "budget": "Upper bound on the cost of a schedule, as a share of the unpruned model's, on the search split.",
     "budget score": "Mean over budgets of the held-out accuracy of what a search chose for each. A missed budget "
     "counts as the no-image accuracy.",

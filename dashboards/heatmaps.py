@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from vispco.dashboards.axis import percents
 from vispco.dashboards.figures import KEEP_DARK, KEEP_SCALE, TICKS, Scale
-from vispco.dashboards.text import in_figure
+from vispco.dashboards.text import in_figure, whole_percent
 
 LOSS_SCALE: Scale = [[0.0, "#f7f4ec"], [0.35, "#f0b67f"], [1.0, "#8c2d19"]]
 LOSS_DARK: Scale = [[0.0, "#22282c"], [0.35, "#9a4d1c"], [1.0, "#ffc091"]]
@@ -43,11 +43,11 @@ def learned(entry: dict[str, Any]) -> go.Figure:
 
 def _learned_text(row: dict[str, Any], layer: int) -> str:
     mean, low, high = (row[name][layer] for name in ("keep_ratio", "low", "high"))
-    text = f"keeps {mean:.0%}"
+    text = f"keeps {whole_percent(mean)}"
     if row["seeds"] > 1:
-        text += f" ({low:.0%} to {high:.0%} over {row['seeds']} seeds)"
+        text += f" ({whole_percent(low)} to {whole_percent(high)} over {row['seeds']} seeds)"
     if row["over"]:
-        text += f"<br>{row['over']} more seeds have nothing that fits"
+        text += f"<br>{row['over']} more seed{'' if row['over'] == 1 else 's'} with nothing that fits"
     named = list(dict.fromkeys(schedule for schedule in row["schedules"] if schedule))
     return "<br>".join([text, *map(_shortened, named[:SHOWN]), *(["..."] if len(named) > SHOWN else [])])
 

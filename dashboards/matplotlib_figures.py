@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vispco.dashboards.axis import share
-from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, runs_of, steps
+from vispco.dashboards.axis import scored, share
+from vispco.dashboards.figures import DASHES, PUBLISHED, TICKS, entry_colors, path_name, runs_of, steps
 from vispco.dashboards.text import clean, shortened
 
 from vispco.errors import ConfigError
@@ -115,7 +115,7 @@ def front(
     if split == "held_out":
         handles += _published(axes, comparison)
     _reference(axes, comparison["unpruned"][key], "unpruned")
-    axes.set(xlabel=_share_of(comparison), ylabel="accuracy" if split == "search" else "held-out accuracy")
+    axes.set(xlabel=_share_of(comparison), ylabel=scored(comparison, split))
     _legend(figure, handles)
     return figure
 
@@ -125,26 +125,33 @@ def _share_of(comparison: dict[str, Any]) -> str:
 
 
 def choices(comparison: dict[str, Any], *, width: float = COLUMN) -> Figure:
-    """Held-out accuracy of the choice for each budget; of several runs the mean, in the range of the runs."""
+    """Held-out accuracy of the choice for each budget; of several runs the mean, in the range of the runs.
+
+    A missed budget is a hollow marker at the no-image accuracy.
+    """
     figure, axes = _axes(width, 0.7)
     colors, handles = entry_colors(comparison), []
     for number, (entry, runs) in enumerate(runs_of(comparison).items()):
         rows = []
         for row in comparison["by_budget"]:
             found = [row["chosen"].get(run["name"]) for run in runs]
-            known = [c["accuracy_held_out"] for c in found if c and c["accuracy_held_out"] is not None]
-            if len(known) == len(runs):
-                rows.append((row["budget"], known))
-        x = [budget for budget, _ in rows]
+            chosen = [c for c in found if c and c["accuracy_held_out"] is not None]
+            if len(chosen) == len(runs):
+                missed = any(c["missed"] for c in chosen)
+                rows.append((row["budget"], [c["accuracy_held_out"] for c in chosen], missed))
+        x = [budget for budget, _, _ in rows]
         if len(runs) > 1:
-            low, high = [min(known) for _, known in rows], [max(known) for _, known in rows]
+            low, high = [min(known) for _, known, _ in rows], [max(known) for _, known, _ in rows]
             axes.fill_between(x, low, high, color=colors[entry], alpha=0.15, linewidth=0)
-        means = [fmean(known) for _, known in rows]
-        (line,) = axes.plot(x, means, color=colors[entry], marker=MARKERS[number % len(MARKERS)])
+        means, marker = [fmean(known) for _, known, _ in rows], MARKERS[number % len(MARKERS)]
+        (line,) = axes.plot(x, means, color=colors[entry], marker=marker)
+        hollow = [(x, mean) for x, mean, (_, _, missed) in zip(x, means, rows, strict=True) if missed]
+        if hollow:
+            axes.plot(*zip(*hollow, strict=True), linestyle="", color=colors[entry], marker=marker, markerfacecolor="w")
         handles.append((line, _name(entry) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")))
     handles += _published(axes, comparison)
     _reference(axes, comparison["unpruned"]["accuracy_held_out"], "unpruned")
-    axes.set(xlabel=f"budget ({_share_of(comparison)})", ylabel="held-out accuracy")
+    axes.set(xlabel=f"budget ({_share_of(comparison)})", ylabel=scored(comparison))
     _legend(figure, handles)
     return figure
 
@@ -221,7 +228,7 @@ def trajectory(paths: dict[str, Any], *, width: float = COLUMN) -> Figure:
                 linewidth=0.9,
             )
             axes.set_ylabel(quantity)
-        handles.append((line, f"{budgets[key]:.2f}" if key in budgets else _name(key)))
+        handles.append((line, _name(path_name(key, f"{budgets[key]:.2f}" if key in budgets else None))))
     parts[0].axhline(0, color="0.6", linewidth=0.5)
     parts[-1].set_xlabel("step")
     parts[-1].xaxis.set_major_locator(MaxNLocator(integer=True))

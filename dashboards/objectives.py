@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from vispco.dashboards.axis import HELD_OUT
+from vispco.dashboards.axis import scored
 from vispco.dashboards.figures import GRID, entry_colors, label, layout, only_first, runs_of
 from vispco.dashboards.text import in_figure, percent
 
@@ -131,7 +131,7 @@ def _percent(value: float) -> float:
 
 def _title(comparison: dict[str, Any], name: str) -> str:
     if name == ACCURACY:
-        return str(HELD_OUT)
+        return f"{scored(comparison)}, %"
     one = next(one for one in comparison["objectives"] if one["name"] == name)
     whole = f" ({amount(one['unpruned'], one['unit'])})" if one["unit"] else ""
     return f"{name}, % of unpruned{whole}"

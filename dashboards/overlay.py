@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from vispco.dashboards.axis import HELD_OUT, of_what, percents, share, title_of
+from vispco.dashboards.axis import of_what, percents, scored, share, title_of
 from vispco.dashboards.figures import (
     add_published,
     entry_colors,
@@ -74,8 +74,7 @@ def overlay(
         add_published(figure, comparison)
         references["no image"] = comparison["no_image"]["accuracy"]
     reference_lines(figure, references)
-    named = HELD_OUT if split == "held_out" else "accuracy on the search split, %"
-    layout(figure, title="All fronts", x=title_of(comparison), y=named)
+    layout(figure, title="All fronts", x=title_of(comparison), y=f"{scored(comparison, split)}, %")
     figure.update_layout(hovermode="closest", height=520, margin_r=70)
     return only_first(figure, comparison)
 

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 import yaml
 from vispco.dashboards import figures, heatmaps, objectives, tables
-from vispco.dashboards.axis import of_what, title_of
+from vispco.dashboards.axis import of_what, scored, title_of
 from vispco.dashboards.decision import decision_html
 from vispco.dashboards.glossary import glossary_html, term
 from vispco.dashboards.library import digest, library_digest, library_html
@@ -21,7 +21,7 @@ from vispco.dashboards.sheet import Sheet, pair
 from vispco.dashboards.text import in_html, script_json, shortened
 from vispco.dashboards.words import answer_html
 
-from vispco.analysis.decision import points_in_words
+from vispco.analysis.decision import Question, points_in_words
 from vispco.analysis.headline import HALF
 
 FOLDER = Path(__file__).parent
@@ -120,10 +120,11 @@ def _page(
         f"default-src 'none'; script-src {digest(SCRIPT)} {library_digest()}; style-src 'unsafe-inline'; "
         "img-src data: blob:"
     )
+    each = " of each experiment by itself" if len(known) > 1 else ""
     closing = (
         f'<details id="glossary"><summary><h2>Glossary</h2></summary>{glossary_html()}</details>'
         '<p id="numbers" hidden><a download="comparison.json">The numbers of this page</a>, as '
-        "<code>vispco compare --json</code> prints them.</p>"
+        f"<code>vispco compare --json</code> prints them{each}.</p>"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -177,7 +178,7 @@ def _few(comparison: dict[str, Any]) -> str:
 def _slider(sheet: Sheet, comparison: dict[str, Any], answered: dict[str, Any]) -> str:
     low, high = min(comparison["floor"], 1.0), 1.0
     start = answered["budget"] if answered["budget"] is not None else HALF
-    heads = [("search", ""), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]
+    heads = [("search", ""), (scored(comparison), "held-out split"), ("95 % interval", "interval")]
     heads += [(f"{of_what(comparison)}, of unpruned", "compute"), ("schedule", "schedule")]
     head = "".join(f'<th scope="col">{term(known, shown) if known else escape(shown)}</th>' for shown, known in heads)
     budget, copied = sheet.id("budget"), sheet.id("export")
@@ -198,7 +199,12 @@ def _slider(sheet: Sheet, comparison: dict[str, Any], answered: dict[str, Any]) 
 def _seeds(sheet: Sheet, seeds: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     parts, axis, cost = [], title_of(comparison), of_what(comparison)
     if seeds["anytime"]:
-        parts.append(sheet.one("anytime", figures.only_first(figures.anytime(seeds["anytime"]), comparison)))
+        parts.append(
+            sheet.one(
+                "anytime",
+                figures.only_first(figures.anytime(seeds["anytime"], figures.entry_colors(comparison)), comparison),
+            )
+        )
     if any(band["runs"] > 1 for band in seeds["bands"]):
         both = [figures.attainment(seeds["bands"], split, axis, cost) for split in ("held_out", "search")]
         shown = (figures.only_first(figure, comparison) for figure in both)
@@ -256,6 +262,12 @@ def _named(experiment: str) -> str:
     return f"-- {quoted}" if experiment.startswith("-") else quoted
 
 
+def _asked(record: Record) -> str:
+    """Options of the page that are not the defaults."""
+    drop = "" if record["max_drop"] == Question.max_drop else f"--max-drop {record['max_drop']:g} "
+    return drop + (f"--tokens {record['tokens']} " if record["tokens"] else "")
+
+
 def _storage(record: Record) -> str:
     return f"--storage {shlex.quote(record['storage'])} " if record["storage"] else ""
 
@@ -267,7 +279,7 @@ def _reproduce(record: Record) -> str:
     lines += [
         f"vispco run study.yaml {storage}",
         f"vispco compare --json {storage}{name}",
-        f"vispco report -o report.html {storage}{name}",
+        f"vispco report -o report.html {_asked(record)}{storage}{name}",
     ]
     commands = "\n".join(line.rstrip() for line in lines)
     study = base64.b64encode(record["study"].encode("utf-8", "replace")).decode("ascii")

@@ -198,7 +198,8 @@
     function show() {
       const within = budget(), rows = new Map(), runs = new Map();
       at("budget-shown").textContent = percent(within);
-      const exported = facts.export.filter((row) => row.flops_ratio <= within + FITS).pop();
+      const upTo = (bound) => facts.export.filter((row) => row.flops_ratio <= bound + FITS).pop();
+      const exported = upTo(within);
       for (const search of comparison.searches) {
         const entry = facts.entries[search.name], point = choose(search.front, within);
         runs.set(entry, [...(runs.get(entry) ?? []), { name: search.name, point }]);
@@ -216,14 +217,15 @@
       for (const row of rows.values()) {
         addRow(row.names, row.texts, row.trial, row.best ? "best" : row.missed ? "missed" : "");
       }
-      const [command, experiment, storage] = facts.command, given = Math.floor((within + FITS) * 1e4) / 1e4;
-      const usable = facts.export.filter((row) => row.flops_ratio <= given + FITS).pop();
-      at("export-note").textContent = usable
-        ? `Recommended: ${usable.schedule}, of ${usable.search}: the cheapest within one standard error of the most accurate on the search split.`
+      const [command, experiment, storage] = facts.command, short = Math.floor((within + FITS) * 1e4) / 1e4;
+      // Fewer digits read better, where the command exports the same with them.
+      const given = upTo(short) === exported ? short : within;
+      at("export-note").textContent = exported
+        ? `Recommended: ${exported.schedule}, of ${exported.search}: the cheapest within one standard error of the most accurate on the search split.`
         : "No schedule fits this budget: it is below the floor of what was measured.";
-      at("export").textContent = usable
+      at("export").textContent = exported
         ? `${command} --budget ${given} -o schedule.json ${storage}${experiment}` : "";
-      at("export").parentElement.hidden = !usable;
+      at("export").parentElement.hidden = !exported;
       if (overlay.dataset.drawn) {
         const last = overlay.layout.shapes.length - 1;
         Plotly.relayout(overlay, { [`shapes[${last}].x0`]: 100 * within, [`shapes[${last}].x1`]: 100 * within });

@@ -55,10 +55,10 @@ def write_report(
         from vispco.dashboards.tokens import sample_pictures
 
         pictures = sample_pictures(comparisons[0], tokens)
-    write_output(output, render(report_record(comparisons[0], max_drop), pictures), HTML)
+    write_output(output, render(report_record(comparisons[0], max_drop, tokens), pictures), HTML)
 
 
-def report_record(comparison: Comparison, max_drop: float = 1.0) -> dict[str, Any]:
+def report_record(comparison: Comparison, max_drop: float = 1.0, tokens: int = 0) -> dict[str, Any]:
     """All that the page shows; ``comparison`` is the object of ``vispco compare --json``."""
     told, (decided, undecided) = comparison.to_dict(), decision(comparison, max_drop)
     return {
@@ -68,6 +68,7 @@ def report_record(comparison: Comparison, max_drop: float = 1.0) -> dict[str, An
         "decision": decided,
         "undecided": undecided,
         "max_drop": max_drop,
+        "tokens": tokens,
         "prices": prices(comparison, decided),
         "answer": answer(comparison),
         "points": comparison.points(),

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from vispco.dashboards import figures
+from vispco.dashboards.axis import scored
 from vispco.dashboards.glossary import term
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
 
@@ -96,7 +97,7 @@ def objectives(comparison: dict[str, Any]) -> str:
 
 def by_budget(comparison: dict[str, Any]) -> str:
     """What each entry chose for each budget; budgets with the same choice share a row."""
-    heads = [("budget", "budget"), ("held-out accuracy", "held-out split"), ("95 % interval", "interval")]
+    heads = [("budget", "budget"), (scored(comparison), "held-out split"), ("95 % interval", "interval")]
     heads += [("points to the grid", "grid"), ("interval of that", "interval"), ("schedule", "schedule")]
     groups: dict[str, Sequence[Row]] = {
         name: _alone(comparison, runs[0]) if len(runs) == 1 else _seeds(comparison, runs)
@@ -189,8 +190,8 @@ def against(record: dict[str, Any]) -> str:
             ]
         )
     note = (
-        f'<p class="note">Means over seeds. <i>Samples only</i>: too few seeds, so the interval says nothing of other '
-        f"seeds; no search is called better with fewer than {record['seeds_needed']}.</p>"
+        f'<p class="note">Means over seeds. <i>Samples only</i>: the interval says nothing of other seeds. No search '
+        f"with seeds is called better with fewer than {record['seeds_needed']}; two without any need none.</p>"
     )
     return table(heads, rows, "Searches compared") + note
 

@@ -58,6 +58,15 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f} %"
 
 
+def whole_percent(share: float) -> str:
+    """In whole percent, but for what would pass for nothing or for all.
+
+    >>> whole_percent(0.6), whole_percent(0.004), whole_percent(0.996), whole_percent(1)
+    ('60 %', '0.4 %', '99.6 %', '100 %')
+    """
+    return percent(share, 1 if 0 < share < 0.005 or 0.995 <= share < 1 else 0)
+
+
 def points(value: float) -> str:
     """A difference of accuracies in points, with its sign."""
     return f"{100 * value:+.1f}"

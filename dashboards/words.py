@@ -10,6 +10,13 @@ from vispco.dashboards.tables import times
 from vispco.dashboards.text import in_html, percent, points, points_interval, shortened
 from vispco.dashboards.tiles import Tile, tiles
 
+SCORES = {
+    "agreement": "A score is the share of the unpruned model's answer before the first token that differs. It does not "
+    "say whether answers are right.",
+    "likelihood": "A score is the geometric mean of the probabilities of the tokens of the unpruned model's answer. It "
+    "does not say whether answers are right.",
+}
+
 
 def answer_html(record: dict[str, Any]) -> str:
     """Sentences, the numbers in large, and a line for each entry."""
@@ -20,9 +27,12 @@ def answer_html(record: dict[str, Any]) -> str:
     lead, *others = [sentence for sentence in sentences if sentence]
     if len(record["entries"]) > 2:
         others.append(
-            f"{in_html(row['entry'])} is highlighted because its choice is the most accurate on the search split of "
-            "the searches that are not a complete grid."
+            f"{in_html(row['entry'])} is highlighted because its choice is the most accurate on the search split, of "
+            "the searches of which all choices are measured on the held-out split. Grids, published schedules and "
+            "imported studies are highlighted only where nothing else is, and a search with a run that misses the "
+            "budget only where all others have one too."
         )
+    others += [SCORES[name]] if (name := record.get("score")) in SCORES else []
     rest = "".join(f"<li>{sentence}</li>" for sentence in [*others, _caution(record, row)])
     return f'<p>{lead}</p>{_tiles(record, row)}<ul class="answer">{rest}</ul>'
 
@@ -36,13 +46,13 @@ def _chosen(record: dict[str, Any], row: dict[str, Any]) -> str:
         text += f" (<code>{in_html(shortened(row['schedules'][0], 90))}</code>)"
     score = percent(row["accuracy_held_out"])
     held = " on average" if several else ""
-    text += f" answers <strong>{score}</strong> of the held-out questions right{held}"
+    text += f" scores <strong>{score}</strong> on the held-out split{held}"
     if several:
-        text = text.replace(" answers ", " answer ")
+        text = text.replace(" scores ", " score ")
     text += f"{_within(row['accuracy_ci'])}."
     if record["unpruned"] is not None:
         kept = "" if row["kept"] is None else f": it keeps {percent(row['kept'], 0)} of that"
-        text += f" Unpruned, the model answers {percent(record['unpruned'])}{kept}."
+        text += f" Unpruned, the model scores {percent(record['unpruned'])}{kept}."
     if row["missed"]:
         whose = f"{row['missed']} of its {row['runs']} runs have" if several else "It has"
         text += f" {whose} nothing within that budget, which counts as {term('no image')}."
@@ -67,7 +77,7 @@ def _grid(record: dict[str, Any], row: dict[str, Any]) -> str:
     if grid is row or row["difference"] is None:
         return ""
     return (
-        f"The choice of the complete grid ({in_html(grid['entry'])}) answers {percent(grid['accuracy_held_out'])} for "
+        f"The choice of the complete grid ({in_html(grid['entry'])}) scores {percent(grid['accuracy_held_out'])} for "
         f"the same budget: the difference is {_gap(row['difference'], row['difference_ci'])}."
     )
 
@@ -76,9 +86,13 @@ def _defaults(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
     told = []
     for default in record["defaults"]:
         text = (
-            f"The published default {in_html(default['name'])} answers {percent(default['accuracy_held_out'])}"
-            f"{_within(default['accuracy_ci'])} with {percent(default['flops_ratio'])} of the {of_what(record)}."
+            f"The published default {in_html(default['name'])} scores {percent(default['accuracy_held_out'])}"
+            f"{_within(default['accuracy_ci'])}"
         )
+        if default["flops_ratio"] is None:
+            told.append(f"{text}. Its {of_what(record)} is not known, so no choice is set beside it.")
+            continue
+        text += f" with {percent(default['flops_ratio'])} of the {of_what(record)}."
         mine = next((one for one in default["entries"] if one["entry"] == row["entry"]), None)
         if mine is not None:
             text += (
@@ -86,9 +100,21 @@ def _defaults(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
                 f"{percent(mine['accuracy_held_out'])}: {_gap(mine['difference'], mine['difference_ci'])}."
             )
         else:
-            text += f" {in_html(row['entry'])} has nothing that is as cheap."
+            text += f" {_not_beside(default['nothing'][row['entry']], row)}"
         told.append(text)
     return told or ["No published default was measured: name some under <code>defaults</code> in the study."]
+
+
+def _not_beside(nothing: int, row: dict[str, Any]) -> str:
+    """Why an entry's choice is not set beside a default."""
+    name = in_html(row["entry"])
+    if nothing == row["runs"]:
+        return f"{name} has nothing that is as cheap."
+    if nothing:
+        return (
+            f"{nothing} of {row['runs']} runs of {name} {'has' if nothing == 1 else 'have'} nothing that is as cheap."
+        )
+    return f"What {name} would have chosen within that is not measured on the held-out split."
 
 
 def _cost(record: dict[str, Any], row: dict[str, Any]) -> str:

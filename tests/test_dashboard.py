@@ -21,6 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from vispco.dashboards.optuna import notes
 from vispco.dashboards.optuna.constraints import best_trials, is_feasible, with_constraints
 from vispco.dashboards.optuna.launcher import guarded, is_loopback, listen, read_only
 from vispco.dashboards.optuna.notes import csv_text
@@ -29,6 +30,7 @@ from vispco.dashboards.text import in_markdown
 
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison, compare
+from vispco.analysis.rows import task_rows
 from vispco.errors import StorageError
 from vispco.experiment.run import Run
 from vispco.problem import Problem
@@ -94,7 +96,7 @@ def test_every_study_has_its_figure_note_files_and_names(store: Store) -> None:
     assert [float(row["accuracy_held_out"]) for row in found["front.csv"]] == [
         point["accuracy_held_out"] for point in search["front"]
     ]
-    assert {row["budget"] for row in found["trajectory.csv"]} == {f"budget-{n}" for n in range(len(BUDGETS))}
+    assert {float(row["budget"]) for row in found["trajectory.csv"]} == set(BUDGETS)
     assert "trajectory.csv" not in files(view, "made/grid")
 
 
@@ -149,7 +151,7 @@ def made_trial(values: list[float], **more: Any) -> Any:
         (made_trial([0.5, 0.6], system_attrs={"constraints": "<b>"}, constraints={"memory": 3.0}), None, [3.0]),
         (made_trial([0.5, 0.6], constraints={"memory": math.inf}), None, [1e300]),  # JSON has no infinity
         (made_trial([0.5, math.inf]), 0.9, [1e300]),
-        (made_trial([0.5, 0.6, 0.7]), 0.9, None),  # not ours
+        (made_trial([0.5, 120.0, 0.7], user_attrs={"cost_ratio": 0.95}), 0.9, [pytest.approx(0.05)]),
         (create_trial(state=TrialState.PRUNED), 0.9, None),
     ],
 )
@@ -198,6 +200,34 @@ def test_what_is_shown_follows_the_database(store: Store) -> None:
     fill(store, seed=3)
     assert view.get_all_trials(key) != before  # although SQLite gives the same ids again
     assert [s.study_name for s in view.get_all_studies()][-1] == "made: comparison"
+
+
+def test_what_was_removed_is_not_shown_again(store: Store) -> None:
+    """An entry that runs anew has the same numbers for other trials."""
+    view = DashboardView(store, pause=0.0)
+    before = view.get_study_id_from_name("made: comparison")
+    store.delete_experiment("made")
+    fill(store, seed=3)
+    for shown in view.additions._shown.values():
+        shown.made = -math.inf
+    made = view.get_study_id_from_name("made: comparison")
+    assert made != before
+    fresh = DashboardView(store)
+    assert [trial.values for trial in view.get_all_trials(made)] == [
+        trial.values for trial in fresh.get_all_trials(fresh.get_study_id_from_name("made: comparison"))
+    ]
+
+
+def test_a_missed_budget_is_no_choice(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'a.db'}")
+    fill(store, entries={"tpe": ("tpe", 1, 12, 0.0)})
+    comparison = Comparison(store, "made")
+    comparison._choose(comparison.searches, [0.001, 0.8])
+    told = comparison.to_dict()
+    shown = notes.study_note(told, told["searches"][0], comparison.searches[0])
+    assert "| 0.001 | missed: no image | - |" in shown
+    missed = [row["missed"] for row in notes.choice_rows(told, ["tpe"])]
+    assert missed == [True, False] == [row["missed"] for row in task_rows(told)]
 
 
 def test_opening_twice_shows_the_same(store: Store) -> None:

@@ -18,7 +18,7 @@ import vispco
 from conftest import SMALL
 from report_data import fill
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.decision import Question, decide
+from vispco.analysis.decision import Question, decide, nothing_cheaper
 from vispco.analysis.noninferiority import noninferiority
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
@@ -29,7 +29,7 @@ from vispco.costs.described import described
 from vispco.costs.profile import Profile
 from vispco.errors import ConfigError
 from vispco.experiment.run import Run
-from vispco.exporting import Recommendation, export_schedule
+from vispco.exporting import Recommendation, export_decision, export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.published import PUBLISHED
@@ -444,6 +444,25 @@ def test_one_sample_more_is_not_worth_half_the_compute(gridded: tuple[Comparison
         assert export_schedule(comparison, float(budget))["trial"] == found[0].number
 
 
+def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
+    """A schedule that reads the prompt may be cheaper, and no file can hold it."""
+    store = Store(f"sqlite:///{tmp_path / 'a.db'}")
+    fill(store, entries={"tpe": ("tpe", 1, 12, 0.5)})
+    comparison = Comparison(store, "made")
+    (search,) = comparison.searches
+    found = decide(comparison, Question(100.0))
+    assert found["chosen"]["search"] == "tpe"
+    for trial in search.trials:
+        trial.user_attrs["schedule"] = "read from the prompt"
+    found = decide(comparison, Question(100.0))
+    assert found["chosen"]["search"] is None
+    assert nothing_cheaper(found).endswith(
+        f"the unpruned model, not counting {len(search.trials)} that no file can hold"
+    )
+    with pytest.raises(ConfigError, match="that no file can hold; allow a larger --max-drop"):
+        export_decision(comparison, found)
+
+
 def test_bounds_as_people_write_them() -> None:
     assert parse_bound("prefill_ms", "0.12 s") == Bound("prefill_ms", 120.0, False)
     assert parse_bound("kv_bytes", "1.5GiB") == Bound("kv_bytes", 1.5 * 2**30, False)
@@ -464,7 +483,7 @@ def test_the_report_begins_with_the_decision(gridded: tuple[Comparison, Run]) ->
     page, chosen = render(record), record["decision"]["chosen"]
     assert record["decision"] == decide(gridded[0], Question(1.0))
     if chosen["search"] is None:
-        assert "no measured schedule costs less" in page
+        assert "no measured schedule within 1 point costs less than the unpruned model" in page
     else:
         assert page.index('id="decision"') < page.index('class="answer"')
         assert record["prices"][0]["cost"] == "flops"

@@ -471,7 +471,7 @@ def test_curves_equal_their_slow_twin(comparison: Comparison) -> None:
         assert blind["search"] is not None
         within = [t.values[0] if t is not None else blind["search"].accuracy for t in chosen]
         assert curve[-1]["score"] == pytest.approx(np.mean(within))
-    figure = figures.anytime(found)
+    figure = figures.anytime(found, figures.color_of(list(ENTRIES)))
     assert len(figure.data) == 2 * len(ENTRIES)
 
 

@@ -129,7 +129,7 @@ def test_the_story_of_several_seeds() -> None:
     assert told(entry(chosen, "random", over=(0.4,))) == [
         "random (2 seeds): at a budget of 40 % it prunes at layer 2 and keeps 30 % of the tokens; at a budget of 60 % "
         "it prunes at layer 3 and keeps 20 % of the tokens. The larger the budget, the later it prunes. Its seeds "
-        "agree on the layer at 1 of 2 budgets and differ by up to 2."
+        "agree on the layer at 1 of 2 budgets and differ by up to 2. 1 of its 2 seeds misses a budget of 40 %."
     ]
     same = {0.4: [steps(5, 0.2)] * 3, 0.6: [steps(2, 0.2)] * 3}
     (story,) = told(entry(same))
@@ -194,6 +194,9 @@ def test_sensitivity_is_accuracy_lost_over_compute_saved() -> None:
     table["per_compute_ci"][0][0] = 0.1
     (story,) = told(sensitivity=[table])
     assert "cost fastv from 0 to 40 points; no layer is shown to cost more than another." in story
+    table["per_compute_ci"] = [[0.3, 0.5], [0.1, 0.25], [-0.4, 0.46]]
+    (story,) = told(sensitivity=[table])
+    assert "layer 1 costs fastv more (40 points, 30 to 50) than layer 4 (20, 10 to 25)." in story
 
 
 def test_sensitivity_compares_layers_on_what_all_of_them_have() -> None:
@@ -275,7 +278,7 @@ def test_maps_show_what_the_record_says() -> None:
     kept = np.array([found["rows"][0]["keep_ratio"], found["rows"][2]["keep_ratio"]])
     assert np.allclose(heat.z, 100 * kept)
     assert list(figure.layout.yaxis.ticktext) == ["40.0", "80.0"]
-    assert "keeps 60% (20% to 100% over 2 seeds)" in heat.text[0][2]
+    assert "keeps 60 % (20 % to 100 % over 2 seeds)" in heat.text[0][2]
     assert "step(layer=2, keep=0.2)<br>step(layer=3, keep=0.4)" in heat.text[0][2]
     assert "<b>" not in figure.to_json()
     table = sensitivity_table("fastv", 0.8, {**cells({1: 0.35, 4: 0.1}), (6, 0.1): (0.8, 0.7)})

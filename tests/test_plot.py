@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -83,6 +84,10 @@ def test_lines_are_the_numbers_of_compare(store: Store, told: dict[str, Any]) ->
     figure = matplotlib_figures.choices(told)
     chosen = [[row["chosen"]["_grid"]["accuracy_held_out"] for row in told["by_budget"]]]
     assert chosen[0] in [list(line.get_ydata()) for line in figure.axes[0].get_lines()]
+    missed = copy.deepcopy(told)
+    missed["by_budget"][0]["chosen"]["_grid"]["missed"] = True
+    lines = matplotlib_figures.choices(missed).axes[0].get_lines()
+    assert [list(line.get_ydata()) for line in lines if line.get_markerfacecolor() == "w"] == [chosen[0][:1]]
     image = matplotlib_figures.schedules(told["searches"][0]).axes[0].get_images()[0].get_array()
     assert image.tolist() == [point["keep_ratio"] for point in told["searches"][0]["front"]]
 

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from pages import blocks
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.headline import answer
+from vispco.analysis.layers import layer_record
+from vispco.analysis.published_results import beside_published
 from vispco.cli.main import main
 from vispco.errors import ConfigError
 from vispco.exporting import export_schedule, export_steps
@@ -79,6 +82,22 @@ def test_the_answer_of_single_runs_is_what_compare_says(comparison: Comparison) 
         assert entry["difference_ci"] == (gap["ci"] if gap else None)
 
 
+def test_scores_that_are_no_accuracies_are_not_called_right_answers(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'a.db'}")
+    fill(store)
+    comparison = Comparison(store, "made")
+    told = answer_html(answer(comparison))
+    assert "on the held-out split" in told
+    assert "questions right" not in told
+    assert "before the first token that differs" not in told
+    comparison.stored.identity["score"] = "agreement"
+    page = render(report_record(comparison))
+    assert "before the first token that differs. It does not say whether answers are right" in page
+    assert "held-out agreement" in page
+    with pytest.raises(ConfigError, match="'made' measured score: agreement"):
+        beside_published(comparison)
+
+
 def test_a_default_is_compared_within_its_own_compute(comparison: Comparison) -> None:
     (default,) = answer(comparison)["defaults"]
     (told,) = comparison.to_dict()["defaults"]
@@ -92,6 +111,28 @@ def test_a_default_is_compared_within_its_own_compute(comparison: Comparison) ->
         assert row["accuracy_held_out"] == held_out.accuracy
         assert row["difference"] == pytest.approx(held_out.accuracy - default["accuracy_held_out"])
         assert row["difference_ci"][0] <= row["difference"] <= row["difference_ci"][1]
+
+
+def test_what_has_not_run_yet_misses_no_budget(seeded: Comparison) -> None:
+    """While a run goes on, all its studies exist."""
+    comparison = Comparison(seeded.store, "made")
+    waiting = [replace(s, trials=[]) if s.entry == "tpe" or s.seed == 1 else s for s in comparison.searches]
+    comparison._choose(waiting, comparison.budgets)
+    record = layer_record(comparison)
+    assert {entry["entry"]: entry["seeds"] for entry in record["learned"]} == {"grid": 1, "lagrangian": 9}
+    assert not any("tpe" in sentence for sentence in record["summary"])
+
+
+def test_why_a_choice_is_not_beside_a_default_is_said(seeded: Comparison) -> None:
+    found = answer(seeded)
+    (default,) = found["defaults"]
+    assert set(default["nothing"].values()) == {0}
+    beside = {**default, "entries": []}
+    for nothing, told in ((10, "has nothing that is as cheap"), (1, "1 of 10 runs of"), (0, "is not measured")):
+        text = answer_html({**found, "defaults": [{**beside, "nothing": {found["headline"]: nothing}}]})
+        assert told in text
+    text = answer_html({**found, "defaults": [{**beside, "flops_ratio": None}]})
+    assert "Its compute is not known, so no choice is set beside it." in text
 
 
 def test_the_answer_over_seeds_is_their_mean(seeded: Comparison) -> None:
@@ -281,6 +322,11 @@ def test_several_experiments_share_a_page(tmp_path: Path) -> None:
     assert [fact["command"][1] for fact in block(page, "facts")] == ["one", "two"]
     lines = figures.together(known["experiments"]).data
     assert [line.name.partition(" ")[0] for line in lines] == ["one", "two"]
+    assert figures.together(known["experiments"]).layout.xaxis.title.text == "compute, % of unpruned"
+    other = {**known["experiments"][1], "cost": "prefill_ms"}
+    figure = figures.together([known["experiments"][0], other])
+    assert [line.name.rpartition(", ")[2] for line in figure.data] == ["compute)", "prefill_ms)"]
+    assert figure.layout.xaxis.title.text == "cost, % of unpruned"
     with pytest.raises(ConfigError, match="--tokens 2 is for one experiment"):
         write_report(store, ["one", "two"], tmp_path / "r.html", tokens=2)
 
@@ -314,6 +360,9 @@ def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
     storage = f"--storage 'sqlite:///{tmp_path}/a b.db'"
     assert block(page, "facts")[0]["command"] == ["vispco export", "-- '-two words'", f"{storage} "]
     assert html.escape(f"vispco compare --json {storage} -- '-two words'") in page
+    assert "--max-drop" not in page.split("Reproduce</h4>")[1].split("</pre>")[0]
+    page = render(report_record(Comparison(store, "-two words"), 3.0, tokens=2))
+    assert html.escape(f"vispco report -o report.html --max-drop 3 --tokens 2 {storage}") in page
     for text in ("0123abcd", "Searches and seeds", "study.yaml"):
         assert text in page
 

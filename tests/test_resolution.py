@@ -16,6 +16,7 @@ from conftest import SMALL
 from pages import blocks
 from processors import PROCESSORS
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.layers import layer_record
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.config import parse_study
@@ -252,6 +253,21 @@ def test_other_costs_count_the_tower_at_its_resolution(searched: Store) -> None:
     assert price.share == pytest.approx(expected / pricing.unpruned("total_flops"), rel=0.02)
     assert at["step(layer=1, keep=1.0)"].share == 1.0
     assert Repriced(searched, "searched", "total_flops").facts["floor"] < 1
+
+
+def test_what_is_shown_as_kept_is_of_the_whole_picture(searched: Store) -> None:
+    """Smaller pictures have fewer tokens, also where none is pruned; a file has the schedule's own ratios."""
+    comparison = Comparison(searched, "searched")
+    grid = next(search for search in comparison.searches if search.name == "grid")
+    kept = {trial.user_attrs["schedule"]: comparison.kept(grid, trial) for trial in grid.trials}
+    whole, small = (kept[f"step(layer=1, keep=1.0{end})"] for end in ("", ", resolution=0.5"))
+    assert whole[0] == 1.0
+    assert whole[0] > small[0] == small[-1] > 0
+    shown = [point for search in comparison.to_dict()["searches"] for point in search["front"]]
+    assert all(point["keep_ratio"][0] < 1 for point in shown if "resolution=" in point["schedule"])
+    told = [row for entry in layer_record(comparison)["learned"] for row in entry["rows"] if row["keep_ratio"]]
+    assert all(row["keep_ratio"][0] < 1 for row in told if "resolution=" in str(row["schedules"]))
+    assert export_schedule(comparison, 0.2)["keep_ratio"][0] == 1.0
 
 
 def test_a_second_run_adds_nothing_and_an_export_names_the_resolution(searched: Store) -> None:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from vispco.dashboards import figures
+from vispco.dashboards.report import gradient_paths
 
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.layers import layer_record
+from vispco.analysis.violations import violations
 from vispco.cli.comparison import with_method
 from vispco.config import parse_study
 from vispco.errors import ConfigError
@@ -106,6 +110,23 @@ def test_the_learned_search_measures_the_nearest_methods_within_every_budget(fin
         assert len({trial.user_attrs["method"] for trial in own}) == len(own) <= 2
         assert all(trial.values[1] <= budget + 1e-9 for trial in own)
     assert [trial.user_attrs["propose_flops"] > 0 for trial in trials] == [True] + [False] * (len(trials) - 1)
+
+
+def test_gradients_are_told_method_by_method(finished: Store) -> None:
+    """Methods are no seeds: each has its own descent for a budget."""
+    comparison = Comparison(finished, "several")
+    told = violations(comparison)["entries"]
+    names = {f"learned with {trial.user_attrs['method']}" for trial in finished.trial_log("several/learned").complete()}
+    assert {entry["entry"] for entry in told} == names
+    assert sum(entry["pairs"] for entry in told) == len(finished.trial_log("several/learned").complete())
+    gradient = layer_record(comparison)["gradient"]
+    assert {entry["entry"] for entry in gradient} == names
+    assert all(row["seeds"] == 1 for entry in gradient for row in entry["rows"])
+    path = gradient_paths(comparison)["learned"]
+    lines = [
+        line.name for line in figures.trajectory("learned", path["steps"], path["budgets"]).data if line.showlegend
+    ]
+    assert len(set(lines)) == len(lines) == len(path["steps"])
 
 
 def test_stopped_it_goes_on_and_finished_it_says_so(problem: Problem, finished: Store, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
-from vispco.analysis.decision import holds
+from vispco.analysis.decision import holds, nothing_cheaper
 from vispco.analysis.noninferiority import paired_error
 from vispco.analysis.study_result import StudyResult
 from vispco.analysis.targets import runs_on, targets_of_trial
@@ -66,8 +66,7 @@ def export_decision(comparison: Comparison, decision: dict[str, Any]) -> dict[st
     chosen = decision["chosen"]
     if chosen["search"] is None:
         raise ConfigError(
-            f"within {decision['max_drop']:g} points no measured schedule of {comparison.experiment!r} is cheaper than "
-            "the unpruned model, so there is nothing to export; allow a larger --max-drop"
+            f"{comparison.experiment!r} has nothing to export: {nothing_cheaper(decision)}; allow a larger --max-drop"
         )
     search = next(search for search in comparison.searches if search.name == chosen["search"])
     trial = next(trial for trial in search.trials if trial.number == chosen["trial"])

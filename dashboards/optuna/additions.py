@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
@@ -18,6 +20,7 @@ from vispco.dashboards.optuna import notes
 from vispco.dashboards.optuna.constraints import with_constraints
 from vispco.dashboards.optuna.pages import COMPARISON
 from vispco.dashboards.overlay import overlay, without_bands
+from vispco.dashboards.report import gradient_paths
 
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
@@ -51,12 +54,16 @@ class Shown:
     number: int = 0
     name: str | None = None
     trials: list[FrozenTrial] = field(default_factory=list)
-    placed: dict[tuple[str, int], int] = field(default_factory=dict)
+    placed: dict[tuple[str, int], datetime | None] = field(default_factory=dict)  # when they were complete
 
     @property
     def study_id(self) -> int:
         """Of the comparison study; below zero, where no database has any."""
         return -1 - self.number
+
+    def restart(self, number: int) -> None:
+        """As another study, so that no page goes on with the trials of this one."""
+        self.number, self.name, self.attributes, self.facts, self.trials, self.placed = number, None, {}, {}, [], {}
 
 
 class Additions:
@@ -72,6 +79,7 @@ class Additions:
         self._looked = -float("inf")
         self._lock = threading.RLock()
         self._shown: dict[str, Shown] = {}
+        self._numbers = itertools.count()
         self.files: dict[str, str] = {}  # id -> CSV
 
     def all(self) -> list[Shown]:
@@ -94,8 +102,7 @@ class Additions:
                 del self._shown[name]
             for name, state in reversed(states.items()):
                 if name not in self._shown:
-                    numbers = {known.number for known in self._shown.values()}
-                    self._shown[name] = Shown(number=next(n for n in range(len(states)) if n not in numbers))
+                    self._shown[name] = Shown(number=next(self._numbers))
                 shown, now = self._shown[name], time.monotonic()
                 if state != shown.state and now - shown.made >= REST * shown.took:
                     self._compare(name, shown)
@@ -133,9 +140,11 @@ class Additions:
         """One experiment that cannot be read keeps no other from being shown."""
         try:
             comparison = Comparison(self.store, name)
-            if not any(search.trials for search in comparison.searches):
-                return
-            self._add(comparison, shown)
+            there = {(s.study, t.number): t.datetime_complete for s in comparison.searches for t in s.trials}
+            if any(there.get(key) != complete for key, complete in shown.placed.items()):
+                shown.restart(next(self._numbers))  # trials were removed, and others may have their numbers
+            if there:
+                self._add(comparison, shown)
         except Exception as error:
             reason = str(error) if isinstance(error, VispcoError) else f"{type(error).__name__}: {error}"
             attributes = _note(notes.unread_note(reason))
@@ -154,11 +163,12 @@ class Additions:
         }
         first = dict(list(figures.items())[:1])
         figures = {f"{COMPARISON}{name}": text for name, text in figures.items()}
+        paths = gradient_paths(comparison)
         studies_of = {search.name: search for search in comparison.searches}
         attributes = {}
         for search in told["searches"]:
             study = studies_of[search["name"]]
-            files = notes.study_files(told, search, self.store.trajectory(study.study))
+            files = notes.study_files(told, search, paths.get(search["name"], {}))
             attributes[study.study] = {
                 **_figures(first),
                 **_note(notes.study_note(told, search, study)),
@@ -190,7 +200,8 @@ class Additions:
             for trial in comparison.front(search):
                 if (search.study, trial.number) in shown.placed:
                     continue
-                number = shown.placed[search.study, trial.number] = len(shown.trials)
+                number = len(shown.trials)
+                shown.placed[search.study, trial.number] = trial.datetime_complete
                 made = create_trial(
                     values=list(trial.values or ())[:2],  # of all objectives, those that every search's budgets are in
                     params={"search": search.name},

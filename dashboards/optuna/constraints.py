@@ -33,7 +33,7 @@ def with_constraints(trial: FrozenTrial, budget: float | None) -> FrozenTrial:
     """
     found = own_constraints(trial)
     limited = "limit_excess" in trial.user_attrs  # then they are the study's limits, and its budget is one more
-    if (not found or limited) and budget is not None and trial.values is not None and len(trial.values) == 2:
+    if (not found or limited) and budget is not None and trial.values is not None and len(trial.values) >= 2:
         made_for, ratio = trial.user_attrs.get("budget"), trial.user_attrs.get("cost_ratio")
         cost = float(ratio) if ratio is not None and _is_number(ratio) else trial.values[1]
         over = cost - (float(made_for) if made_for is not None and _is_number(made_for) else budget)

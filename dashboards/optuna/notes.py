@@ -47,8 +47,8 @@ def study_note(comparison: Mapping[str, Any], search: Mapping[str, Any], study: 
                 [
                     [
                         f"{row['budget']:.3f}",
-                        in_markdown(_schedule(row), SCHEDULE),
-                        f"{share(row):.3f}",
+                        "missed: no image" if row["missed"] else in_markdown(_schedule(row), SCHEDULE),
+                        "-" if row["missed"] else f"{share(row):.3f}",
                         _number(row["accuracy_held_out"]),
                     ]
                     for row in choice_rows(comparison, [search["name"]])
@@ -103,9 +103,10 @@ def unread_note(reason: str) -> str:
 
 
 def _reading(comparison: Mapping[str, Any]) -> str:
+    limits = " or over a limit of the study" if comparison.get("limits") else ""
     return (
         "Trials have the accuracy on the search split, by which schedules are chosen. Grey ones are infeasible: over "
-        f"the budget that they were made for, or over the largest of all, {max(comparison['budgets']):.3f}. "
+        f"the budget that they were made for, or over the largest of all, {max(comparison['budgets']):.3f}{limits}. "
         "Nothing that you do on these pages changes a result."
     )
 
@@ -113,9 +114,13 @@ def _reading(comparison: Mapping[str, Any]) -> str:
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def study_files(comparison: Mapping[str, Any], search: Mapping[str, Any], paths: Mapping[str, Rows]) -> dict[str, str]:
-    """File name -> CSV of one search. ``paths``: its gradient steps by budget, if it has any."""
-    steps = [{"budget": key, "step": n, **_scalars(row)} for key, rows in paths.items() for n, row in enumerate(rows)]
+def study_files(comparison: Mapping[str, Any], search: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> CSV of one search. ``paths``: ``steps`` of its descents and their ``budgets``, if it has any."""
+    steps = [
+        {"path": key, "budget": paths["budgets"].get(key), "step": n, **_scalars(row)}
+        for key, rows in paths.get("steps", {}).items()
+        for n, row in enumerate(rows)
+    ]
     found = {
         "front.csv": front_rows(comparison, [search["name"]]),
         "choices.csv": choice_rows(comparison, [search["name"]]),
@@ -168,7 +173,10 @@ def choice_rows(comparison: Mapping[str, Any], names: Sequence[str]) -> Rows:
                 {
                     "budget": row["budget"],
                     "search": name,
-                    **{key: chosen[key] for key in ("trial", "schedule", "flops_ratio", "accuracy_held_out")},
+                    "trial": chosen["trial"],
+                    "schedule": chosen["schedule"],
+                    **({"method": chosen["method"]} if "method" in chosen else {}),
+                    **{key: chosen[key] for key in ("missed", "flops_ratio", "accuracy_held_out")},
                     **_cost(chosen),
                     "difference_to_grid": difference["mean"],
                     **_ends("difference_to_grid", difference["ci"]),

@@ -17,6 +17,7 @@ from vispco.analysis.parts import Parts
 from vispco.analysis.results import ExperimentResults
 from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
+from vispco.storage.reading import TrialRecord
 from vispco.storage.store import Store
 
 if TYPE_CHECKING:
@@ -90,6 +91,12 @@ class Comparison(ExperimentResults):
             price = self.pricing.of_published(self.cost, name)
             return None if price is None else price.absolute / self.unpruned_cost
         return (self.default_on_search(name) or self.defaults()[name]).flops_ratio
+
+    def kept(self, search: StudyResult, trial: TrialRecord) -> list[float] | None:
+        """:meth:`keep_ratio` as shares of the whole picture's visual tokens, of which a smaller picture has fewer."""
+        ratios = self.keep_ratio(search, trial)
+        share = self.pricing.picture(str(trial.user_attrs.get("schedule"))) if ratios else 1.0
+        return ratios and [share * ratio for ratio in ratios]
 
     # --- intervals ---------------------------------------------------------------------------------
 

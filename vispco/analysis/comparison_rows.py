@@ -40,6 +40,7 @@ def comparison_object(comparison: Comparison, reference: tuple[float, float]) ->
         "searches": [_search(comparison, search, reference) for search in comparison.searches if search.trials],
         "by_budget": _by_budget(comparison),
         **_cost_unit(comparison),
+        **({} if comparison.score == "accuracy" else {"score": comparison.score}),
         **({"objectives": objective_rows(comparison)} if comparison.further else {}),
         **({"limits": comparison.facts["limits"]} if "limits" in comparison.facts else {}),
     }
@@ -56,8 +57,10 @@ def _with_cost(
     comparison: Comparison, search: StudyResult, row: dict[str, Any], trial: TrialRecord | None
 ) -> dict[str, Any]:
     """A row about a trial with its FLOPs, and beside them its share of the experiment's own cost."""
-    if comparison.unpruned_cost is None or trial is None:
+    if comparison.unpruned_cost is None:
         return row
+    if trial is None:
+        return {**row, "cost_ratio": None}
     return {**row, "flops_ratio": comparison.flops_ratio(search, trial), "cost_ratio": trial.cost}
 
 
@@ -118,7 +121,7 @@ def _point(comparison: Comparison, search: StudyResult, trial: TrialRecord) -> d
         "trial": trial.number,
         "schedule": trial.user_attrs.get("schedule"),
         **_named(search, trial),
-        "keep_ratio": comparison.keep_ratio(search, trial),
+        "keep_ratio": comparison.kept(search, trial),
         "accuracy": trial.accuracy,
         "accuracy_held_out": held_out.accuracy if held_out else None,
         "accuracy_ci": comparison.interval_of(held_out) if held_out else None,

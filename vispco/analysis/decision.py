@@ -3,6 +3,7 @@ held-out split."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SLACK = 1e-9
 EVERY = "*"
+OVER, NO_FILE, NO_PRICE = "beyond a limit", "that no file can hold", "without a price"
 
 
 def points_in_words(points: float) -> str:
@@ -31,6 +33,14 @@ def points_in_words(points: float) -> str:
     ('1 point', '2.5 points')
     """
     return f"{points:g} point{'' if points == 1 else 's'}"
+
+
+def nothing_cheaper(decision: Mapping[str, Any]) -> str:
+    """Why nothing is pruned, and which trials that does not count."""
+    within = points_in_words(decision["max_drop"])
+    text = f"no measured schedule within {within} costs less than the unpruned model"
+    others = " and ".join(f"{count} {why}" for why, count in decision["left_out"].items())
+    return f"{text}, not counting {others}" if others else text
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,8 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
             f"run it (vispco resume {comparison.experiment})"
         )
     tasks = _tasks(question, list(unpruned.tasks))
-    candidates = feasible(comparison, question, pricing, unpruned, tasks)
+    left_out: Counter[str] = Counter()
+    candidates = feasible(comparison, question, pricing, unpruned, tasks, left_out)
     if not candidates:
         asked = "; ".join(f"{bound.cost} {bound.text()}" for bound in question.limits)
         raise ConfigError(
@@ -102,6 +113,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
     return {
         "experiment": comparison.experiment,
         "cost": question.cost,
+        "score": comparison.score,
         "max_drop": question.max_drop,
         "sure": question.sure,
         "batch": pricing.batch,
@@ -119,6 +131,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
             for bound in question.limits
         ],
         "candidates": _schedules(candidates),
+        "left_out": dict(left_out),
         **_confirmation(comparison, question, best, tasks),
     }
 
@@ -142,28 +155,47 @@ def feasible(
     pricing: Pricing,
     unpruned: Evaluation,
     tasks: Mapping[str, float],
+    left_out: Counter[str],
 ) -> list[Candidate]:
-    """All measured schedules that a file can hold within the asked loss and limits on the search split."""
+    """All measured schedules that a file can hold within the asked loss and limits on the search split; ``left_out``
+    counts the others within the loss, by why they are no candidates."""
     candidates = []
     least = unpruned.accuracy - question.max_drop / 100
-    for candidate in _candidates(comparison, question, pricing, unpruned, least):
+    for candidate in _candidates(comparison, question, pricing, unpruned, least, left_out):
         prices = [(bound, _price(pricing, bound.cost, candidate)) for bound in question.limits]
         if all(price is not None and bound.allows(price.absolute, price.share) for bound, price in prices):
             candidates.append(candidate)
-    return _within_tasks(comparison, candidates, unpruned, tasks) if tasks else candidates
+        else:
+            left_out[OVER if all(price for _, price in prices) else NO_PRICE] += 1
+    if not tasks:
+        return candidates
+    kept = _within_tasks(comparison, candidates, unpruned, tasks)
+    if len(kept) < len(candidates):
+        left_out[OVER] += len(candidates) - len(kept)
+    return kept
 
 
 def _candidates(
-    comparison: Comparison, question: Question, pricing: Pricing, unpruned: Evaluation, least: float
+    comparison: Comparison,
+    question: Question,
+    pricing: Pricing,
+    unpruned: Evaluation,
+    least: float,
+    left_out: Counter[str],
 ) -> Iterator[Candidate]:
     whole = Price(pricing.unpruned(question.cost), 1.0)
     yield Candidate(unpruned.accuracy, whole, (-1, 0))
     for number, search in enumerate(comparison.searches):
         for trial in search.trials:
-            if trial.accuracy < least - SLACK or not within_limits(trial) or not holds(comparison, search, trial):
+            if trial.accuracy < least - SLACK:
                 continue
-            price = pricing.of(question.cost, search, trial)
-            if price is not None:
+            if not within_limits(trial):
+                left_out[OVER] += 1
+            elif not holds(comparison, search, trial):
+                left_out[NO_FILE] += 1
+            elif (price := pricing.of(question.cost, search, trial)) is None:
+                left_out[NO_PRICE] += 1
+            else:
                 yield Candidate(trial.accuracy, price, (number, trial.number), search, trial)
 
 
@@ -242,7 +274,7 @@ def _chosen(comparison: Comparison, best: Candidate, pricing: Pricing) -> dict[s
             trial=best.trial.number,
             schedule=best.trial.user_attrs.get("schedule"),
             method=origin.method if origin else None,
-            keep_ratio=comparison.keep_ratio(best.search, best.trial),
+            keep_ratio=comparison.kept(best.search, best.trial),
             accuracy_held_out=_accuracy(comparison.held_out(best.search, best.trial)),
             flops_ratio=_share(pricing.of("flops", best.search, best.trial)),
         )

@@ -77,12 +77,14 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
                 for entry in known
                 if ("within", name, entry) in measured
             ],
+            "nothing": {entry.name: _nothing(comparison, entry, limits[name]) for entry in known.values()},
         }
         for name, default in defaults.items()
     ]
     return {
         "budget": budget,
         "cost": comparison.cost,
+        "score": comparison.score,
         "unpruned": unpruned.accuracy if unpruned else None,
         "grid": grid.entry if grid else None,
         "seeds_needed": SEEDS_NEEDED,
@@ -90,6 +92,11 @@ def answer(comparison: Comparison, near: float = HALF) -> dict[str, Any]:
         "defaults": told,
         "headline": _headline(rows),
     }
+
+
+def _nothing(comparison: Comparison, entry: Entry, within: float | None) -> int | None:
+    """How many runs of an entry have no schedule that is as cheap as a default; None where that has no price."""
+    return None if within is None else sum(choose(comparison.front(run), within) is None for run in entry.runs)
 
 
 def _add(

@@ -80,10 +80,19 @@ def learned(entry: Mapping[str, Any]) -> str:
         who = f"{name} ({seeds} seeds)" if seeds > 1 else name
         told.append(f"{who}: {_ranges_told(rows)}.")
         told += _trend(rows) + _agreement(entry["rows"], seeds)
-    over = [row["budget"] for row in entry["rows"] if row["over"] and not row["seeds"]]
-    if over:
-        told.append(f"{'It' if told else name} has nothing that fits {_listed(over, 'budget')}.")
+    over = [row for row in entry["rows"] if row["over"]]
+    if none := [row["budget"] for row in over if row["over"] == seeds]:
+        told.append(f"{'It' if told else name} has nothing that fits {_listed(none, 'budget')}.")
+    if some := [row["budget"] for row in over if row["over"] < seeds]:
+        told.append(
+            f"{_missing([row['over'] for row in over if row['over'] < seeds], seeds)} {_listed(some, 'budget')}."
+        )
     return " ".join(told)
+
+
+def _missing(over: Sequence[int], seeds: int) -> str:
+    most = max(over)
+    return f"{'' if min(over) == most else 'Up to '}{most} of its {seeds} seeds {'misses' if most == 1 else 'miss'}"
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, int | None]:
@@ -181,14 +190,21 @@ def _per_compute(table: Mapping[str, Any]) -> list[str]:
     high, low = (pick(range(len(values)), key=lambda i: values[i]) for pick in (max, min))
     if values[high] - values[low] < SAME:
         return [f"Per unit of compute saved, all layers cost {table['method']} the same, {_points(values[high])}."]
-    dear, cheap = bounds[high], bounds[low]
-    if dear and cheap and dear[0] <= cheap[1]:
-        told = f"the layers cost {table['method']} from {_number(values[low])} to {_points(values[high])}"
-        return [f"Per unit of compute saved, {told}; no layer is shown to cost more than another."]
+    if sure := [i for i in range(len(values)) if bounds[i]]:
+        dear, cheap = max(sure, key=lambda i: bounds[i][0]), min(sure, key=lambda i: bounds[i][1])
+        if bounds[dear][0] <= bounds[cheap][1]:
+            told = f"the layers cost {table['method']} from {_number(values[low])} to {_points(values[high])}"
+            return [f"Per unit of compute saved, {told}; no layer is shown to cost more than another."]
+        if (dear, cheap) != (high, low):
+            return [
+                f"Per unit of compute saved, layer {layers[dear]} costs {table['method']} more "
+                f"({_points(values[dear])}{_interval(bounds[dear])}) than layer {layers[cheap]} "
+                f"({_number(values[cheap])}{_interval(bounds[cheap])})."
+            ]
     return [
         f"Per unit of compute saved, layer {layers[high]} costs {table['method']} most "
-        f"({_points(values[high])}{_interval(dear)}) and layer {layers[low]} least "
-        f"({_number(values[low])}{_interval(cheap)})."
+        f"({_points(values[high])}{_interval(bounds[high])}) and layer {layers[low]} least "
+        f"({_number(values[low])}{_interval(bounds[low])})."
     ]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layer_words import summary
 from vispco.analysis.sensitivity import sensitivity
-from vispco.analysis.study_result import StudyResult
+from vispco.analysis.study_result import StudyResult, each_method
 from vispco.storage.reading import read_attribute, snapshot, study_ids
 
 DROP = 1e-9
@@ -82,7 +82,8 @@ def layer_record(comparison: Comparison) -> dict[str, Any]:
     """The whole object."""
     groups: dict[str, list[StudyResult]] = {}
     for search in comparison.searches:
-        groups.setdefault(search.entry, []).append(search)
+        if search.trials:  # one that has not run yet misses no budget
+            groups.setdefault(search.entry, []).append(search)
     unpruned = comparison.reference("unpruned", "search")
     record = {
         "experiment": comparison.experiment,
@@ -92,7 +93,10 @@ def layer_record(comparison: Comparison) -> dict[str, Any]:
         "learned": [_learned(comparison, entry, searches) for entry, searches in groups.items()],
         "sensitivity": sensitivity(comparison),
         "gradient": [
-            {"entry": entry, "rows": rows} for entry, found in groups.items() if (rows := _gradient(comparison, found))
+            {"entry": entry, "rows": rows}
+            for found in groups.values()
+            for entry, parts in each_method(found).items()
+            if (rows := _gradient(comparison, parts))
         ],
     }
     return {**record, "summary": summary(record)}
@@ -115,7 +119,7 @@ def _learned(comparison: Comparison, entry: str, searches: Sequence[StudyResult]
             if trial is None:
                 over += 1
                 continue
-            ratios, share = comparison.keep_ratio(search, trial), comparison.flops_ratio(search, trial)
+            ratios, share = comparison.kept(search, trial), comparison.flops_ratio(search, trial)
             if ratios is None or len(ratios) != layers or share is None:
                 continue  # an imported trial that does not say
             held_out = comparison.held_out(search, trial)

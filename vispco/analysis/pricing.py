@@ -208,6 +208,20 @@ class Pricing:
         known = self.comparison.facts.get("costs", {}).get("resolutions", {}).get(f"{resolution:g}")
         return (known["vision_flops"], Prompts.from_list(known["prompts"][split])) if known else None
 
+    def picture(self, text: str) -> float:
+        """Share of the whole pictures' visual tokens that a schedule's own pictures have."""
+        try:
+            resolution = resolution_of(parse_schedule(text))
+        except ScheduleError:
+            return 1.0
+        if resolution is None or resolution == self._own_resolution:
+            return 1.0
+        smaller = self._smaller(resolution, "search")
+        if smaller is None or (whole := smaller[1].whole) is None or not (seen := whole[:, 0] > 0).any():
+            return resolution / self._own_resolution
+        prompts = smaller[1]
+        return float(np.average(prompts.visual[seen] / whole[seen, 0], weights=prompts.weight[seen]))
+
     @property
     def _own_resolution(self) -> float:
         return float(self.comparison.stored.identity.get("model", {}).get("resolution", 1.0))

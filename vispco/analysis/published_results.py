@@ -18,6 +18,7 @@ from typing import Any
 
 from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.study_result import StudyResult
+from vispco.errors import ConfigError
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import FITS, choose
 from vispco.storage.store import Store
@@ -90,8 +91,16 @@ def beside_published(comparison: Comparison) -> dict[str, Any]:
     Scores are in per cent; ``kept`` is a score over that of the unpruned model, the one figure that other models and
     other tasks may be set beside as well. Rows are per task the experiment shares with the paper; without one there
     are rows of the averages only.
+
+    Raises:
+        ConfigError: the experiment's scores are not the tasks' own.
     """
     identity = comparison.stored.identity
+    if comparison.score != "accuracy":
+        raise ConfigError(
+            f"{comparison.experiment!r} measured score: {comparison.score}, how far answers stay those of the unpruned "
+            "model, and the paper's tables have the tasks' own scores; compare with a study under score: task"
+        )
     model, named = _model(identity)
     method, method_named = _method(comparison)
     kernel = _kernel(comparison)

@@ -48,6 +48,12 @@ class ExperimentResults:
         shown = [self._held_out_id(search, trial) for search in self.searches for trial in self.shown(search)]
         self._load([*linked, *(i for i in shown if i)])
 
+    @property
+    def score(self) -> str:
+        """What numbers called accuracy are: that, or how far answers stay those of the unpruned model."""
+        named = str(self.stored.identity.get("score", "task"))
+        return "accuracy" if named == "task" else named
+
     def _choose(self, searches: list[StudyResult], budgets: list[float]) -> None:
         """Fronts of ``searches``, and what each would have chosen for ``budgets``."""
         self.searches, self.budgets = searches, budgets
@@ -171,7 +177,7 @@ class ExperimentResults:
         return evaluation.flops_ratio if self.unpruned_cost is None else trial.cost
 
     def keep_ratio(self, search: StudyResult, trial: TrialRecord) -> list[float] | None:
-        """What a trial keeps at each layer; None if it does not say."""
+        """What a trial keeps of its picture at each layer; None if it does not say."""
         known = self._keep_ratios.setdefault(search.study, {})
         if trial.number not in known:
             numbers = {trial.number, *(shown.number for shown in self.shown(search))} - known.keys()

@@ -105,6 +105,20 @@ class StudyResult:
             return replace(self, method_key=key)
         return replace(self, method=chosen.method, method_parameters=chosen.parameters, method_key=key)
 
+    def by_method(self) -> list[StudyResult]:
+        """Itself; of one that searched among several methods a part for each, with the trials of that."""
+        if not self.several:
+            return [self]
+        return [
+            replace(
+                self.with_method(key),
+                entry=f"{self.entry} with {key}",
+                trials=[t for t in self.trials if t.user_attrs.get("method") == key],
+                stopped=[t for t in self.stopped if t.user_attrs.get("method") == key],
+            )
+            for key in self.several
+        ]
+
     def of_trial(self, trial: TrialRecord) -> StudyResult:
         """Itself, with the method of ``trial`` where it searched among several."""
         return self.with_method(trial.user_attrs.get("method")) if self.several else self
@@ -136,3 +150,12 @@ class StudyResult:
 
 def _sum(values: Sequence[int | None]) -> int | None:
     return None if None in values else sum(value for value in values if value is not None)
+
+
+def each_method(runs: Sequence[StudyResult]) -> dict[str, list[StudyResult]]:
+    """Runs by entry, or by entry and method where they searched among several."""
+    found: dict[str, list[StudyResult]] = {}
+    for run in runs:
+        for part in run.by_method():
+            found.setdefault(part.entry, []).append(part)
+    return found

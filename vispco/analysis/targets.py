@@ -49,7 +49,9 @@ def _of(comparison: Comparison) -> dict[str, Any]:
         rows.append(
             {
                 "target": name,
-                "schedules": len({(s.study, t.number) for trials, s in held for t in trials}),
+                "schedules": len(
+                    {t.user_attrs.get("evaluation") or (s.study, t.number) for trials, s in held for t in trials}
+                ),
                 "budgets_missed": missed,
                 "score": _mean(delivered),
                 "chosen": schedules,

@@ -8,7 +8,7 @@ from typing import Any
 
 from vispco.analysis.comparison import Comparison, together
 from vispco.analysis.seeds import entries
-from vispco.analysis.study_result import StudyResult
+from vispco.analysis.study_result import StudyResult, each_method
 from vispco.errors import StorageError
 from vispco.fronts import HELD, relaxed_ratio
 from vispco.storage.store import Store
@@ -19,13 +19,16 @@ RESIDUALS = ("stationarity", "feasibility", "complementarity")
 def violations(comparison: Comparison) -> dict[str, Any]:
     """Per entry and budget (cost - budget) / budget of the relaxed solution, before the snap, of each run.
 
+    An entry that searched among several methods has rows for each.
+
     ``held``: of how many (seed, budget) ``pairs`` it is at most 0.02 either way. ``over``: the most by which any
     trial is above its budget on the search split, after the snap. The Karush-Kuhn-Tucker residuals are means over runs
     (:mod:`vispco.search.gradient.kkt`); None where a search does not say.
     """
     rows_by_entry: list[dict[str, Any]] = []
-    for entry in entries(comparison).values():
-        runs = [run for run in entry.runs if _relaxed(run)]
+    parts = [part for entry in entries(comparison).values() for part in each_method(entry.runs).items()]
+    for name, found in parts:
+        runs = [run for run in found if _relaxed(run)]
         if runs:
             rows = [_row(runs, budget) for budget in comparison.budgets]
             known = [value for row in rows for value in row["relaxed"] if value is not None]
@@ -34,7 +37,7 @@ def violations(comparison: Comparison) -> dict[str, Any]:
             ]
             rows_by_entry.append(
                 {
-                    "entry": entry.name,
+                    "entry": name,
                     "seeds": [run.seed for run in runs],
                     "budgets": rows,
                     "pairs": len(known),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.analysis.comparison import Comparison, together
-from vispco.analysis.decision import EVERY, Question, decide, points_in_words
+from vispco.analysis.decision import EVERY, Question, decide, nothing_cheaper, points_in_words
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.cli.output import print_text
@@ -71,7 +71,7 @@ def print_decision(decision: dict[str, Any], storage: str | None = None) -> None
     chosen, unpruned, cost = decision["chosen"], decision["unpruned"], make_cost(decision["cost"])
     drop = points_in_words(decision["max_drop"])
     if chosen["search"] is None:
-        print_text(f"Prune nothing: no measured schedule within {drop} costs less than the unpruned model.")
+        print_text(f"Prune nothing: {nothing_cheaper(decision)}.")
         return
     print_text(
         f"{chosen['schedule']} with {chosen['method']}: {amount(chosen['cost'], cost.unit)} "
@@ -84,9 +84,9 @@ def print_decision(decision: dict[str, Any], storage: str | None = None) -> None
         own = make_cost(limit["cost"]).unit
         told = [f"{v:.3g}" if limit["relative"] else amount(v, own) for v in (_reached(limit), limit["bound"])]
         lines.append(f"{limit['cost']}: {told[0]}, limit {told[1]}")
-    lines.append(f"search split, where it was chosen: {_pair(chosen['accuracy'], unpruned['accuracy'])}")
+    lines.append(f"search split, where it was chosen: {_pair(decision, 'accuracy')}")
     if chosen["accuracy_held_out"] is not None and unpruned["accuracy_held_out"] is not None:
-        lines.append(f"held-out split: {_pair(chosen['accuracy_held_out'], unpruned['accuracy_held_out'])}")
+        lines.append(f"held-out split: {_pair(decision, 'accuracy_held_out')}")
     for name, test in {"": decision["held_out"], **decision["tasks"]}.items():
         if test is not None:
             lines.append(
@@ -105,8 +105,8 @@ def print_decision(decision: dict[str, Any], storage: str | None = None) -> None
         print_text(f"  {line}")
 
 
-def _pair(mine: float, unpruned: float) -> str:
-    return f"accuracy {mine:.3f}, unpruned {unpruned:.3f}"
+def _pair(decision: dict[str, Any], key: str) -> str:
+    return f"{decision['score']} {decision['chosen'][key]:.3f}, unpruned {decision['unpruned'][key]:.3f}"
 
 
 def _reached(limit: dict[str, Any]) -> float:

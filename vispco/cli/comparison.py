@@ -23,7 +23,7 @@ Runs = Mapping[str, Sequence[str]]  # entry -> its searches, one for each seed
 def print_comparison(comparison: dict[str, Any]) -> None:
     """Two tables: the searches, and the choice of each search per budget. Seeds of one entry share a line."""
     unpruned, no_image = comparison["unpruned"], comparison["no_image"]
-    print_text(f"{comparison['experiment']}: accuracy on held-out samples")
+    print_text(f"{comparison['experiment']}: {_score(comparison)} on held-out samples")
     print(
         f"unpruned {_number(unpruned['accuracy_held_out'])}, no image {_number(no_image['accuracy'])}, "
         f"least {comparison.get('cost', 'flops_ratio')} {comparison['floor']:.3f}{_of_unpruned(comparison)}"
@@ -46,7 +46,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         )
     for default in comparison["defaults"]:
         print_text(
-            f"published {default['name']}: accuracy {default['accuracy_held_out']:.3f} "
+            f"published {default['name']}: {_score(comparison)} {default['accuracy_held_out']:.3f} "
             f"at flops_ratio {default['flops_ratio']:.3f}{_other_share(comparison, default)}"
         )
     print()
@@ -65,7 +65,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     several = any(len(names) > 1 for names in runs.values())
     print()
     print_text(
-        "score: budget_score, the mean held-out accuracy over budgets, from 0 to 1; interval: 95 % over samples"
+        f"score: budget_score, the mean held-out {_score(comparison)} over budgets, from 0 to 1; interval: 95 % over "
+        "samples"
         + (", of several seeds their range (--search NAME@SEED shows one)" if several else "")
         + "; missed: budgets that nothing fits"
     )
@@ -76,7 +77,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     share = f", a share of {comparison['cost']}{_of_unpruned(comparison)}" if "cost" in comparison else ""
     print()
     print_text(
-        f"held-out accuracy (0 to 1) of the schedule that each search would choose, per budget{share}"
+        f"held-out {_score(comparison)} (0 to 1) of the schedule that each search would choose, per budget{share}"
         + ("; of several seeds mean and standard deviation" if several else "")
     )
     print()
@@ -210,9 +211,13 @@ def _limits(limits: dict[str, Any]) -> str:
     return ", ".join([*told, *(f"{name} at most {limit['max_drop']:g} points" for name, limit in tasks.items())])
 
 
+def _score(comparison: dict[str, Any]) -> str:
+    return str(comparison.get("score", "accuracy"))
+
+
 def print_tasks(comparison: dict[str, Any]) -> None:
     """One table per task: what the schedules that were chosen for all tasks together give on this one."""
-    print_text(f"{comparison['experiment']}: held-out accuracy of each search's choice, task by task")
+    print_text(f"{comparison['experiment']}: held-out {_score(comparison)} of each search's choice, task by task")
     runs = runs_of(comparison)
     for task, unpruned in comparison["unpruned"]["tasks"].items():
         blind = comparison["no_image"]["tasks"].get(task)

@@ -25,7 +25,9 @@ from vispco.errors import ConfigError
 @app.command()
 def export(
     experiment: str,
-    budget: Annotated[Optional[float], typer.Option(help="Upper bound on flops_ratio.")] = None,
+    budget: Annotated[
+        Optional[float], typer.Option(help="Upper bound on the cost, as a share of the unpruned model's.")
+    ] = None,
     max_drop: Annotated[
         Optional[float], typer.Option(help="Instead of a budget: what `vispco choose` chooses.", show_default=False)
     ] = None,
