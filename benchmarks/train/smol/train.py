@@ -6,7 +6,7 @@ last stage is flat until a decay is asked for, by `--decay N` on a resumed run o
 OUT/decay.json while it runs; the state before the decay is kept for a longer run.
 
     python -m benchmarks.train.smol.train --out OUT [--tower 700] [--words 200] [--together 3000] [--decay N]
-    python -m benchmarks.train.smol.train --out OUT --begin vispco/models/smol    (go on from the shipped weights)
+    python -m benchmarks.train.smol.train --out OUT --begin vispco/models/smol --places 0    (from the shipped weights)
 
 The shipped weights are those of `--tower 2600 --words 200` and 2,444 steps of the last stage: 800, a decay over 600,
 and from there with `--begin` 564 more, which begin with the places, and a decay over 480: 184 minutes on two cores.
@@ -32,7 +32,7 @@ from benchmarks.train.smol.attention import NAME as PACKED
 from benchmarks.train.smol.lora import add_updates, merge_updates
 from benchmarks.train.smol.masters import Masters, fast_dtype
 from benchmarks.train.smol.packing import MIX, Packed, every_question, pack, questions_for, weakest_more_often
-from benchmarks.train.smol.places import teach_places
+from benchmarks.train.smol.places import STEPS, teach_places
 from benchmarks.train.smol.text import distance, own_answers
 from benchmarks.train.smol.tower import (
     Readers,
@@ -186,14 +186,15 @@ class Run:
         self.masters = self._masters()
         shipped = load_file(folder / "weights.safetensors")
         self.masters.load({f"master/{name}": tensor.float() for name, tensor in shipped.items()})
-        self.teach_places()
+        if self.options.places:
+            self.teach_places()
 
     def teach_places(self) -> None:
         def features_of(step: int) -> Tensor:
             rng = random.Random(f"smol/{self.options.seed}/places/{step}/{self.rank}")
             return self.features([sample_scene("train", rng) for _ in range(8)])
 
-        errors = teach_places(self.projector, self.targets, features_of)
+        errors = teach_places(self.projector, self.targets, features_of, self.options.places)
         self.masters = self._masters()
         self.note({"places": [round(error, 4) for error in errors[::50]]})
 
@@ -447,6 +448,9 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=200, help="steps of the second stage")
     parser.add_argument(
         "--together", type=int, default=100_000, help="steps of the third stage, if no decay is asked for"
+    )
+    parser.add_argument(
+        "--places", type=int, default=STEPS, help="steps in which the projector learns places; 0 where it knows them"
     )
     parser.add_argument(
         "--decay", type=int, default=0, help="let the learning rate fall to zero over so many steps, from now on"
