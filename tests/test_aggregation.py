@@ -134,6 +134,7 @@ class Own(MosaicVQA):
         return float(np.mean(scores) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "rules"), [(AllRight, {"mosaic-vqa": "all-right"}), (Own, {"mosaic-vqa": None})])
 def test_intervals_are_about_the_number_itself(
     problem: Problem, tmp_path: Path, kind: type[MosaicVQA], rules: dict[str, Any], cli: Any

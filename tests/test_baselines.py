@@ -211,6 +211,7 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     assert Run(fresh(problem, BASELINES + curves), finished).allowances.grid_flops == price != run.allowances.grid_flops
 
 
+@pytest.mark.slow
 def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
     """Shares of what the whole grid costs together; a smaller one gives the first trials of a larger one."""
     header = BASELINES.split("searches:")[0].replace("small", "paid") + "searches:\n"

@@ -267,6 +267,7 @@ copying.copy_experiments(Store(sys.argv[1]), Store(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "count"), [("insert_missing", 4), ("write_stored", 2), ("_write_attributes", 4)])
 def test_killed_half_way(open_url: Callable[[str], Store], database_url: str, point: str, count: int) -> None:
     source, destination = open_url("source"), open_url(database_url)
@@ -281,6 +282,7 @@ def test_killed_half_way(open_url: Callable[[str], Store], database_url: str, po
     assert rows(source) == rows(destination)
 
 
+@pytest.mark.slow
 def test_the_command(open_url: Callable[[str], Store], tmp_path: Path) -> None:
     fill(open_url("a"), "exp")
     command = [sys.executable, "-c", "from vispco.cli.main import main; main()", "copy"]

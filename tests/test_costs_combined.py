@@ -24,6 +24,8 @@ from vispco.search.recipes.halving import best
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
+pytestmark = pytest.mark.slow
+
 STUDY = """
 experiment: combined
 model: demo

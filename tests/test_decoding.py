@@ -233,6 +233,7 @@ def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.Monkey
         assert len(store.trial_log("small/other").complete()) == 1
 
 
+@pytest.mark.slow
 def test_an_entry_that_fails_ends_no_other(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """A teacher's answer that holds the visual token: the gradient search ends, with the sample's name."""
     from vispco.experiment.run import Run

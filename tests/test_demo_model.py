@@ -70,6 +70,7 @@ def test_every_kind_of_question_is_learned(evaluator: Evaluator) -> None:
         assert accuracy >= 0.6, (kind, accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo-deep", "demo-qwen"])
 def test_the_other_demos_on_held_out_mosaics(name: str) -> None:
     """Right far more often than without the picture, and the picture's tokens are needed behind the first layers."""
@@ -147,6 +148,7 @@ def test_packed_questions_are_asked_alone_in_qwen_too() -> None:
             at = end + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [build_model, qwen.build_model], ids=["llava", "qwen"])
 @pytest.mark.parametrize("mix", [None, TASK_MIX], ids=["see", "questions"])
 def test_training_resumes_where_it_was_stopped(

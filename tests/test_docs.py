@@ -355,6 +355,7 @@ def by_command(line: str, monkeypatch: pytest.MonkeyPatch, more: Sequence[str] =
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 def test_your_own_pictures_go_through_the_quickstart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

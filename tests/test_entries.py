@@ -507,6 +507,7 @@ RUN = SMALL.split("searches:")[0].replace("search: 12, held_out: 12", "search: 6
 )
 
 
+@pytest.mark.slow
 def test_a_run_measures_what_was_chosen_at_checkpoints(tmp_path: Path) -> None:
     from vispco.experiment.run import Run
     from vispco.problem import Problem

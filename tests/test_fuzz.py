@@ -33,6 +33,8 @@ from fuzzing import (
     write,
 )
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 experiment: mine
 model: demo

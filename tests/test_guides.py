@@ -98,6 +98,7 @@ def test_the_first_five_minutes(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mo
     assert (changed.model.name, changed.tasks[0].name) == ("./my-model", "vqa-json")
 
 
+@pytest.mark.slow
 def test_choosing_a_budget(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VISPCO_STORAGE", f"sqlite:///{tmp_path}/a.db")

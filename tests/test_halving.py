@@ -104,6 +104,7 @@ def test_what_it_costs_is_known_and_limited(problem: Problem, finished: Store) -
         assert trial.user_attrs["charged_flops"] == sum(parts[:1] if trial.user_attrs.get("samples") else parts)
 
 
+@pytest.mark.slow
 def test_finished_it_says_so_and_another_run_proposes_the_same(
     problem: Problem, finished: Store, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_calibration_is_asked_for_by_those_who_read_it() -> None:
         Problem.from_text(text.replace(", held_out: 8", "") + "  random: {kind: random, trials: 2}\n")
 
 
+@pytest.mark.slow
 def test_deleting(cli: Cli, run: Callable[..., tuple[int, Told, Store]]) -> None:
     text = HEAD + "  a: {kind: random, trials: 2, seeds: [0, 1]}\n  ab: {kind: random, trials: 2}\n"
     _, _, store = run(text)

@@ -227,7 +227,7 @@ def test_offloaded_weights(name: str) -> None:
             with torch.no_grad(), vispco.prune(model, method=method, schedule=schedule):
                 found.append((model(**batch).logits, model.generate(**batch, max_new_tokens=4, do_sample=False)))
         # Weights that come in anew lie elsewhere in memory, and some kernels sum by alignment.
-        torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-4)
         assert torch.equal(found[0][1], found[1][1])
     with pytest.raises(ModelError, match="are offloaded"):
         weights_hash(offloaded)

@@ -19,6 +19,8 @@ from vispco.pruning.needs import missing
 from vispco.pruning.schedules import MultiStep, Step
 from vispco.testing.tiny import IMAGE, TEXT, TINY
 
+pytestmark = pytest.mark.slow
+
 PICTURES = 4
 TOKENS = 4 * 1024
 # Greedy picks of `cdpruner` are made orthogonal to one another, and so each has a row of floats: 4 N * keep bytes.

@@ -41,6 +41,8 @@ from vispco.storage.importing import import_trials
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., tuple[int, str, str]]
 Values = Sequence[float]
 

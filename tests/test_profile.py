@@ -266,6 +266,7 @@ def test_random_schedules_fit_the_decoder() -> None:
         assert min(ratios) < 1
 
 
+@pytest.mark.slow
 def test_profile_command_and_check(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     small = ("--max-tokens", 100, "--repeats", 3)

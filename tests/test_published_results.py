@@ -233,6 +233,7 @@ def test_studies_of_the_paper_are_valid(path: Path, tiny: Any) -> None:
     assert study.calibration is not None
 
 
+@pytest.mark.slow
 def test_a_study_of_the_paper_runs(tiny: Any, url: str) -> None:
     """Every kind of search of table 2, in small."""
     gradients = "dual_steps: 1, primal_steps: 1, batch: 2, check: 2, measure: 1, between: 0"

@@ -137,6 +137,7 @@ def test_unfinished_trials_are_replaced_in_place(store: Store) -> None:
     assert after == {**before, 4: done}
 
 
+@pytest.mark.slow
 def test_a_snapshot_does_not_wait_for_a_writer_and_sees_one_state(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/a.db"
     store, other = Store(url), Store(url)

@@ -68,6 +68,7 @@ def test_features_without_their_grids_are_one_row_of_cells() -> None:
     assert adapter.grids({}, [5, 7]) == [Grid(1, 1, 5), Grid(1, 1, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
 def test_several_thousand_visual_tokens(name: str) -> None:
     """Many pictures in one row, longer than any table or block inside; dropping still equals masking."""

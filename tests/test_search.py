@@ -172,6 +172,7 @@ def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> Non
         Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
 
 
+@pytest.mark.slow
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
     from vispco.analysis.comparison import Comparison
 
@@ -237,6 +238,7 @@ def count(path: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lucky", [pytest.param(3, marks=pytest.mark.slow), None])
 def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     problem: Problem, finished: tuple[Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lucky: int | None
@@ -396,6 +398,7 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     assert sum(t.user_attrs["spent_flops"] for t in warm.trial_log("raced/random").settled()) == 0
 
 
+@pytest.mark.slow
 def test_what_is_drawn_twice_is_paid_once(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [{"layer": 1, "keep": 0.5}, {"layer": 3, "keep": 0.25}]
     monkeypatch.setattr(RandomSearch, "propose", lambda self, start, count: [drawn[i % 2] for i in range(count)])
@@ -430,6 +433,7 @@ def test_plan_orders_entries_and_refuses_circles() -> None:
         plan(parse_study(SMALL.replace("compute: lagrangian", "compute: gird")))
 
 
+@pytest.mark.slow
 def test_tpe_after_a_resume_in_mid_batch(problem: Problem, tmp_path: Path) -> None:
     """Stopped after any number of trials, TPE proposes what it would have proposed undisturbed."""
     text = SMALL.split("searches:")[0] + "searches:\n  tpe: {kind: tpe, trials: 14, batch: 4}\n"

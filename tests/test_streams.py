@@ -48,6 +48,7 @@ def test_closed_streams_are_the_null_device(closed: str) -> None:
     assert (code, said) == (0, [])
 
 
+@pytest.mark.slow
 def test_an_error_that_nobody_can_read_keeps_its_exit_code(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "vispco", "validate", str(tmp_path / "none.yaml")]

@@ -520,6 +520,7 @@ def test_a_head_and_a_worker_run_the_same_experiment_though_the_worker_leaves(
     assert trials(Store(f"sqlite:///{database}")) == trials(store)
 
 
+@pytest.mark.slow
 def test_ray_is_not_imported_unless_asked() -> None:
     modules = "vispco.cli.main, vispco.evaluation.ray_workers, vispco.experiment.run"
     code = f"import sys, {modules}; assert 'ray' not in sys.modules"
