@@ -14,7 +14,7 @@ from test_tasks import loaded
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.agreement import agreed, lengths, likelihood
-from vispco.pruning.schedules import Ratios, Step, keep_all
+from vispco.pruning.schedules import Ratios, Step, keep_all, parse_schedule
 
 STOP = [2]
 
@@ -112,5 +112,8 @@ def test_scores_in_a_study(copies: Any) -> None:
     assert plain.spec_hash() != other.spec_hash()
     with pytest.raises(ConfigError, match="score"):
         problem(copies, "bleu")
+    smaller = parse_schedule("step(layer=0, keep=1.0, resolution=0.5)")
+    with pytest.raises(ConfigError, match=r"equal pictures; a schedule at resolution 0\.5 shows smaller ones"):
+        vispco.Evaluator(problem(copies, "agreement")).evaluate([smaller])
     with pytest.raises(ConfigError, match="agreement compares answers to equal pictures; remove resolution"):
         problem(copies, "agreement", resolution=[1.0, 0.5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -92,6 +93,9 @@ def test_leaves_no_trace(tiny_llava: Any) -> None:
     assert [p.requires_grad for p in tiny_llava.parameters()] == flags
     assert checks.installed_hooks(tiny_llava) == hooks
     with pytest.raises(ModelError, match="cannot drive"), relaxed(adapter, make_method("random"), torch.ones(4)):
+        pass
+    half = adapter_for(copy.deepcopy(tiny_llava).half())
+    with pytest.raises(ModelError, match="in float16 the gradient"), relaxed(half, method, torch.ones(4)):
         pass
 
 

@@ -149,16 +149,16 @@ def test_steps_are_replaced_not_appended(store: Store) -> None:
 
 
 def test_deleting_an_experiment_spares_the_others(store: Store) -> None:
-    for name in ("exp", "exp2", "ex_p"):
+    for name in ("exp", "exp2", "ex_p", "EXP"):
         store.save_experiment(name, spec_text="x", spec_hash="h", identity={}, provenance={})
         store.trial_log(f"{name}/grid")
         store.save_steps(f"{name}/grid", "k", [{"a": 1}])
         store.link(name, "reference", "unpruned", make_evaluation())
     store.delete_experiment("exp")
-    assert store.experiment_names() == ["exp2", "ex_p"]
+    assert store.experiment_names() == ["exp2", "ex_p", "EXP"]
     assert store.study_names("exp") == []
     assert store.study_names("exp2") == ["exp2/grid"]
     assert store.trajectory("exp/grid") == {}
-    assert store.trajectory("ex_p/grid") == {"k": [{"a": 1}]}
+    assert store.trajectory("ex_p/grid") == store.trajectory("EXP/grid") == {"k": [{"a": 1}]}
     assert store.linked("exp", "reference") == {}
     assert store.linked("exp2", "reference") == {("unpruned", "search"): "a"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vispco.config import content_hash
-from vispco.errors import MeasurementError
+from vispco.errors import ConfigError, MeasurementError
 from vispco.evaluation.content import Content, model_content
 from vispco.evaluation.identity import measurement_context, model_identity
 from vispco.evaluation.job import Job, Pending
@@ -124,6 +124,11 @@ class Evaluator(PromptCosts):
         for home in dict.fromkeys(homes):
             own = [policy for policy, at in zip(policies, homes, strict=True) if at is home]
             if home is not self:
+                if self.problem.study.score != "task":
+                    raise ConfigError(
+                        f"score: {self.problem.study.score} compares answers to equal pictures; "
+                        f"a schedule at resolution {home.resolution:g} shows smaller ones"
+                    )
                 home.ids(own, split, method)  # refused before anything is measured
             streams[home.resolution] = home._outcomes(own, split, method, watch)
         for home in homes:

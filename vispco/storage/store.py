@@ -108,7 +108,10 @@ class Store(MeasurementStore):
                 optuna.delete_study(study_name=study, storage=self.optuna)
 
         def change(connection: Connection) -> None:
-            connection.execute(delete(steps).where(steps.c.study.startswith(f"{name}/", autoescape=True)))
+            # LIKE knows no case on SQLite.
+            stepped = connection.execute(select(steps.c.study).distinct()).scalars()
+            own = [study for study in stepped if study.startswith(f"{name}/")]
+            connection.execute(delete(steps).where(steps.c.study.in_(own)))
             for table in (links, workers):
                 connection.execute(delete(table).where(table.c.experiment == name))
             connection.execute(delete(experiments).where(experiments.c.name == name))

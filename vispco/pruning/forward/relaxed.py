@@ -239,8 +239,8 @@ def relaxed(
             memory for one more forward pass, and the same numbers.
 
     Raises:
-        ModelError: the model lacks what the method needs, the method's scores cannot drive the relaxed model, or the
-            attention backend takes no additive mask.
+        ModelError: the model lacks what the method needs, is in float16, the method's scores cannot drive the relaxed
+            model, or the attention backend takes no additive mask.
     """
     if not method.differentiable:
         raise ModelError(
@@ -251,6 +251,11 @@ def relaxed(
         raise ModelError(
             "layers of this decoder are linear attention, and no mask takes a token out of a recurrence by degrees; "
             "use a search without gradients: grid, random, tpe"
+        )
+    if adapter.dtype() == torch.float16:
+        raise ModelError(
+            "in float16 the gradient of a token that was dropped is 0, as its share of the attention is below the "
+            "smallest number; set model.dtype: bfloat16 or float32, or use a search without gradients"
         )
     attention = adapter.attention()
     if attention not in ("sdpa", "eager"):

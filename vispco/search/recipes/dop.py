@@ -54,6 +54,7 @@ class DOP(Search):
     """
 
     kind: ClassVar[str] = "dop"
+    reads_calibration: ClassVar[bool] = True
     Options: ClassVar[type[Options]] = DOPOptions
 
     @classmethod
@@ -71,7 +72,9 @@ class DOP(Search):
         if not missing:
             return
         context.advance(len(done), len(budgets), "table")
-        calibration = Calibration(context.evaluator, context.method, options.batch, context.seed, team=context.team)
+        calibration = Calibration(
+            context.evaluator, context.method, options.batch, context.seed, samples=options.samples, team=context.team
+        )
         batches = min(len(calibration.batches), -(-options.samples // options.batch))
         table = self._table(calibration, batches)
         solutions = solve(table, layer_costs(RelaxedCost(context.evaluator), options.groups), self._most_steps())

@@ -85,7 +85,9 @@ class GSearch(FittingSearch):
         if self._calibration is None:
             context = self.context
             self._calibration = Calibration(
-                context.evaluator, context.method, self.options.batch, context.seed, team=context.team
+                *(context.evaluator, context.method, self.options.batch, context.seed),
+                samples=self.options.samples,
+                team=context.team,
             )
             self._calibration.charged *= not self.fits()
         return self._calibration
