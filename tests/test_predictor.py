@@ -339,7 +339,7 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
     Run(study, store).run()
     facts = store.require_experiment("learned").facts
-    assert facts["studies"]["learned/one@0"].pop("defaults") == 3
+    assert facts["studies"]["learned/one@0"].pop("defaults") == 4
     store.save_facts("learned", facts)
     more = Problem(
         parse_study(study.text.replace("seeds: [0]", "seeds: [1]")),
@@ -501,7 +501,9 @@ def test_defaults_depend_on_the_predictor() -> None:
     one = GradientOptions().settled()
     assert (one.predictor, one.dual_steps, one.check, one.between) == ("budget", 4, 32, 2)
     assert (one.samples, one.enough) == (128, 0.005)
-    assert GradientOptions().as_begun(2).settled() == one.model_copy(update={"samples": 0, "enough": "never"})
+    assert GradientOptions().as_begun(3).settled() == one.model_copy(update={"rotate": False})
+    everything = {"samples": 0, "enough": "never", "rotate": False}
+    assert GradientOptions().as_begun(2).settled() == one.model_copy(update=everything)
     assert GradientOptions(enough=0.1).as_begun(2).enough == 0.1
     assert GradientOptions().as_begun(1).settled() == GradientOptions(predictor="static").settled()
     static = GradientOptions(predictor="static", check=0).settled()
@@ -509,3 +511,23 @@ def test_defaults_depend_on_the_predictor() -> None:
     assert GradientOptions(predictor="input", dual_steps=5).settled().dual_steps == 5
     assert LagrangianSearch.Options is GradientOptions
     assert set(FAMILIES) >= {"step", "multistep", "layerwise"}
+
+
+def test_every_sample_is_for_every_budget_in_its_turn(problem: Problem, tmp_path: Path) -> None:
+    """Twelve budgets and batches of 8 have a common divisor, which would tie each sample to three of them."""
+    seen: dict[bool, dict[int, set[int]]] = {True: {}, False: {}}
+    watched = Descent._watch
+    for rotate, found in seen.items():
+        cost = f"dual_steps: 8, primal_steps: 6, batch: 8, check: 0, between: 0, rotate: {str(rotate).lower()}"
+        study = made(problem, f"  one: {{kind: lagrangian, family: step, {cost}}}\n")
+
+        def watch(self: Descent, losses: Any, weights: Any, which: Any, found: dict[int, set[int]] = found) -> None:
+            for place, budget in enumerate(which.tolist()):
+                found.setdefault(place, set()).add(budget)
+            watched(self, losses, weights, which)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Descent, "_watch", watch)
+            Run(with_budgets(study, 12), Store(f"sqlite:///{tmp_path}/{rotate}.db")).run()
+    assert {len(budgets) for budgets in seen[False].values()} == {3}
+    assert min(len(budgets) for budgets in seen[True].values()) > 9

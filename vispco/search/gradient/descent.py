@@ -116,6 +116,7 @@ class Descent:
         if len(self.budgets) > 1 and float(self._over(features).detach().abs().max()) > self.tolerance / 2:
             self.module.load_state_dict(before)
             self._small_steps(PATIENCE * most, features)
+            self._least_change(most, features)
 
     def _least_change(self, most: int, features: Tensor | None) -> None:
         """Levenberg-Marquardt steps: the least change by which, to first order, all violations vanish."""
@@ -199,7 +200,10 @@ class Descent:
         free = self.free(features)
         ratios = self.family.relaxed(free, self.sharpness)
         size, count = self.calibration.size(chosen), len(self.budgets)
-        which = torch.tensor([(self.steps * size + i) % count for i in range(size)])
+        first = self.steps * size
+        if self.options.rotate:
+            first += random.Random(f"{self.name}/{self.steps}/budgets").randrange(count)
+        which = torch.tensor([(first + i) % count for i in range(size)])
         rows = ratios[which] if features is None else ratios[torch.arange(size), which]
         losses, weights = self.calibration.losses(chosen, rows, self.options.temperature)
         violation = self._violation(ratios)

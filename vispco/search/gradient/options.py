@@ -35,6 +35,8 @@ class GradientOptions(Options):
     three, ... together, until a schedule loses no more than that of the unpruned model's; the larger budgets take it
     over, and are neither checked nor measured. ``never``: all are measured, together, as with ``race`` and the other
     predictors.
+    ``rotate``: a step takes each sample's loss at one of the budgets, at another one in another step; false: at fixed
+    ones, of which a budget gets as few as one sample in ``batch``.
     ``between``: how many more budgets are tried where the front found so far leaves gaps. ``race``, with a predictor:
     stop what is shown not to matter before it has seen all search samples.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
@@ -60,6 +62,7 @@ class GradientOptions(Options):
     samples: int | None = Field(None, ge=0)
     enough: Annotated[float, Field(ge=0, le=1)] | Literal["never"] | None = None
     race: RacingOptions | None = None
+    rotate: bool = True
 
     @field_validator("micro_batch")
     @classmethod
@@ -75,13 +78,16 @@ class GradientOptions(Options):
         return self.model_copy(update={k: v for k, v in given.items() if getattr(self, k) is None})
 
     def as_begun(self, defaults: int) -> GradientOptions:
-        """With the defaults of entries that began under number ``defaults``; at 1 ``static`` was the predictor."""
+        """With the defaults of entries that began under number ``defaults``, at most 3; at 1 ``static`` was the
+        predictor."""
         said = self
         if defaults < 2 and "predictor" not in self.model_fields_set:
             said = self.model_copy(update={"predictor": "static"})
         given: dict[str, Any] = {}
         if defaults < 2:
             given = BY_PREDICTOR["static"] if said.predictor == "static" else EARLIER
-        if said.predictor == "budget":
+        if defaults < 3 and said.predictor == "budget":
             given = {**given, **EVERYTHING}
-        return said.model_copy(update={k: v for k, v in given.items() if getattr(said, k) is None})
+        missing = {k: v for k, v in given.items() if getattr(said, k) is None}
+        fixed = {} if "rotate" in self.model_fields_set or said.predictor == "static" else {"rotate": False}
+        return said.model_copy(update={**missing, **fixed})

@@ -46,7 +46,7 @@ class GradientSearch(Search):
     Options: ClassVar[type[Options]] = GradientOptions
     reads_calibration: ClassVar[bool] = True
     among_methods: ClassVar[bool] = True
-    defaults: ClassVar[int] = 3
+    defaults: ClassVar[int] = 4
     tolerance: ClassVar[float | None] = None
     any_cost: ClassVar[bool] = True
     several_costs: ClassVar[bool] = True
