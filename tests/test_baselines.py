@@ -239,11 +239,21 @@ def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
     Run(made, store).run(["after"])
     paid = store.trial_log("paid/nsga2-0.2").spent_flops()
     assert 0 < store.trial_log("paid/after").charged_flops() <= paid  # one by one nothing is shared
-    again = Store(f"sqlite:///{tmp_path}/random0.2.db")
-    Run(made, again).run(["random-0.05"])
-    with pytest.raises(ConfigError, match=r"'random-0.05' spent nothing.*use compute: random-0.05"):
-        text = header + "  then: {kind: tpe, spent: random-0.05}\n"
-        Run(fresh(problem, text), again).run(["then"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random, trials: 9", "lagrangian"])
+def test_what_was_known_before_takes_nothing_from_an_allowance(problem: Problem, tmp_path: Path, kind: str) -> None:
+    text = BASELINES.split("searches:")[0] + f"searches:\n  before: {{kind: {kind}}}\n  mine: {{kind: {kind}}}\n"
+    made = fresh(problem, text + "  then: {kind: tpe, spent: mine}\n")
+    alone, known = Store(f"sqlite:///{tmp_path}/alone.db"), Store(f"sqlite:///{tmp_path}/known.db")
+    for store, entries in ((alone, ["mine"]), (known, ["before", "mine"])):
+        Run(made, store).run(entries)
+    paid, less = (store.trial_log("small/mine").spent_flops() for store in (alone, known))
+    (item,) = plan(made.study, ["then"])
+    allowed = Run(made, alone).allowances.spent(item)
+    assert less < paid
+    assert allowed == Run(made, known).allowances.spent(item) == pytest.approx(paid, rel=0.02)
 
 
 def test_studies_that_only_propose_are_not_announced(caplog: pytest.LogCaptureFixture) -> None:
