@@ -759,6 +759,24 @@ def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(problem: Prob
         validate(Problem(parse_study(text), text, model=problem.model, processor=problem.processor))
 
 
+@pytest.mark.parametrize("kind", ["gsearch, levels: 3, batch: 8", "dop, family: multistep, groups: 3, batch: 8"])
+def test_budgets_that_are_added_pay_what_is_new(problem: Problem, tmp_path: Path, kind: str) -> None:
+    store, charged = Store(f"sqlite:///{tmp_path}/a.db"), list[list[int]]()
+    for budgets in ([0.5], [0.5, 0.8], [0.5, 0.8]):
+        text = BASELINES.split("budgets:")[0] + f"budgets: {budgets}\n"
+        text += f"batch_size: 8\nsearches:\n  x: {{kind: {kind}, samples: 8}}\n"
+        Run(fresh(problem, text), store).run()
+        charged.append([trial.user_attrs["propose_flops"] for trial in store.trial_log("small/x").complete()])
+    (first,), (same, added), again = charged
+    assert first == same
+    assert again == [same, added]
+    if kind.startswith("dop"):
+        assert 0 < added < first  # the table is there
+    else:
+        steps = store.trajectory("small/x").values()
+        assert first + added == sum(row["flops"] for rows in steps for row in rows)
+
+
 # --- warm starts ---------------------------------------------------------------------------------
 
 
