@@ -56,12 +56,13 @@ class Allowances:
         trials = log.trials(TrialState.COMPLETE, TrialState.PRUNED)
         if not all("propose_spent" in trial.user_attrs for trial in trials):
             return log.spent_flops()  # of an older vispco: allowances that were drawn on stay what they were
-        total, together = 0, dict[tuple[int, str], list[FrozenTrial]]()
-        for trial in trials:
-            total += trial.user_attrs["propose_spent"]
-            if trial.user_attrs["charged_flops"]:  # else taken over, not measured
-                place = trial.user_attrs.get("batch", 0), trial.user_attrs.get("method", "")
-                together.setdefault(place, []).append(trial)
+        total = sum(trial.user_attrs["propose_spent"] for trial in trials)
+        # Of several that measured the same, the first paid for it.
+        first = {(trial.user_attrs["evaluation"], trial.user_attrs.get("samples")): trial for trial in reversed(trials)}
+        together: dict[tuple[int, str], list[FrozenTrial]] = {}
+        for trial in first.values():
+            place = trial.user_attrs.get("batch", 0), trial.user_attrs.get("method", "")
+            together.setdefault(place, []).append(trial)
         methods = {method.key(): method for method in self.problem.methods(item.config)}
         for (_, key), batch in together.items():
             try:
