@@ -239,11 +239,21 @@ def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
     Run(made, store).run(["after"])
     paid = store.trial_log("paid/nsga2-0.2").spent_flops()
     assert 0 < store.trial_log("paid/after").charged_flops() <= paid  # one by one nothing is shared
-    again = Store(f"sqlite:///{tmp_path}/random0.2.db")
-    Run(made, again).run(["random-0.05"])
-    with pytest.raises(ConfigError, match=r"'random-0.05' spent nothing.*use compute: random-0.05"):
-        text = header + "  then: {kind: tpe, spent: random-0.05}\n"
-        Run(fresh(problem, text), again).run(["then"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random, trials: 9", "lagrangian"])
+def test_what_was_known_before_takes_nothing_from_an_allowance(problem: Problem, tmp_path: Path, kind: str) -> None:
+    text = BASELINES.split("searches:")[0] + f"searches:\n  before: {{kind: {kind}}}\n  mine: {{kind: {kind}}}\n"
+    made = fresh(problem, text + "  then: {kind: tpe, spent: mine}\n")
+    alone, known = Store(f"sqlite:///{tmp_path}/alone.db"), Store(f"sqlite:///{tmp_path}/known.db")
+    for store, entries in ((alone, ["mine"]), (known, ["before", "mine"])):
+        Run(made, store).run(entries)
+    paid, less = (store.trial_log("small/mine").spent_flops() for store in (alone, known))
+    (item,) = plan(made.study, ["then"])
+    allowed = Run(made, alone).allowances.spent(item)
+    assert less < paid
+    assert allowed == Run(made, known).allowances.spent(item) == pytest.approx(paid, rel=0.02)
 
 
 def test_studies_that_only_propose_are_not_announced(caplog: pytest.LogCaptureFixture) -> None:
@@ -747,6 +757,24 @@ def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(problem: Prob
     with pytest.raises(ConfigError, match=r"searches.x: kind 'dop' has no schedules of family 'sigmoid'"):
         text = BASELINES.split("searches:")[0] + "searches:\n  x: {kind: dop, family: sigmoid}\n"
         validate(Problem(parse_study(text), text, model=problem.model, processor=problem.processor))
+
+
+@pytest.mark.parametrize("kind", ["gsearch, levels: 3, batch: 8", "dop, family: multistep, groups: 3, batch: 8"])
+def test_budgets_that_are_added_pay_what_is_new(problem: Problem, tmp_path: Path, kind: str) -> None:
+    store, charged = Store(f"sqlite:///{tmp_path}/a.db"), list[list[int]]()
+    for budgets in ([0.5], [0.5, 0.8], [0.5, 0.8]):
+        text = BASELINES.split("budgets:")[0] + f"budgets: {budgets}\n"
+        text += f"batch_size: 8\nsearches:\n  x: {{kind: {kind}, samples: 8}}\n"
+        Run(fresh(problem, text), store).run()
+        charged.append([trial.user_attrs["propose_flops"] for trial in store.trial_log("small/x").complete()])
+    (first,), (same, added), again = charged
+    assert first == same
+    assert again == [same, added]
+    if kind.startswith("dop"):
+        assert 0 < added < first  # the table is there
+    else:
+        steps = store.trajectory("small/x").values()
+        assert first + added == sum(row["flops"] for rows in steps for row in rows)
 
 
 # --- warm starts ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from vispco.errors import ConfigError, MeasurementError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import block_ends, prepare
 from vispco.evaluation.records import Evaluation, Failed
-from vispco.evaluation.units import Unit, UnitResult
+from vispco.evaluation.units import Unit, UnitResult, UnitRunner
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.methods.base import Method
@@ -303,6 +303,25 @@ def test_a_schedule_that_fails_hurts_no_other(problem: Problem) -> None:
         assert same(outcome, alone)
     with pytest.raises(MeasurementError, match=r"ratios\(1\.0, .* with poisoned: .*not finite"):
         evaluator.evaluate([broken], method=Poisoned())
+
+
+def test_a_schedule_that_the_model_cannot_run_hurts_no_other(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad, whole = [Step(2, 0.3), Step(3, 0.5)], Step(2, 0.25), UnitRunner._tree
+
+    def tree(self: UnitRunner, unit: Unit, part: Any, batch: Any, counts: Any) -> Any:
+        few = bad.counts(part.n_visual[batch.rows], counts.shape[2])
+        if any(np.array_equal(one, few) for one in counts):
+            raise RuntimeError("no kernel for this shape")
+        return whole(self, unit, part, batch, counts)
+
+    expected = Evaluator(problem).evaluate(good)
+    monkeypatch.setattr(UnitRunner, "_tree", tree)
+    first, failed, last = Evaluator(problem).outcomes([good[0], bad, good[1]])
+    assert isinstance(failed, Failed)
+    assert "cannot be measured: RuntimeError: no kernel for this shape" in failed.error
+    for found, alone in zip((first, last), expected, strict=True):
+        assert isinstance(found, Evaluation)
+        assert same(found, alone)
 
 
 def test_out_of_memory_is_measured_in_halves(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from vispco.dashboards import figures
 from vispco.dashboards.report import gradient_paths
 
+from conftest import stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layers import layer_record
 from vispco.analysis.violations import violations
@@ -23,6 +25,7 @@ from vispco.exporting import export_schedule
 from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import parse_schedule
+from vispco.search.gradient import method_race
 from vispco.search.gradient.method_race import promising
 from vispco.storage.store import Store
 
@@ -137,6 +140,30 @@ def test_stopped_it_goes_on_and_finished_it_says_so(problem: Problem, finished: 
     before = finished.trial_log("several/nsga2").complete()
     again = store.trial_log("several/nsga2").complete()
     assert [(t.params, t.values) for t in again] == [(t.params, t.values) for t in before]
+
+
+def test_a_stopped_learned_search_compares_its_methods_as_an_undisturbed_one(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SEVERAL.replace("measure: 2", "measure: 1")
+    compared: list[dict[str, list[list[float]]]] = []
+
+    def promising_methods(losses: Any) -> list[str]:
+        compared.append({key: [one.tolist() for one in values] for key, (values, _) in losses.items()})
+        return promising(losses)
+
+    monkeypatch.setattr(method_race, "promising", promising_methods)
+    stores = [Store(f"sqlite:///{tmp_path}/{name}.db") for name in ("whole", "stopped")]
+    Run(fresh(problem, text), stores[0]).run(["learned"])
+    with stopped_after(1):
+        Run(fresh(problem, text), stores[1]).run(["learned"])
+    Run(fresh(problem, text), stores[1]).run(["learned"])
+    assert len(compared) == 3
+    assert compared[0] == compared[1] == compared[2]
+    whole, again = (store.trial_log("several/learned").complete() for store in stores)
+    assert [(t.params, t.user_attrs["method"], t.values) for t in again] == [
+        (t.params, t.user_attrs["method"], t.values) for t in whole
+    ]
 
 
 def test_methods_that_are_clearly_further_from_the_teacher_stop() -> None:

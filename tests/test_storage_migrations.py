@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, text
 
+from test_storage import make_evaluation
 from vispco.analysis.comparison import Comparison
 from vispco.errors import StorageError
 from vispco.experiment.run import Run
 from vispco.problem import Problem
+from vispco.pruning.schedules import Ratios
 from vispco.storage.migrations import MIGRATIONS, migrate
 from vispco.storage.opening import open_database
 from vispco.storage.store import Store
@@ -177,6 +179,17 @@ def test_an_old_database_on_postgresql_is_migrated_by_one_of_many(pg_url: str) -
     for status, output in open_together(pg_url, 4):
         assert (status, output) == (0, "0 []\n")
     assert version_of(Store(pg_url)) == [len(MIGRATIONS)]
+
+
+def test_links_of_an_old_database_take_schedules_of_many_layers(database_url: str) -> None:
+    storage = open_database(database_url, create=True, patience=10)
+    with storage.engine.begin() as connection:
+        metadata.drop_all(connection)
+    migrate(storage.engine, MIGRATIONS[:2])
+    store = Store(database_url)
+    key = "fitprune|" + Ratios([1.0, *[0.9947916666666666] * 79]).text()
+    store.link("exp", "schedule", key, make_evaluation())
+    assert store.linked("exp", "schedule") == {(key, "search"): "a"}
 
 
 def test_a_failed_migration_leaves_the_last_good_version(database_url: str) -> None:

@@ -150,6 +150,8 @@ class UnitRunner:
         """What the model cannot run ends the policies that asked for it, with the name of the first such sample."""
         if len(batch.rows) > 1:
             return self._in_halves(unit, part, batch, counts)
+        if len(counts) > 1:  # any one of them may have broken the tree of all
+            return _side_by_side([self._run(unit, part, batch, one[None]) for one in counts])
         reason = f"{type(error).__name__}: {_one_line(error)}"
         return _failed(counts, f"{_where(part, batch)} cannot be measured: {reason}")
 
@@ -177,11 +179,7 @@ class UnitRunner:
         except MeasurementError as error:
             if len(counts) == 1:
                 return _failed(counts, _one_line(error))
-        alone = [self._together(unit, part, batch, counts[number][None]) for number in range(len(counts))]
-        return UnitResult(
-            np.concatenate([result.scores for result in alone]),
-            {number: result.errors[0] for number, result in enumerate(alone) if result.errors},
-        )
+        return _side_by_side([self._together(unit, part, batch, one[None]) for one in counts])
 
     def _tree(self, unit: Unit, part: PreparedSplit, batch: Batch, counts: Counts) -> UnitResult:
         inputs = self.problem.adapter.with_features(batch.inputs, batch.features)
@@ -321,6 +319,15 @@ def _where(part: PreparedSplit, batch: Batch) -> str:
 def _failed(counts: Counts, reason: str) -> UnitResult:
     scores = np.full(counts.shape[:2], np.nan, dtype=np.float32)
     return UnitResult(scores, dict.fromkeys(range(len(counts)), reason))
+
+
+def _side_by_side(alone: Sequence[UnitResult]) -> UnitResult:
+    """The result of policies that ran one by one."""
+    return UnitResult(
+        np.concatenate([result.scores for result in alone]),
+        {number: result.errors[0] for number, result in enumerate(alone) if result.errors},
+        sum(result.recomputed_flops for result in alone),
+    )
 
 
 def _not_finite(part: PreparedSplit) -> str:

@@ -229,6 +229,7 @@ class Search(ABC):
 
         What cannot be measured becomes a FAIL trial that says why, and is tried again, three times in all;
         ``advance`` gets how many have landed. Proposals for several methods are measured method by method.
+        A search that measures in several batches numbers them in the attribute ``batch``, by which they are priced.
         """
         by_method: dict[str | None, list[Proposal]] = {}
         for proposal in proposals:

@@ -42,8 +42,8 @@ class SamplingOptions(Options):
     ``compute``: an entry, for as much as that was charged, or a share of the dense grid's naive cost. Drawing ends at
     the first schedule that would exceed it, so that a smaller share gives the first trials of a larger one.
 
-    ``spent``: the same after sharing: as much as an entry spent, or a share of what the dense grid costs when it is
-    measured together. Proposals are priced by what those that are asked together cost together, with nothing cached.
+    ``spent``: the same after sharing: as much as an entry's trials cost, or a share of what the dense grid costs when
+    it is measured together. On both sides what is asked together is priced together, with nothing cached.
 
     ``enqueue``: schedules that are proposed first: ``published``, those that papers publish for any method, or a list
     of their names and of schedules as text. Of the entry's method only the schedule counts; what the family cannot
@@ -165,7 +165,7 @@ class SamplingSearch(Search):
                     schedule,
                     self._parameters(schedule, parameters),
                     seconds=seconds,
-                    attributes={"proposal": number, **notes},
+                    attributes={"proposal": number, "batch": start, **notes},
                     distributions=self.distributions,
                     method=method,
                 )

@@ -134,7 +134,13 @@ def _version_2(connection: Connection) -> None:
     tables.create_all(connection)
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [_version_1, _version_2]
+def _version_3(connection: Connection) -> None:
+    """Links of schedules of any length; SQLite enforces none."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ALTER TABLE vispco_link ALTER COLUMN key TYPE TEXT"))
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [_version_1, _version_2, _version_3]
 
 
 def tables_version(connection: Connection) -> int:

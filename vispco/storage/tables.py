@@ -84,7 +84,7 @@ links = Table(
     metadata,
     Column("experiment", String(255), nullable=False),
     Column("role", String(64), nullable=False),
-    Column("key", String(512), nullable=False),
+    Column("key", String(512).with_variant(Text(), "postgresql"), nullable=False),  # SQLite enforces no length
     Column("split", String(32), nullable=False),
     Column("evaluation", String(32), nullable=False),
     UniqueConstraint("experiment", "role", "key", "split"),

@@ -36,6 +36,7 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "error": str,
     "method": str,
     **dict.fromkeys(("attempts", "charged_flops", "spent_flops", "propose_flops", "full_flops", "proposal"), int),
+    "propose_spent": int,
     "budget": (int, float),
     "limit_excess": (int, float),
 }
@@ -175,6 +176,7 @@ class TrialLog:
             LockedError: another driver took the experiment; nothing was stored.
             StorageError: the database did not work for too long; nothing was stored.
         """
+        propose_spent = propose_flops if propose_spent is None else propose_spent
         measured = [evaluation.accuracy, evaluation.flops_ratio]
         stopped: dict[str, Any] = {}
         if isinstance(evaluation, Stopped):
@@ -195,8 +197,9 @@ class TrialLog:
                 "keep_ratio": list(evaluation.keep_ratio),
                 "evaluation": evaluation.id,
                 "charged_flops": evaluation.flops + propose_flops,
-                "spent_flops": evaluation.spent_flops + (propose_flops if propose_spent is None else propose_spent),
+                "spent_flops": evaluation.spent_flops + propose_spent,
                 "propose_flops": propose_flops,
+                "propose_spent": propose_spent,
                 **stopped,
                 **costs,
                 **(attributes or {}),

@@ -64,9 +64,9 @@ class AllTogether:
         elif self._enough is not None:  # alone, it would have to measure the plain model
             self.search.calibration.charged += context.evaluator.price(keep_all(), "search")
         seen: list[float] = []
-        for group in self.groups(budgets):
+        for batch, group in enumerate(self.groups(budgets)):
             before = {budget: done[budget] for _, budget in group if budget in done}
-            proposals = self._proposed([one for one in group if one[1] not in before], descent)
+            proposals = self._proposed([one for one in group if one[1] not in before], descent, batch)
             if before and paid:
                 self.search.forget_costs()
             self._measure_together(self.search.billed(proposals, started), before)
@@ -99,7 +99,7 @@ class AllTogether:
             end = start
         return groups
 
-    def _proposed(self, wanted: Sequence[tuple[int, float]], descent: Descent) -> list[Proposal]:
+    def _proposed(self, wanted: Sequence[tuple[int, float]], descent: Descent, batch: int) -> list[Proposal]:
         """Schedules or policies to be measured for budgets, from a finished training."""
         if self.options.predictor == "input":
             return [self._policy_proposal(number, budget, descent) for number, budget in wanted]
@@ -107,7 +107,7 @@ class AllTogether:
         frees = descent.free().detach()
         snapped = [(budget, self.search.snapped(frees[number], budget)) for number, budget in wanted]
         for (number, budget), ranked in zip(wanted, self.search.ranking.nearest_each(snapped), strict=True):
-            proposals += self.search.proposals(number, budget, frees[number], ranked, descent)[1]
+            proposals += self.search.proposals(number, budget, frees[number], ranked, descent, batch)[1]
         return proposals
 
     def _good_enough(self, seen: Sequence[float]) -> FrozenTrial | None:

@@ -34,7 +34,8 @@ def measure_between(search: GradientSearch, budgets: list[float]) -> None:
     ranked = search.ranking.rank_each([(gap[0], both) for gap, both in zip(wanted, shapes, strict=True)])
     proposals = []
     for (budget, above, _), (chosen, *_others) in zip(wanted, ranked, strict=True):
-        proposals.append(search.runner_up(chosen, above.user_attrs, budget=budget, interpolated=True))
+        own = {"budget": budget, "interpolated": True, "batch": len(budgets)}
+        proposals.append(search.runner_up(chosen, above.user_attrs, **own))
     if extra:
         search.forget_costs()
     total = len(budgets) + options.between

@@ -58,7 +58,7 @@ class MethodRace:
         descents = {key: runner.network(budgets) for key, runner in self.runners.items()}
         for key, runner in self.runners.items():
             descents[key].calibration = runner.calibration
-        proposals = self._raced(descents, missing)
+        proposals = self._raced(descents, budgets, missing)
         measured = {_name(trial) for trial in trials}
         proposals = [one for one in proposals if (one.attributes["budget"], *_named(one)) not in measured]
         calibrations = [runner.calibration for runner in self.runners.values()]
@@ -79,7 +79,10 @@ class MethodRace:
         for runner in others:
             runner.share_teacher(first)
 
-    def _raced(self, descents: Mapping[str, Descent], missing: Sequence[tuple[int, float]]) -> list[Proposal]:
+    def _raced(
+        self, descents: Mapping[str, Descent], budgets: Sequence[float], missing: Sequence[tuple[int, float]]
+    ) -> list[Proposal]:
+        """Of the ``missing`` budgets. Methods race over all, so that they end alike wherever a run was stopped."""
         options, left = self.options, list(self.runners)
         half = max(1, options.dual_steps // 2) * options.primal_steps
         first, most = self.search.ranking.batches()
@@ -87,25 +90,25 @@ class MethodRace:
             for number, key in enumerate(left):
                 self.search.context.advance(number, len(left), f"gradients with {key}")
                 descents[key].run(until)
-            shapes = {key: self._snapped(key, descents[key], missing) for key in left}
+            shapes = {key: self._snapped(key, descents[key], budgets) for key in left}
             if until == half:
                 left = promising(self._losses(shapes, first))
-        groups = {key: [(b, one) for (_, b), one in zip(missing, shapes[key], strict=True)] for key in left}
+        groups = {key: list(zip(budgets, shapes[key], strict=True)) for key in left}
         ranked = {key: self.runners[key].ranking.nearest_each(groups[key]) for key in left}
         nearest = {key: [group[0] for group in ranked[key]] for key in left}
         losses = self._losses(nearest, most)
         proposals = []
-        for place, (number, budget) in enumerate(missing):
-            order = sorted(left, key=lambda key, place=place: _mean(losses[key], place))  # type: ignore[misc]
-            chosen = [(key, nearest[key][place]) for key in order[: options.measure]]
+        for number, budget in missing:
+            order = sorted(left, key=lambda key, number=number: _mean(losses[key], number))  # type: ignore[misc]
+            chosen = [(key, nearest[key][number]) for key in order[: options.measure]]
             candidates = [f"{key} {schedule.text()}" for key, schedule in chosen]
             for key, schedule in chosen:
                 proposals.append(self._proposal(key, number, budget, schedule, descents[key], candidates))
         return proposals
 
-    def _snapped(self, key: str, descent: Descent, missing: Sequence[tuple[int, float]]) -> list[Schedule]:
+    def _snapped(self, key: str, descent: Descent, budgets: Sequence[float]) -> list[Schedule]:
         frees = descent.free().detach()
-        return [self.runners[key].snapped(frees[number], budget) for number, budget in missing]
+        return [self.runners[key].snapped(free, budget) for free, budget in zip(frees, budgets, strict=True)]
 
     def _losses(self, shapes: Mapping[str, Sequence[Schedule]], batches: int) -> Losses:
         """KL(teacher || pruned) of each method's schedules on the first ``batches``."""

@@ -52,7 +52,7 @@ class OneByOne:
         descent.run()
         free = descent.free().detach()[0]
         (ranked,) = self.search.ranking.nearest_each([(budget, self.search.snapped(free, budget))])
-        free, proposals = self.search.proposals(number, budget, free, ranked, descent)
+        free, proposals = self.search.proposals(number, budget, free, ranked, descent, number)
         self.search.measure(self.search.billed(proposals, started))
         return free, proposals[0].attributes["multiplier"]
 

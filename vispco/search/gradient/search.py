@@ -220,9 +220,12 @@ class GradientSearch(Search):
         return (self.context.ratio(policy) - budget) / budget
 
     def proposals(
-        self, number: int, budget: float, free: Tensor, ranked: Sequence[Schedule], descent: Descent
+        self, number: int, budget: float, free: Tensor, ranked: Sequence[Schedule], descent: Descent, batch: int
     ) -> tuple[Tensor, list[Proposal]]:
-        """The first of a budget's candidates, the others to be measured, and where the first one's parameters are."""
+        """The first of a budget's candidates, the others to be measured, and where the first one's parameters are.
+
+        ``batch``: number of the budgets that are measured together.
+        """
         candidates = ranked[: self.options.measure]
         free = self.context.family.invert(candidates[0], free)
         attributes = {
@@ -230,6 +233,7 @@ class GradientSearch(Search):
             "free": free.tolist(),
             "candidates": [candidate.text() for candidate in candidates],
             "violation": self.violation(candidates[0], budget),
+            "batch": batch,
         }
         first = Proposal(candidates[0], attributes=attributes)
         return free, [first, *(self.runner_up(candidate, attributes) for candidate in candidates[1:])]
@@ -242,7 +246,7 @@ class GradientSearch(Search):
 
     def runner_up(self, schedule: Schedule, attributes: Mapping[str, Any], **more: Any) -> Proposal:
         """A further schedule for a budget, from the attributes of its first trial; ``more``: its own attributes."""
-        own = {**{key: attributes[key] for key in SHARED}, **more}
+        own = {**{key: attributes[key] for key in (*SHARED, "batch") if key in attributes}, **more}
         return Proposal(schedule, attributes={**own, "violation": self.violation(schedule, own["budget"])})
 
     def billed(self, proposals: list[Proposal], started: float) -> list[Proposal]:

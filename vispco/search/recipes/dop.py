@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -67,7 +68,8 @@ class DOP(Search):
     def run(self) -> None:
         context, options, started = self.context, self.options, time.monotonic()
         budgets = sorted(context.budgets, reverse=True)
-        done = {trial.user_attrs["budget"] for trial in context.log.settled()}
+        settled = context.log.settled()
+        done = {trial.user_attrs["budget"] for trial in settled}
         missing = [budget for budget in budgets if budget not in done]
         if not missing:
             return
@@ -77,20 +79,21 @@ class DOP(Search):
         )
         batches = min(len(calibration.batches), -(-options.samples // options.batch))
         table = self._table(calibration, batches)
+        if done:  # has paid the table
+            calibration.charged = calibration.spent = 0
         solutions = solve(table, layer_costs(RelaxedCost(context.evaluator), options.groups), self._most_steps())
         groups = [self._candidates(solutions, budget) for budget in missing]
         ranked = nearest_of_each(calibration, groups, batches, batches)
-        charged, spent = (0, 0) if done else (calibration.charged, calibration.spent)
-        seconds = time.monotonic() - started
         proposals = [Proposal(best[0], attributes={"budget": b}) for b, best in zip(missing, ranked, strict=True)]
-        proposals[0] = Proposal(
-            proposals[0].schedule,
-            None,
-            charged,
-            seconds,
-            proposals[0].attributes,
-            propose_spent=spent,
-        )
+        paid = {budget for trial in settled for budget in trial.user_attrs.get("ranked", [])}
+        if not done or (paid and not paid.issuperset(missing)):  # older trials do not say what they paid for
+            proposals[0] = replace(
+                proposals[0],
+                propose_flops=calibration.charged,
+                propose_spent=calibration.spent,
+                attributes={**proposals[0].attributes, "ranked": missing},
+            )
+        proposals[0] = replace(proposals[0], seconds=time.monotonic() - started)
         self.measure(proposals, lambda landed: context.advance(len(done) + landed, len(budgets), ""))
 
     def _table(self, calibration: Calibration, batches: int) -> list[list[float]]:

@@ -66,7 +66,7 @@ class FittingSearch(Search):
         self._fits = self._recall()
         asked: set[int] = set()
         wanted = []
-        for budget in budgets:
+        for budget in sorted(budgets, key=lambda budget: budget not in done):  # what trials have paid is not paid again
             started, earlier = time.monotonic(), set(asked)
             context.advance(before, total, f"fitting budget {budget:.3f}")
             number = self._least(budget, asked)
