@@ -72,7 +72,7 @@ class Allowances:
             until = [trial.user_attrs.get("samples", 0) for trial in batch]
             method = methods.get(key) or self.problem.method(item.config)
             total += self.evaluator.shared_price(schedules, "search", method, until)
-        return total
+        return int(total)
 
     def _mean_of(self, item: Planned, source: str, total: Callable[[Planned, TrialLog], int]) -> int:
         """``total`` of entry ``source``, at the same seed if it ran there, else its mean."""
