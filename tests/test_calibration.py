@@ -19,7 +19,7 @@ from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import make_method
 from vispco.pruning.prune import prune
 from vispco.pruning.schedules import MultiStep, Step, keep_all
-from vispco.search.gradient.distillation import Calibration, _kl
+from vispco.search.gradient.distillation import Calibration, _kl, whole_rounds
 from vispco.tasks.mosaic_vqa import MosaicVQA
 
 
@@ -94,6 +94,22 @@ def test_a_part_of_the_mini_batches_holds_all_tasks(problem: Problem) -> None:
     assert firsts == [4, 0, 6, 8, 2, 10], "one of the first task's mini-batches to two of the second's"
     alone = Calibration(Evaluator(problem), make_method("fastv"), 8, seed=0, micro=4)
     assert alone.batches == [[0, 1], [2, 3]]
+
+
+def test_tasks_weigh_the_same_where_schedules_are_compared(problem: Problem) -> None:
+    class Long(Longer):
+        name = "long"
+
+    own = Problem(problem.study, SMALL, model=problem.model, processor=problem.processor)
+    own.__dict__["tasks"] = [MosaicVQA(problem.tasks[0].sizes), Long(problem.tasks[0].sizes)]
+    calibration = Calibration(Evaluator(own), make_method("fastv"), 8, seed=0)
+    _, weights = calibration.pruned_losses([keep_all()], 0, 4)
+    first, second = weights.view(2, 2, 8).sum(dim=(0, 2)).tolist()
+    assert first == pytest.approx(second)
+    assert [whole_rounds(own, batches) for batches in (1, 2, 3)] == [2, 2, 4]
+    alone = Calibration(Evaluator(problem), make_method("fastv"), 8, seed=0)
+    assert alone.pruned_losses([keep_all()], 0, 2)[1].tolist() == [1.0] * 16
+    assert whole_rounds(problem, 3) == 3
 
 
 def test_no_pruning_has_no_loss_and_pruning_has_some(evaluator: Evaluator) -> None:

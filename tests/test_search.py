@@ -412,6 +412,34 @@ def test_what_is_drawn_twice_is_paid_once(problem: Problem, tmp_path: Path, monk
     assert [t.user_attrs["charged_flops"] for t in trials] == [t.user_attrs["charged_flops"] for t in trials[:2]] * 12
 
 
+def test_a_race_that_has_begun_takes_no_more_trials(problem: Problem, tmp_path: Path) -> None:
+    text = """
+experiment: more
+model: demo
+tasks:
+  - {name: mosaic-vqa, splits: {calibration: 8, search: 8, held_out: 8}}
+budgets: 2
+batch_size: 8
+searches:
+  raced: {kind: random, trials: 3, race: {first: 4}}
+  halving: {kind: halving, trials: 2, batch: 2, first: 4}
+"""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+
+    def run(changed: str) -> int:
+        return Run(
+            Problem(parse_study(changed), changed, model=problem.model, processor=problem.processor), store
+        ).run()
+
+    assert run(text) == 5
+    with pytest.raises(ConfigError, match=r"entry 'raced' .* began with trials: 3; .* name a new entry"):
+        run(text.replace("trials: 3", "trials: 4"))
+    assert run(text.replace("trials: 2", "trials: 3")) == 1  # after a whole bracket
+    with pytest.raises(ConfigError, match=r"entry 'halving' .* began with trials: 3"):
+        run(text.replace("trials: 2", "trials: 4"))
+    assert run(text.replace("trials: 2", "trials: 3")) == 0
+
+
 def test_what_cannot_be_raced_is_said(problem: Problem, tmp_path: Path) -> None:
     text = RACED.replace("trials: 24", "compute: other") + "  other: {kind: grid}\n"
     with pytest.raises(ConfigError, match=r"searches.random.*a race needs trials: N"):

@@ -56,7 +56,7 @@ class Allowances:
         trials = log.trials(TrialState.COMPLETE, TrialState.PRUNED)
         if not all("propose_spent" in trial.user_attrs for trial in trials):
             return log.spent_flops()  # of an older vispco: allowances that were drawn on stay what they were
-        total = sum(trial.user_attrs["propose_spent"] for trial in trials)
+        total: int = sum(trial.user_attrs["propose_spent"] for trial in trials)
         # Of several that measured the same, the first paid for it.
         first = {(trial.user_attrs["evaluation"], trial.user_attrs.get("samples")): trial for trial in reversed(trials)}
         together: dict[tuple[int, str], list[FrozenTrial]] = {}

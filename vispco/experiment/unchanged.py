@@ -62,6 +62,17 @@ def check_unchanged(problem: Problem, store: Store) -> None:
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with other settings; "
                 f"only seeds and trials may change: rename the entry, {way_out}"
             )
+    for item in plan_in(store, problem.study):
+        before = earlier[item.entry].options.get("trials") if item.entry in earlier else None
+        trials = getattr(item.options, "trials", None)
+        if before is None or trials is None or before == trials:
+            continue
+        begun = 0 < len(store.trial_log(item.study).settled()) < trials
+        if begun and not SEARCHES[item.config.kind].may_change_trials(item.options, before):
+            raise ConfigError(
+                f"entry {item.entry!r} of experiment {problem.study.experiment!r} began with trials: {before}; where "
+                "trials stop each other, new ones cannot join them: put the number back, or name a new entry"
+            )
 
 
 def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -> Content:

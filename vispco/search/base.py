@@ -152,6 +152,12 @@ class Search(ABC):
         """
 
     @classmethod
+    def may_change_trials(cls, options: Any, before: int) -> bool:
+        """Whether an entry that began with ``before`` trials may have another number: not where they would be judged
+        beside new ones again, after some were stopped."""
+        return getattr(options, "race", None) is None
+
+    @classmethod
     def check_several(cls, options: Any) -> None:
         """Refuse what cannot work with several methods.
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule
 from vispco.search.gradient.predictor import prompt_features
 from vispco.search.gradient.team import Alone, Team
+
+if TYPE_CHECKING:
+    from vispco.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Calibration:
                     "recompute": recompute,
                 }
             )
+        self._micros_of_tasks: list[list[int]] = []
         by_task: list[list[list[int]]] = []
         tasks = self.problem.calibration_tasks
         each = -(-samples // len(tasks))
@@ -115,6 +120,7 @@ class Calibration:
             together = batch_size // (micro or batch_size)
             numbers = list(range(len(self.micros), len(self.micros) + len(part.batches)))
             by_task.append([numbers[start : start + together] for start in range(0, len(numbers), together)])
+            self._micros_of_tasks.append(numbers)
             tokens = part.n_visual + part.n_text
             shape = self.problem.shape
             for batch in part.batches:
@@ -282,8 +288,8 @@ class Calibration:
     def pruned_losses(self, schedules: Sequence[Schedule], first: int, last: int) -> tuple[Tensor, Tensor]:
         """The same KL for the physically pruned model on mini-batches ``first`` to ``last - 1``; charges what it runs.
 
-        The schedules run as a tree: what they have in common is run once. Float64 [P, n], and the samples' answer
-        tokens [n].
+        The schedules run as a tree: what they have in common is run once. Float64 [P, n], and the samples' weights [n]:
+        their answer tokens, scaled so that tasks weigh the same over the split.
         """
         numbers = [number for batch in self.batches[first:last] for number in batch]
         texts = [schedule.text() for schedule in schedules]
@@ -297,7 +303,15 @@ class Calibration:
             charged = sum(int(prefill_flops(shape, one, *lengths, self.method).sum()) for one in counts)
             self._pay(charged, int(shared_flops(shape, list(counts), *lengths, self.method).sum()))
         values = [torch.tensor(row, dtype=torch.float64).view(len(schedules), -1) for row in found]
-        return torch.cat(values, dim=1), torch.cat([self._weights[number] for number in numbers])
+        return torch.cat(values, dim=1), torch.cat([self._even_weights[number] for number in numbers])
+
+    @cached_property
+    def _even_weights(self) -> list[Tensor]:
+        """Weights of the micro-batches' samples, in which tasks weigh the same; of one task, its answer tokens."""
+        parts = [numbers for numbers in self._micros_of_tasks if numbers]
+        totals = torch.stack([torch.cat([self._weights[n] for n in numbers]).sum() for numbers in parts])
+        scale = {n: totals.mean() / own for own, numbers in zip(totals, parts, strict=True) for n in numbers}
+        return [weights * scale[number] for number, weights in enumerate(self._weights)]
 
     def pruned_loss(self, schedule: Schedule, batches: int) -> float:
         """Weighted mean of :meth:`pruned_losses` on the first ``batches``."""
@@ -341,6 +355,12 @@ class Calibration:
             rows.append(None if row is None else row + [0.0] * (self._widest * each - len(row)))
         found = self.team.collect(rows, self._widest * each)
         return [row[: len(self.micros[number]) * each] for number, row in zip(numbers, found, strict=bool(found))]
+
+
+def whole_rounds(problem: Problem, batches: int) -> int:
+    """At least so many mini-batches, each of one task, that every task has as many of them."""
+    tasks = len(problem.calibration_tasks)
+    return -(-batches // tasks) * tasks
 
 
 def _interleaved(by_task: Sequence[list[list[int]]]) -> list[list[int]]:

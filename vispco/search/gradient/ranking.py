@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vispco.pruning.schedules import Schedule, parse_schedule
+from vispco.search.gradient.distillation import whole_rounds
 from vispco.search.gradient.refine import nearest_of_each
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ class Ranking:
 
     def batches(self) -> tuple[int, int]:
         """Mini-batches of a check: at first, and at most."""
-        most = max(1, self.options.check // self.options.batch)
-        return max(1, most // 4), most
+        problem = self.context.evaluator.problem
+        most = whole_rounds(problem, max(1, self.options.check // self.options.batch))
+        return whole_rounds(problem, max(1, most // 4)), most
 
 
 def doubling(most: int) -> list[int]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from vispco.errors import MeasurementError
 from vispco.pruning.schedules import Ratios, Schedule
 from vispco.search.base import SEARCHES, Options
-from vispco.search.gradient.distillation import Calibration
+from vispco.search.gradient.distillation import Calibration, whole_rounds
 from vispco.search.recipes.fitting import TIE, Fit, FittingSearch
 
 DECADES = 4.0
@@ -53,7 +53,7 @@ class GSearch(FittingSearch):
         for fit in self.fits():
             known.update(fit["losses"])
         new: dict[str, float] = {}
-        batches = -(-self.options.samples // self.options.batch)
+        batches = whole_rounds(self.context.evaluator.problem, -(-self.options.samples // self.options.batch))
 
         def loss(kept: Sequence[int]) -> float:
             schedule = self._ratios(kept)

@@ -134,6 +134,10 @@ class HalvingSearch(OptunaSearch):
     resolutions: ClassVar[bool] = False
     several_costs: ClassVar[bool] = False  # who goes on is decided by accuracy and one cost
 
+    @classmethod
+    def may_change_trials(cls, options: Any, before: int) -> bool:
+        return before % int(options.batch) == 0  # whole brackets stay as they are
+
     def sampler(self, seed: int) -> BaseSampler:
         return self._inner.sampler(seed)
 
