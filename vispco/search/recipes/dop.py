@@ -21,7 +21,7 @@ from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule, Step
 from vispco.search.base import SEARCHES, Options, Proposal, Search
-from vispco.search.gradient.distillation import Calibration
+from vispco.search.gradient.distillation import Calibration, whole_rounds
 from vispco.search.gradient.refine import nearest_of_each
 from vispco.search.gradient.relaxed_cost import RelaxedCost
 
@@ -77,7 +77,8 @@ class DOP(Search):
         calibration = Calibration(
             context.evaluator, context.method, options.batch, context.seed, samples=options.samples, team=context.team
         )
-        batches = min(len(calibration.batches), -(-options.samples // options.batch))
+        batches = whole_rounds(context.evaluator.problem, -(-options.samples // options.batch))
+        batches = min(len(calibration.batches), batches)
         table = self._table(calibration, batches)
         if done:  # has paid the table
             calibration.charged = calibration.spent = 0
