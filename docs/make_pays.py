@@ -39,7 +39,7 @@ def searched(comparison: Comparison) -> dict[str, Any]:
         rows.append(
             {
                 "entry": name,
-                **{key: row[key] for key in ("kind", "trials", "budgets_missed", "budget_score", "wall_seconds")},
+                **{key: row[key] for key in ("kind", "trials", "budgets_missed", "budget_score")},
                 "seeds": len(row["seeds"]),
                 "points": None if row["difference"] is None else 100 * row["difference"],
                 "interval": row["difference_ci"] and [100 * end for end in row["difference_ci"]],
@@ -128,7 +128,7 @@ def points(value: float | None, interval: list[float] | None) -> str:
 
 def search_table(told: dict[str, Any]) -> str:
     head = ["model", "schedules", "entry", "`budget_score`", "points against the grid", "`learned` is ahead by"]
-    head += ["charged", "spent", "seconds", "regret"]
+    head += ["charged", "spent", "regret"]
     rows = [head, ["---"] * len(head)]
     for case in told["cases"]:
         words = SHAPES[case["family"]] + (f", {case['method']}" if case["method"] != "fastv" else "")
@@ -139,7 +139,7 @@ def search_table(told: dict[str, Any]) -> str:
                 [
                     *(f"`{case['model']}`", words, f"`{row['entry']}`", f"{row['budget_score']:.3f}"),
                     *(points(row["points"], row["interval"]), ahead),
-                    *(f"{row['charged']:.3f}", f"{row['spent']:.3f}", f"{row['wall_seconds']:.0f}", regret),
+                    *(f"{row['charged']:.3f}", f"{row['spent']:.3f}", regret),
                 ]
             )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

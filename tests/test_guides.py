@@ -168,39 +168,47 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
     made = script("make_pays")
     assert made.search_table(told) in page
     assert made.default_table(told) in page
-    sentences = re.findall(r"^\d\. \*\*.*?(?=^\d\. |^This is the demo)", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(sentences) == 5
-    said = " ".join(" ".join(sentences).split())
-    rows = {(row["study"], row["entry"]): row for row in told["searches"]}
+    (case,) = [case for case in told["cases"] if (case["model"], case["family"]) == ("demo", "multistep")]
+    rows = {row["entry"]: row for row in case["entries"]}
     defaults = {row["default"]: row for row in told["defaults"]}
-    low = rows["step", "low"]
-    for study in ("step", "multistep", "layerwise"):
-        row = rows[study, "low"]
-        assert f"{row['points']:.1f}" in said
-        assert "({:.1f} to {:.1f})".format(*row["interval"]) in said
-    assert f"{low['charged']:.3f} of its compute" in said
-    for name in ("sparsevlm:192", "fitprune:80"):
-        cell = defaults[name]["multistep"]
-        assert "{:.1f} ({:.1f} to {:.1f})".format(cell["points"], *cell["interval"]) in said.replace(" points (", " (")
-    deep = rows["deep", "low"]
-    flat = " ".join(page.split())
-    assert "({:+.1f} points, {:+.1f} to {:+.1f})".format(deep["points"], *deep["interval"]) in flat
-    assert f"for {deep['propose']:.3f} of its compute to propose and {deep['charged']:.3f} in all" in flat
-    small = [row["multistep"]["interval"][0] > 0 for row in told["defaults"] if row["flops_ratio"] < 0.5]
-    assert (sum(small), len(small)) == (4, 5)
-    assert "four of five defaults are below" in said
-    wrong = defaults["fastv:k2-r50"]["multistep"]
+    said = " ".join(page.split())
+
+    def ahead(name: str) -> tuple[str, str]:
+        return f"{rows[name]['learned_ahead']:.1f}", "({:.1f} to {:.1f})".format(*rows[name]["learned_ahead_interval"])
+
+    for name, unit in (("grid", " points"), ("tpe", " points"), ("random", ""), ("warm", "")):
+        value, interval = ahead(name)
+        assert f"{value}{unit} {interval}" in said
+    assert f"charged {rows['learned']['charged']:.3f} of the grid" in said
+    low, high = rows["dop"]["learned_ahead_interval"]
+    assert f"{-rows['dop']['learned_ahead']:.1f} points below it ({-low:.1f} below to {high:.1f} above)" in said
+    times = rows["dop"]["charged"] / rows["learned"]["charged"]
+    assert f"charged {rows['dop']['charged']:.3f} of the grid, {times:.1f} times as much" in said
+    assert case["held"]["held"] == case["held"]["pairs"] == 120
+    assert case["held"]["over"] <= 0
+    assert rows["halving"]["seeds"] == 6
+    for name in ("fastv:k2-r75", "fitprune:80"):
+        row = defaults[name]
+        assert "{:.1f} ({:.1f} to {:.1f})".format(row["points"], *row["interval"]) in said.replace(" points (", " (")
+    wrong = defaults["fastv:k2-r50"]
     assert "{:.1f} points ({:.1f} to {:.1f}) below".format(wrong["points"], *wrong["interval"]) in said
-    better = defaults["pyramiddrop:8-16-24"]["multistep"]
-    assert (
-        f"{-better['points']:.1f} points ({-better['interval'][1]:.1f} to {-better['interval'][0]:.1f}) better" in said
-    )
-    for name in ("fastv:k3-r50", "fitprune:40", "fitprune:50", "fitprune:60", "vtw:16"):
-        cell = defaults[name]["multistep"]
-        assert f"`{name}`" in said
-        assert abs(cell["points"]) < 2
-        assert cell["interval"][0] < 0 < cell["interval"][1]
+    small = [row["interval"] for row in told["defaults"] if row["flops_ratio"] < 0.5]
+    assert (sum(low > 0 for low, _ in small), sum(high < 0 for _, high in small), len(small)) == (3, 0, 5)
+    for name in ("fastv:k3-r50", "fitprune:40", "fitprune:50", "pyramiddrop:8-16-24", "vtw:16"):
+        low, high = defaults[name]["interval"]
+        assert abs(defaults[name]["points"]) < 2
+        assert low < 0 < high
         assert defaults[name]["flops_ratio"] > 0.5
+
+
+def test_what_the_page_says_of_smaller_pictures_is_what_was_measured() -> None:
+    told, page = json.loads((DOCS / "resolution.json").read_text()), (DOCS / "findings.md").read_text()
+    assert script("make_resolution").table(told) in page
+    rows = {row["entry"]: row for row in told["entries"]}
+    low, high = (-100 * end for end in reversed(rows["size"]["difference_ci"]))
+    said = " ".join(page.split())
+    assert f"{-100 * rows['size']['difference']:.1f} points of `budget_score` above smaller pictures alone" in said
+    assert f"alone ({low:.1f} to {high:.1f})" in said
 
 
 # --- references --------------------------------------------------------------------------------------------
