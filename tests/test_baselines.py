@@ -46,6 +46,7 @@ from vispco.search.recipes.gsearch import greedy
 from vispco.search.recipes.published import PublishedSearch, published_for
 from vispco.search.recipes.vtw import Withdrawals, divergence
 from vispco.search.samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
+from vispco.search.sampling import new_study
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
@@ -246,8 +247,6 @@ def test_what_is_paid_may_be_limited(problem: Problem, tmp_path: Path) -> None:
 
 
 def test_studies_that_only_propose_are_not_announced(caplog: pytest.LogCaptureFixture) -> None:
-    from vispco.search.sampling import new_study
-
     told = logging.getLogger("optuna")
     before, told.propagate = told.propagate, True
     level = optuna.logging.get_verbosity()

@@ -5,23 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from vispco.dashboards.tokens import draw_survivors
 
 import vispco
 from conftest import SMALL, make_batch
 from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.errors import UserError
+from vispco.survivors import Survivors, survivors
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -215,8 +220,6 @@ def test_schedule_files_that_are_not_there_or_not_json(tiny_llava: Any, tmp_path
 
 
 def test_tokens_writes_a_picture(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
-    from PIL import Image
-
     study, schedule = ran[1] / "study.yaml", "multistep(layers=(2, 5), keeps=(0.25, 0.0))"
     code, out, _ = cli("tokens", study, "--schedule", schedule, "-o", tmp_path / "t.png")
     assert code == 0
@@ -228,12 +231,6 @@ def test_tokens_writes_a_picture(cli: Cli, ran: tuple[str, Path], tmp_path: Path
 
 
 def test_tokens_greys_out_what_is_dropped() -> None:
-    import numpy as np
-    from PIL import Image
-    from vispco.dashboards.tokens import draw_survivors
-
-    from vispco.survivors import Survivors
-
     kept = np.array([[True, False], [False, True]])
     picture = Image.new("RGB", (100, 100), "red")
     sheet = draw_survivors(Survivors([picture], {0: [np.ones((2, 2), dtype=bool)], 3: [kept]}, ""))
@@ -246,8 +243,6 @@ def test_tokens_greys_out_what_is_dropped() -> None:
 
 
 def test_survivors_are_what_the_session_kept(problem: Any) -> None:
-    from vispco.survivors import survivors
-
     sample = problem.tasks[0].samples("held_out")[0]
     schedule = vispco.MultiStep((2, 5), (0.25, 0.0))
     found = survivors(problem, sample, vispco.make_method("stride"), schedule)
@@ -332,8 +327,6 @@ STUDY_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", STUDY_MISTAKES)
 def test_mistakes_in_a_study_are_one_line(cli: Cli, tmp_path: Path, mistake: str) -> None:
-    import re
-
     old, new, message = STUDY_MISTAKES[mistake]
     assert old in SMALL
     (tmp_path / "study.yaml").write_text(SMALL.replace(old, new))
@@ -420,10 +413,6 @@ def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> 
 
 def test_no_public_name_but_the_namespaces_is_a_module() -> None:
     """Importing such a module would put it in the name's place."""
-    from importlib.util import find_spec
-
-    import vispco
-
     assert [name for name in vispco.__all__ if find_spec(f"vispco.{name}")] == ["methods", "plugins"]
 
 

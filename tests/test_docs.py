@@ -14,13 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from PIL import Image
 
 from conftest import SMALL
 from pages import ROOT, blocks, sections
 from report_data import fill
+from test_entries import fill_entries
+from test_layers import write_experiment
 from vispco.analysis.seeds import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
+from vispco.cli.main import app, main
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.costs import COSTS
 from vispco.experiment.validation import validate
@@ -33,8 +38,10 @@ from vispco.pruning.schedules import parse_schedule
 from vispco.search import SEARCHES
 from vispco.search.racing import RacingOptions
 from vispco.storage.store import Store
-from vispco.tasks.base import TASKS, register_builtin
-from vispco.tasks.vqa_json import SCORERS
+from vispco.tasks.base import ALIASES, TASKS, register_builtin
+from vispco.tasks.benchmark import Options
+from vispco.tasks.llava_instruct import LlavaInstructOptions
+from vispco.tasks.vqa_json import SCORERS, VQAJson
 
 
 def test_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,8 +187,6 @@ def test_commands_of_the_database_section_run(
 ) -> None:
     from test_copying import fill
     from test_importing import foreign, told
-    from vispco.cli.main import main
-    from vispco.storage.store import Store
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
@@ -201,10 +206,6 @@ def test_commands_of_the_database_section_run(
 def test_what_the_page_shows_of_comparing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_entries import fill_entries
-    from vispco.cli.main import main
-    from vispco.storage.store import Store
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     few = {"grid": ("grid", None, 4, 0.0, 0.2), "tpe": ("tpe", 10, 2, 0.2, 0.25)}
@@ -231,11 +232,6 @@ def test_the_section_about_calibration_shows_a_block_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a file and a folder where the page says they are."""
-    from PIL import Image
-
-    from vispco.cli.main import main
-    from vispco.tasks.llava_instruct import LlavaInstructOptions
-
     (block,) = blocks("docs/studies.md", "yaml", "Data for gradients")
     (tmp_path / "study.yaml").write_text(SMALL + block)
     options = parse_study(SMALL + block).calibration
@@ -261,9 +257,6 @@ def test_the_section_about_calibration_shows_a_block_that_works(
 def test_the_section_about_layers_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_layers import write_experiment
-    from vispco.cli.main import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     write_experiment("sqlite:///vispco.db", "quickstart")
@@ -347,8 +340,6 @@ def first_cells(page: str) -> set[str]:
 
 def by_command(line: str, monkeypatch: pytest.MonkeyPatch, more: Sequence[str] = ()) -> int:
     """Exit code of one line of a document, in this process."""
-    from vispco.cli.main import main
-
     monkeypatch.setattr(sys, "argv", [*shlex.split(line), *more])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -359,8 +350,6 @@ def test_your_own_pictures_go_through_the_quickstart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The page's rows, twenty of them; the quickstart with the page's block in place of its own; its commands."""
-    from PIL import Image
-
     (rows,), (block,), (commands, alone) = (
         blocks("docs/own.md", language, "Your data") for language in ("json", "yaml", "bash")
     )
@@ -392,9 +381,6 @@ def test_your_own_pictures_go_through_the_quickstart(
 
 
 def test_the_section_about_your_data_names_all_options_columns_and_scorers() -> None:
-    from vispco.tasks.benchmark import Options
-    from vispco.tasks.vqa_json import VQAJson
-
     page = sections("docs/own.md")["Your data"]
     names = first_cells(page)
     assert names >= {*Options.model_fields, *SCORERS, *VQAJson.columns, *VQAJson.optional, *VQAJson.pictures}
@@ -408,11 +394,6 @@ def test_the_section_about_your_data_names_all_options_columns_and_scorers() -> 
 def test_the_section_about_evaluating_names_the_options_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import typer
-
-    from vispco.cli.main import app
-    from vispco.tasks.base import ALIASES
-
     page = sections("docs/paper.md")["One model on one benchmark"]
     named = {name for name in first_cells(page) if name.startswith("--")}
     command = typer.main.get_command(app).commands["eval"]  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -25,10 +26,13 @@ from vispco.analysis.regret import best_known
 from vispco.analysis.seeds import against, compare_against, entries
 from vispco.analysis.two_level import estimate, resample
 from vispco.analysis.violations import compare_violations, violations
+from vispco.cli.over_seeds import print_anytime
 from vispco.config import CHECKPOINTS, parse_study
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.experiment.run import Run
 from vispco.fronts import choices_at, choose, fits
+from vispco.problem import Problem
 from vispco.pruning.families import StepFamily
 from vispco.pruning.schedules import Step
 from vispco.storage.optuna_sql.bulk import append
@@ -310,8 +314,6 @@ def test_tables_fit_a_terminal(cli: Cli, url: str, table: dict[str, Any]) -> Non
 
 
 def test_json_and_csv_say_the_same(cli: Cli, url: str, table: dict[str, Any]) -> None:
-    import csv
-
     code, out, _ = cli("compare", "exp", "--against", "grid", "--json", "--storage", url)
     assert (code, json.loads(out)) == (0, json.loads(json.dumps(table)))
     code, out, _ = cli("compare", "exp", "--against", "grid", "--csv", "--storage", url)
@@ -481,8 +483,6 @@ def _logs(store: Store, name: str) -> list[tuple[str, Any]]:
 
 
 def test_a_curve_needs_a_scale_and_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vispco.cli.over_seeds import print_anytime
-
     store = Store(f"sqlite:///{tmp_path}/a.db")
     fill_entries(store, "none", entries={"tpe": ("tpe", 2, 3, 0.0, 0.25)})
     with pytest.raises(StorageError, match=r"no complete grid.*anytime: true"):
@@ -508,9 +508,6 @@ RUN = SMALL.split("searches:")[0].replace("search: 12, held_out: 12", "search: 6
 
 
 def test_a_run_measures_what_was_chosen_at_checkpoints(tmp_path: Path) -> None:
-    from vispco.experiment.run import Run
-    from vispco.problem import Problem
-
     store = Store(f"sqlite:///{tmp_path}/a.db")
     plain = Problem.from_text(RUN)
     Run(plain, store).run()

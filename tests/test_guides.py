@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
+import vispco
 from pages import DOCS, ROOT, blocks, sections
 from report_data import fill
 from test_cli import Cli
+from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.costs.described import described
 from vispco.experiment.validation import validate
@@ -211,11 +214,6 @@ def test_references_are_up_to_date(page: str, name: str) -> None:
 
 
 def test_references_are_complete() -> None:
-    import typer
-
-    import vispco
-    from vispco.cli.main import app
-
     commands, python = (DOCS / "commands.md").read_text(), (DOCS / "api.md").read_text()
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         assert f"## `vispco {name}`" in commands

@@ -274,10 +274,6 @@ def test_workers_are_shown_while_somebody_runs(cli: Callable[..., tuple[int, str
 
 def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     """Trials of vispco.objective; the second run keeps the entry, and its held-out numbers are those of the grid."""
-    import vispco
-    from vispco.experiment.run import Run
-    from vispco.problem import Problem
-
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(problem, store).run(["tpe"])
     first = store.trial_log("small/tpe").complete()[0]

@@ -7,13 +7,17 @@ import itertools
 import json
 import os
 import re
+import sqlite3
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from PIL import Image
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -37,8 +41,6 @@ searches:
 
 
 def png(width: int = 40, height: int = 30) -> bytes:
-    from PIL import Image
-
     held = io.BytesIO()
     Image.effect_noise((width, height), 60).convert("RGB").save(held, "PNG")
     return held.getvalue()
@@ -90,22 +92,10 @@ def cut_in_two(place: Place) -> None:
     (place.folder / "photos/6.png").write_bytes(whole[: len(whole) // 2])
 
 
-def no_pixels(place: Place) -> None:
-    """A PNG whose header says 0 x 0."""
+def claim_size(place: Place, side: int) -> None:
+    """A PNG whose header says ``side`` x ``side``."""
     whole = bytearray(png())
-    import zlib
-
-    whole[16:24] = bytes(8)
-    whole[29:33] = zlib.crc32(bytes(whole[12:29])).to_bytes(4, "big")
-    place.text(bytes(whole), "photos/6.png")
-
-
-def bomb(place: Place) -> None:
-    """A PNG whose header says 60,000 x 60,000."""
-    import zlib
-
-    whole = bytearray(png())
-    whole[16:24] = (60_000).to_bytes(4, "big") * 2
+    whole[16:24] = side.to_bytes(4, "big") * 2
     whole[29:33] = zlib.crc32(bytes(whole[12:29])).to_bytes(4, "big")
     place.text(bytes(whole), "photos/6.png")
 
@@ -380,8 +370,8 @@ CASES: dict[str, tuple[Break, Sequence[str], str]] = {
         DATA,
         r"line 7 .*'photos/x.jpg': it is no picture",
     ),
-    "picture of 0 pixels": (no_pixels, DATA, r"line 7 .*cannot read picture 'photos/6.png'.*replace"),
-    "huge picture": (bomb, DATA, r"line 7 .*'photos/6.png'.*pixels"),
+    "picture of 0 pixels": (partial(claim_size, side=0), DATA, r"line 7 .*cannot read picture 'photos/6.png'.*replace"),
+    "huge picture": (partial(claim_size, side=60_000), DATA, r"line 7 .*'photos/6.png'.*pixels"),
     "folder for a picture": (folder_for_a_picture, DATA, r"line 7 .*'photos/6.png': it is a folder; replace"),
     # files
     "broken line 7": (line_7, DATA, r"line 7 of rows.jsonl is no JSON: .* at column \d+; write one"),
@@ -562,8 +552,6 @@ def test_without_permission(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_database_that_may_only_be_read(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite's own read-only mode, which also binds root."""
-    import sqlite3
-
     place = Place(tmp_path)
     monkeypatch.chdir(tmp_path)
     sqlite3.connect("a.db").close()
@@ -596,8 +584,6 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_and_nothing_written(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    import datasets
-
     broken, command, message = CASES[name]
     folder = tmp_path / "here"
     folder.mkdir()

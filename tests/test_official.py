@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import vispco
@@ -370,8 +371,6 @@ def test_predictor() -> None:
 
 
 def test_predictor_flops_equal_the_counter() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     predictor = RatioPredictor(32, 3).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         predictor(torch.randn(1, 7, 32), torch.tensor([0.5]))

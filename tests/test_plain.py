@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import vispco
+from conftest import SMALL
 from hub_copies import COPIES, write_copy
 from processors import llava, qwen
 from test_tasks import _offline, study  # noqa: F401
@@ -139,8 +140,6 @@ def test_wrong_combinations(
 
 
 def test_a_study_without_schedule_is_the_plain_model(cli: Cli, tmp_path: Path) -> None:
-    from conftest import SMALL
-
     (tmp_path / "s.yaml").write_text(SMALL)
     code, out, err = cli("eval", tmp_path / "s.yaml", "--json")
     assert code == 0, err

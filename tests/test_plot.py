@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'vispco[plot]'")
@@ -47,8 +48,6 @@ def told(store: Store) -> dict[str, Any]:
 @pytest.mark.parametrize("what", FIGURES)
 def test_every_figure_fits_a_column(store: Store, what: str, tmp_path: Path) -> None:
     """Nothing is cut: drawn with room around it, the figure has ink at the same places."""
-    import numpy as np
-
     written = write_plot(store, "$x^$ \\frac", tmp_path / "f.png", what)
     with Image.open(written) as picture:
         assert picture.width == round(3.3 * matplotlib_figures.DPI)

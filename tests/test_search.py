@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -117,8 +119,6 @@ def test_a_finished_experiment_says_so(problem: Problem, finished: tuple[Store, 
 
 
 def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], tmp_path: Path) -> None:
-    import shutil
-
     finished[0].engine.dispose()
     shutil.copy(finished[1], tmp_path / "b.db")
     store = Store(f"sqlite:///{tmp_path}/b.db")
@@ -173,8 +173,6 @@ def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> Non
 
 
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
-    from vispco.analysis.comparison import Comparison
-
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
     run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
@@ -228,8 +226,6 @@ def test_killed_runs_end_like_an_undisturbed_one(finished: tuple[Store, Path], t
 
 def count(path: Path) -> int:
     """COMPLETE trials in a database that somebody else is writing."""
-    import sqlite3
-
     try:
         with sqlite3.connect(path, timeout=1) as connection:
             return int(connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])

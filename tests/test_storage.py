@@ -14,6 +14,7 @@ from sqlalchemy import inspect
 
 from vispco.errors import LockedError, StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.pruning.families import StepFamily
 from vispco.storage.lock import driver_lock
 from vispco.storage.store import Store, open_store, redact
 
@@ -56,8 +57,6 @@ def test_evaluation_round_trip(store: Store) -> None:
 
 
 def test_trials_are_ordinary_optuna_trials(store: Store, tmp_path: Path) -> None:
-    from vispco.pruning.families import StepFamily
-
     log = store.trial_log("exp/grid")
     log.add(
         make_evaluation(),

@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 import vispco
 from test_storage import make_evaluation
+from vispco.cli import main as module
 from vispco.errors import ConfigError, ModelError, ScheduleError, StorageError
 from vispco.models.loading import DEMO, load_model
 from vispco.problem import Problem
@@ -100,8 +101,6 @@ def test_the_command_line_shows_no_password(by_option: bool, flags: list[str]) -
 def test_unexpected_failures_show_no_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vispco.cli import main as module
-
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{'x' * 480} lost {DEAD_URL}")
 

@@ -7,6 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    CLIPVisionConfig,
+    CohereConfig,
+    GraniteConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from vispco.costs import prefill_flops, relaxed_backward_flops
 from vispco.errors import ModelError
@@ -24,8 +36,6 @@ from vispco.testing.tiny.base import IMAGE, TEXT
 
 
 def llava(text: Any) -> Any:
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
-
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
@@ -35,32 +45,22 @@ def llava(text: Any) -> Any:
 
 
 def granite() -> Any:
-    from transformers import GraniteConfig
-
     return llava(GraniteConfig(**TEXT, attention_multiplier=0.02, residual_multiplier=0.5, embedding_multiplier=2.0))
 
 
 def olmo2() -> Any:
-    from transformers import Olmo2Config
-
     return llava(Olmo2Config(**TEXT))
 
 
 def mistral() -> Any:
-    from transformers import MistralConfig
-
     return llava(MistralConfig(**TEXT, sliding_window=12))
 
 
 def phi3() -> Any:
-    from transformers import Phi3Config
-
     return llava(Phi3Config(**TEXT))
 
 
 def cohere() -> Any:
-    from transformers import CohereConfig
-
     return llava(CohereConfig(**TEXT))
 
 
@@ -96,15 +96,11 @@ def test_what_cannot_be_read_is_refused(make: Any) -> None:
 
 
 def qwen3_moe() -> Any:
-    from transformers import Qwen3MoeConfig
-
     sizes = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, "mlp_only_layers": [2]}
     return llava(Qwen3MoeConfig(**TEXT, head_dim=8, **sizes))
 
 
 def qwen2_moe() -> Any:
-    from transformers import Qwen2MoeConfig
-
     sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 40, "num_experts": 4}
     return llava(Qwen2MoeConfig(**TEXT, **sizes, num_experts_per_tok=2, mlp_only_layers=[]))
 
