@@ -11,8 +11,6 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from test_copying import stopped
-from test_storage import make_evaluation
 from vispco.storage.optuna_sql.bulk import append, read_stored, stored, write_stored
 from vispco.storage.reading import StudySummary, local, read_attribute, read_trials, snapshot, study_ids, summaries
 from vispco.storage.store import Store
@@ -161,6 +159,8 @@ def same(ours: list[optuna.trial.FrozenTrial], theirs: list[optuna.trial.FrozenT
 
 def test_a_log_that_remembers_equals_one_that_reads(store: Store, database_url: str) -> None:
     """After its own trials, after somebody else's, and while some are not finished."""
+    from test_copying import stopped
+    from test_storage import make_evaluation
 
     def add(log: Any, number: int, raced: bool = False) -> None:
         evaluation = make_evaluation(f"e{number}", accuracy=number / 10)
