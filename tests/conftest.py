@@ -15,14 +15,21 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import FrozenTrial
 
+from vispco.problem import Problem
+from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 from vispco.testing.tiny import TINY
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and drivers started by tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+Cli = Callable[..., tuple[int, str, str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,17 +111,24 @@ searches:
 
 
 @pytest.fixture(scope="session")
-def problem() -> Any:
+def problem() -> Problem:
     """The demo model on a dozen samples."""
-    from vispco.problem import Problem
-
     return Problem.from_text(SMALL)
+
+
+def fresh(problem: Problem, text: str) -> Problem:
+    """Another study of the model of ``problem``."""
+    return Problem.from_text(text, model=problem.model, processor=problem.processor)
+
+
+def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
+    """What must be equal after a stop or a kill; what was spent and how long it took may differ."""
+    hidden = {"spent_flops", "token"}
+    return trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in hidden}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -178,7 +192,15 @@ def database_url(request: Any, tmp_path: Any) -> Any:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def store(database_url: str) -> Iterator[Store]:
+    """A new, empty database of each kind."""
+    made = Store(database_url)
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process: (exit code, stdout, stderr)."""
 
     from vispco.cli.main import main

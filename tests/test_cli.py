@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,11 @@ from PIL import Image
 from vispco.dashboards.tokens import draw_survivors
 
 import vispco
-from conftest import SMALL, make_batch
+from conftest import SMALL, Cli, make_batch
 from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.errors import UserError
 from vispco.survivors import Survivors, survivors
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")

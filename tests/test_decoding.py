@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 import vispco
-from conftest import SMALL
+from conftest import SMALL, fresh
 from vispco.errors import ConfigError, MeasurementError, ModelError
 from vispco.evaluation.decoding import answer_length
 from vispco.evaluation.evaluator import Evaluator
@@ -218,7 +218,7 @@ def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.Monkey
     text = SMALL.partition("searches:")[0].replace("search: 12", "search: 4") + (
         "searches:\n  refused: {kind: random, trials: 1, method: random}\n  other: {kind: random, trials: 1}\n"
     )
-    problem = Problem.from_text(text, model=few.model, processor=few.processor)
+    problem = fresh(few, text)
     with open_store(f"sqlite:///{tmp_path}/a.db") as store:
         run = Run(problem, store)
         with pytest.raises(
@@ -233,7 +233,7 @@ def test_an_entry_that_fails_ends_no_other(few: Problem, monkeypatch: pytest.Mon
     """A teacher's answer that holds the visual token: the gradient search ends, with the sample's name."""
     text = SMALL.replace("  grid: {kind: grid}\n", "").replace("compute: lagrangian", "trials: 2")
     text = text.replace("search: 12", "search: 4").replace("trials: 13", "trials: 2")
-    problem = Problem.from_text(text, model=few.model, processor=few.processor)
+    problem = fresh(few, text)
     token = problem.adapter.visual_token_ids()[0]
     whole = calibration.generated
     monkeypatch.setattr(calibration, "generated", lambda *given: torch.full_like(whole(*given), token))

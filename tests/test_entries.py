@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from vispco.dashboards import figures
 from vispco.dashboards import tables as report_tables
 
-from conftest import SMALL
+from conftest import SMALL, Cli
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
 from vispco.analysis.bootstrap import holm, mean_scores
@@ -290,8 +289,6 @@ def test_a_missed_budget_counts_as_no_picture(comparison: Comparison) -> None:
 
 
 # --- the command ---------------------------------------------------------------------------------
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 def test_tables_fit_a_terminal(cli: Cli, url: str, table: dict[str, Any]) -> None:

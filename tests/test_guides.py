@@ -19,9 +19,9 @@ import typer
 from PIL import Image
 
 import vispco
+from conftest import Cli
 from pages import DOCS, ROOT, blocks, sections
 from report_data import fill
-from test_cli import Cli
 from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.costs.described import described

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 import vispco
-from conftest import SMALL
+from conftest import SMALL, fresh
 from test_copying import fill
 from vispco.analysis.comparison import Comparison
-from vispco.config import parse_study
 from vispco.errors import ConfigError, LockedError, StorageError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.progress import Silent
@@ -31,11 +30,9 @@ SPACE = {"x": optuna.distributions.FloatDistribution(0, 10)}
 
 
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    made = Store(database_url)
-    fill(made, "exp")
-    yield made
-    made.engine.dispose()
+def store(store: Store) -> Store:
+    fill(store, "exp")
+    return store
 
 
 def foreign(store: Store, name: str = "their study", directions: tuple[str, ...] = ("maximize", "minimize")) -> Any:
@@ -298,7 +295,7 @@ def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
 
 def test_a_search_of_the_users_own_gets_a_held_out_score(problem: Problem, tmp_path: Path) -> None:
     text = SMALL.split("searches:")[0] + "searches:\n  random: {kind: random, trials: 2}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
     Run(made, store).run()
     own = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=3))

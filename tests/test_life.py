@@ -10,9 +10,8 @@ from typing import Any
 import optuna
 import pytest
 
-from test_cli import Cli
+from conftest import Cli, fresh
 from vispco.analysis.comparison import Comparison
-from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
@@ -58,8 +57,7 @@ def run(problem: Problem, tmp_path: Path) -> Callable[..., tuple[int, Told, Stor
 
     def go(text: str) -> tuple[int, Told, Store]:
         told = Told()
-        made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-        return Run(made, store, told).run(), told, store
+        return Run(fresh(problem, text), store, told).run(), told, store
 
     return go
 

@@ -19,7 +19,7 @@ import datasets
 import pytest
 from PIL import Image
 
-Cli = Callable[..., tuple[int, str, str]]
+from conftest import Cli
 
 DATA = ["eval", "--model", "demo", "--task", "vqa-json", "--option", "path=rows.jsonl"]
 TASK = """name: vqa-json

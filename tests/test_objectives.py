@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vispco.dashboards.objectives import by_axes
 from vispco.dashboards.optuna.view import DashboardView
 from vispco.dashboards.report import write_report
 
-from conftest import SMALL, stopped_after
+from conftest import SMALL, Cli, stopped_after
 from pages import blocks
 from test_life import Told
 from vispco.analysis.comparison import Comparison
@@ -41,7 +41,6 @@ from vispco.storage.importing import import_trials
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
-Cli = Callable[..., tuple[int, str, str]]
 Values = Sequence[float]
 
 HEAD = """

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import vispco
+from conftest import fresh
 from pages import blocks
 from vispco.config import parse_study
 from vispco.costs import layer_flops, official_layer_macs
@@ -722,8 +723,7 @@ searches:
 
 
 def run_of(problem: Problem, store: Store, text: str = STUDY, progress: Any = None) -> Run:
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-    return Run(made, store, progress)
+    return Run(fresh(problem, text), store, progress)
 
 
 @pytest.fixture(scope="module")

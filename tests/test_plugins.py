@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from conftest import SMALL
+from conftest import SMALL, Cli
 from pages import blocks
-from test_cli import Cli
 from vispco import plugin_files
 from vispco.cli.main import plugins_first
 from vispco.errors import ConfigError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import stopped_after
+from conftest import fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.repriced import Repriced
 from vispco.config import parse_study
@@ -55,8 +55,7 @@ KINDS = [(kind, predictor) for kind in ("lagrangian", "on_budget") for predictor
 
 
 def made(problem: Problem, entries: str) -> Problem:
-    text = STUDY + entries
-    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    return fresh(problem, STUDY + entries)
 
 
 def steps_of(store: Store, study: str) -> dict[str, Any]:
@@ -70,10 +69,7 @@ def steps_of(store: Store, study: str) -> dict[str, Any]:
 
 def outcomes(store: Store, study: str) -> list[Any]:
     """All that must be equal to the bit."""
-    return [
-        (trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in ("spent_flops", "token")})
-        for trial in store.trial_log(study).complete()
-    ]
+    return [outcome(trial) for trial in store.trial_log(study).complete()]
 
 
 def policies(study: Problem, store: Store) -> Any:
@@ -256,8 +252,7 @@ def test_a_raced_search_is_resumed_as_it_was(problem: Problem, tmp_path: Path) -
 
 
 def with_budgets(study: Problem, budgets: int) -> Problem:
-    text = study.text.replace("budgets: 3", f"budgets: {budgets}")
-    return Problem(parse_study(text), text, model=study.model, processor=study.processor)
+    return fresh(study, study.text.replace("budgets: 3", f"budgets: {budgets}"))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

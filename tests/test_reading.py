@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -56,13 +55,6 @@ def fill(store: Store, name: str) -> optuna.Study:
         study.add_trial(one)
     study.ask()
     return study
-
-
-@pytest.fixture
-def store(database_url: str) -> Any:
-    made = Store(database_url)
-    yield made
-    made.engine.dispose()
 
 
 def test_records_equal_optunas_trials(store: Store) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import optuna
 import pytest
 
-from conftest import SMALL, stopped_after
+from conftest import SMALL, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
@@ -50,7 +50,7 @@ def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """The small experiment, run through without disturbance."""
     path = tmp_path_factory.mktemp("finished") / "a.db"
     store = Store(f"sqlite:///{path}")
-    Run(Problem(problem.study, SMALL, model=problem.model, processor=problem.processor), store).run()
+    Run(fresh(problem, SMALL), store).run()
     return store, path
 
 
@@ -115,7 +115,7 @@ def test_random_draws_are_optunas_distributions(finished: tuple[Store, Path]) ->
 
 
 def test_a_finished_experiment_says_so(problem: Problem, finished: tuple[Store, Path]) -> None:
-    assert Run(Problem(problem.study, SMALL, model=problem.model, processor=problem.processor), finished[0]).run() == 0
+    assert Run(fresh(problem, SMALL), finished[0]).run() == 0
 
 
 def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], 
     store = Store(f"sqlite:///{tmp_path}/b.db")
 
     def run(text: str) -> int:
-        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+        return Run(fresh(problem, text), store).run()
 
     more = SMALL.replace("trials: 13", "trials: 15") + "  again: {kind: random, trials: 2, seeds: [4, 5]}\n"
     assert run(more) == 2 + 4
@@ -149,7 +149,7 @@ def test_an_entry_that_was_dropped_comes_back_unchanged(problem: Problem, tmp_pa
     kept, dropped = "  kept: {kind: random, trials: 1}\n", "  dropped: {kind: random, trials: 2}\n"
 
     def run(text: str) -> int:
-        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+        return Run(fresh(problem, text), store).run()
 
     assert run(head + kept + dropped) == 3
     assert run(head + kept) == 0
@@ -169,13 +169,13 @@ def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> Non
     assert parse_study(store.require_experiment("small").spec_text) == study
     with pytest.raises(ConfigError, match=r"entry 'grid'.*other settings"):
         text = SMALL.replace("{kind: grid}", "{kind: random, trials: 2, method: random}")
-        Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+        Run(fresh(problem, text), store).run()
 
 
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
+    run = Run(fresh(problem, text), store)
     with stopped_after(5):
         run.run()
     assert run.run(["tpe"]) == 3
@@ -185,13 +185,6 @@ def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
     run.run()
     found = Comparison(store, "small").to_dict()
     assert found["searches"][0]["cost_ratio_to_grid"] == 1.0
-
-
-def outcome(trial: Any) -> tuple[Any, ...]:
-    """What must be equal after a kill; what was spent and how long it took may differ."""
-    hidden = {"spent_flops", "token"}
-    attributes = {key: value for key, value in trial.user_attrs.items() if key not in hidden}
-    return trial.values, trial.params, attributes
 
 
 @pytest.mark.slow
@@ -257,7 +250,7 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     quiet = Silent()
     quiet.say = said.append  # type: ignore[method-assign]
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     Run(made, store, quiet).run(["tpe"])  # before the grid, whose measurements it would find in the cache
     Run(made, store, quiet).run(["grid"])
     log = store.trial_log("small/grid")
@@ -284,7 +277,7 @@ def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
 ) -> None:
     """Else a search whose first schedule runs out of memory would have been trained for nothing."""
     text = SMALL.partition("searches:")[0] + "searches:\n  random: {kind: random, trials: 3}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     proposed, poison, run = RandomSearch.measure, list[str](), UnitRunner.run
 
     def dear(self: Any, proposals: Sequence[Proposal], *rest: Any, **more: Any) -> Any:
@@ -331,7 +324,7 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     plain = RACED.replace(", race: {margin: 0.2, reserve: 1}", "")
 
     def run(text: str, store: Store) -> Run:
-        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
+        return Run(fresh(problem, text), store)
 
     full, raced = Store(f"sqlite:///{tmp_path}/full.db"), Store(f"sqlite:///{tmp_path}/raced.db")
     run(plain, full).run()
@@ -357,11 +350,7 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     assert run(RACED, raced).run() == 0
 
     def outcomes(store: Store) -> list[Any]:
-        hidden = {"spent_flops", "token"}
-        return [
-            (t.state, t.values, {k: v for k, v in t.user_attrs.items() if k not in hidden})
-            for t in store.trial_log("raced/random").settled()
-        ]
+        return [(trial.state, *outcome(trial)) for trial in store.trial_log("raced/random").settled()]
 
     # Stopped after some units, and again while trials are being stored.
     broken = Store(f"sqlite:///{tmp_path}/broken.db")
@@ -396,7 +385,7 @@ def test_what_is_drawn_twice_is_paid_once(problem: Problem, tmp_path: Path, monk
     drawn = [{"layer": 1, "keep": 0.5}, {"layer": 3, "keep": 0.25}]
     monkeypatch.setattr(RandomSearch, "propose", lambda self, start, count: [drawn[i % 2] for i in range(count)])
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    Run(Problem(parse_study(RACED), RACED, model=problem.model, processor=problem.processor), store).run()
+    Run(fresh(problem, RACED), store).run()
     trials = store.trial_log("raced/random").settled()
     assert len(trials) == 24
     spent = [trial.user_attrs["spent_flops"] for trial in trials]
@@ -433,7 +422,7 @@ def test_tpe_after_a_resume_in_mid_batch(problem: Problem, tmp_path: Path) -> No
     def run(url: str, trials: int) -> list[Any]:
         study = text.replace("trials: 14", f"trials: {trials}")
         store = Store(url)
-        Run(Problem(parse_study(study), study, model=problem.model, processor=problem.processor), store).run()
+        Run(fresh(problem, study), store).run()
         return [t.params for t in complete(store, "small/tpe")]
 
     whole = run(f"sqlite:///{tmp_path}/whole.db", 14)
@@ -469,7 +458,7 @@ def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Pat
         options = f"dual_steps: 2, primal_steps: 1, batch: 8, check: 8, between: 2, climb: {2 * (method == 'fastv')}"
         text += f"  learned-{family}: {{kind: lagrangian, family: {family}, {options}}}\n"
         text += f"  tpe-{family}: {{kind: tpe, family: {family}, trials: 3}}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(made, store).run()
     assert Run(made, store).run() == 0

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from conftest import Cli
 from vispco.experiment.run import Run
 from vispco.problem import Problem
 from vispco.storage.store import open_store
-
-Cli = Callable[..., tuple[int, str, str]]
 
 STUDY = """
 experiment: hand

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import vispco
+from conftest import Cli
 from pages import blocks
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
@@ -39,7 +39,6 @@ from vispco.search.study_cost import StudyCost
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
-Cli = Callable[..., tuple[int, str, str]]
 KV = 0.5
 
 STUDY = """
