@@ -51,7 +51,7 @@ def export(
     import yaml
 
     from vispco.analysis.comparison import Comparison
-    from vispco.cli.choosing import cost_of, decided, pricing, question
+    from vispco.cli.choosing import decided, pricing, question
     from vispco.exporting import export_decision, export_schedule, server_settings
     from vispco.outputs import JSON, SETTINGS, SETTINGS_HEAD, json_with, write_output
     from vispco.pruning.schedule_file import FORMAT
@@ -67,7 +67,7 @@ def export(
             assert budget is not None
             found = export_schedule(comparison, budget, target)
         else:
-            asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, cost_of(comparison))
+            asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, comparison.cost)
             priced = pricing(comparison, profile, answer_tokens, batch)
             found = export_decision(comparison, decided(comparison, asked, priced))
     settings = server_settings(found, target) if target is not None else {}
