@@ -18,14 +18,14 @@ import typer
 import yaml
 from PIL import Image
 
-from conftest import SMALL
+from conftest import SMALL, Cli
 from pages import ROOT, blocks, sections
 from report_data import fill
 from test_entries import fill_entries
 from test_layers import write_experiment
 from vispco.analysis.seeds import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
-from vispco.cli.main import app, main
+from vispco.cli.main import app
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.costs import COSTS
 from vispco.experiment.validation import validate
@@ -182,8 +182,16 @@ def test_every_study_is_valid(file: Path) -> None:
     assert study.purpose
 
 
+def by_command(cli: Cli, line: str, more: Sequence[str] = ()) -> str:
+    """What one line of a document prints, in this process."""
+    name, *words = shlex.split(line)
+    code, out, err = cli(*words, *more)
+    assert (name, code) == ("vispco", 0), (line, err)
+    return out
+
+
 def test_commands_of_the_database_section_run(
-    tmp_path: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from test_copying import fill
     from test_importing import foreign, told
@@ -193,18 +201,13 @@ def test_commands_of_the_database_section_run(
     fill(Store("sqlite:///vispco.db"), "my-study")
     told(foreign(Store("sqlite:///theirs.db")), 0.5, 0.5)
     (text,) = blocks("docs/studies.md", "bash", "One database")
-    for line in text.strip().splitlines():
-        command = [part.replace("postgresql+psycopg://me@host/team", pg_url) for part in shlex.split(line)]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
-    assert "theirs" in capsys.readouterr().out
+    lines = text.strip().replace("postgresql+psycopg://me@host/team", pg_url).splitlines()
+    assert "theirs" in "".join(by_command(cli, line) for line in lines)
     assert Store(pg_url).experiment_names() == ["my-study"]
 
 
 def test_what_the_page_shows_of_comparing_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
@@ -213,10 +216,7 @@ def test_what_the_page_shows_of_comparing_runs(
     (commands,) = blocks("docs/reading.md", "bash", "Compare searches")
     (code,) = blocks("docs/reading.md", "python", "Had it been stopped earlier?")
     for line in commands.strip().splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
+        by_command(cli, line)
     shown: dict[str, object] = {}
     exec(compile(code, "docs/reading.md", "exec"), shown)
     assert capsys.readouterr().out.splitlines()[-1].startswith("tpe 0.")
@@ -229,7 +229,7 @@ def test_what_the_page_shows_of_comparing_runs(
 
 
 def test_the_section_about_calibration_shows_a_block_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a file and a folder where the page says they are."""
     (block,) = blocks("docs/studies.md", "yaml", "Data for gradients")
@@ -244,29 +244,20 @@ def test_the_section_about_calibration_shows_a_block_that_works(
         Image.new("RGB", (8, 8)).save(folder / row["image"])
     (tmp_path / options.options["file"]).write_text(json.dumps(rows))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["vispco", "validate", "study.yaml"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code in (0, None)
-    assert "128 samples, for gradients only" in capsys.readouterr().out
+    assert "128 samples, for gradients only" in by_command(cli, "vispco validate study.yaml")
     page = sections("docs/studies.md")["Data for gradients"]
     for name in LlavaInstructOptions.model_fields:
         assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
 
 
 def test_the_section_about_layers_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     write_experiment("sqlite:///vispco.db", "quickstart")
     (commands,) = blocks("docs/reading.md", "bash", "Layer by layer")
-    for line in commands.strip().splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code in (0, None)
-    out = capsys.readouterr().out
+    out = "".join(by_command(cli, line) for line in commands.strip().splitlines())
     assert "prunes at layer" in out
     assert "method,layer,keep" in out
     (code,) = blocks("docs/reading.md", "python", "Layer by layer")
@@ -338,17 +329,7 @@ def first_cells(page: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`(.*?)`", row)}
 
 
-def by_command(line: str, monkeypatch: pytest.MonkeyPatch, more: Sequence[str] = ()) -> int:
-    """Exit code of one line of a document, in this process."""
-    monkeypatch.setattr(sys, "argv", [*shlex.split(line), *more])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
-
-
-def test_your_own_pictures_go_through_the_quickstart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_your_own_pictures_go_through_the_quickstart(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's rows, twenty of them; the quickstart with the page's block in place of its own; its commands."""
     (rows,), (block,), (commands, alone) = (
         blocks("docs/own.md", language, "Your data") for language in ("json", "yaml", "bash")
@@ -372,8 +353,7 @@ def test_your_own_pictures_go_through_the_quickstart(
     fewer += ("searches.random={kind: random, trials: 2}", "tasks.0.options.max_new_tokens=1")
     for line in (commands + alone).strip().splitlines():
         smaller = [f"--set={item}" for item in fewer] if "study.yaml" in line else []
-        assert by_command(line, monkeypatch, smaller) == 0, (line, capsys.readouterr().err)
-        out = capsys.readouterr().out
+        out = by_command(cli, line, smaller)
         if line.startswith("vispco run"):
             assert all(name in out for name in ("grid", "lagrangian", "random", "tpe"))
     assert re.search("^data +shop/questions.jsonl$", out, flags=re.MULTILINE)
@@ -392,7 +372,7 @@ def test_the_section_about_your_data_names_all_options_columns_and_scorers() -> 
 
 
 def test_the_section_about_evaluating_names_the_options_and_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = sections("docs/paper.md")["One model on one benchmark"]
     named = {name for name in first_cells(page) if name.startswith("--")}
@@ -406,8 +386,7 @@ def test_the_section_about_evaluating_names_the_options_and_runs(
         task = words[words.index("--task") + 1]
         assert ALIASES.get(task, task) in TASKS
     monkeypatch.chdir(tmp_path)
-    assert by_command(demo, monkeypatch) == 0
-    out = capsys.readouterr().out
+    out = by_command(cli, demo)
     for said in ("accuracy", "mean score", "scorer", "first_prompt", "decoding", "model_hash", "versions"):
         assert re.search(rf"^{said} ", out, flags=re.MULTILINE), said
     assert not list(tmp_path.iterdir())
