@@ -217,6 +217,15 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+# The command line, for :func:`python`.
+VISPCO = ("-c", "from vispco.cli.main import main; main()")
+
+
+def python(*words: Any, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which has ended."""
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, **settings)
+
+
 @contextmanager
 def stopped_after(trials: int) -> Iterator[None]:
     """Ctrl-C for what runs in the block, when it is about to store one trial more than ``trials``."""

@@ -21,7 +21,7 @@ from PIL import Image
 from vispco.dashboards.tokens import draw_survivors
 
 import vispco
-from conftest import SMALL, Cli, make_batch
+from conftest import SMALL, VISPCO, Cli, make_batch, python
 from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.errors import UserError
@@ -35,20 +35,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     text = SMALL.replace("  grid: {kind: grid}\n", "").replace("  random: {kind: random, compute: lagrangian}\n", "")
     (folder / "study.yaml").write_text(text)
     url = f"sqlite:///{folder}/a.db"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from vispco.cli.main import main; main()",
-            "run",
-            folder / "study.yaml",
-            "--storage",
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(*VISPCO, "run", folder / "study.yaml", "--storage", url)
     assert done.returncode == 0, done.stderr
     assert "small: accuracy on held-out samples" in done.stdout
     assert "new trials" in done.stderr
@@ -384,8 +371,8 @@ def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
-    server = subprocess.Popen([*command, "dashboard", "--storage", ran[0], "--port", str(port)], stderr=subprocess.PIPE)
+    command = [sys.executable, *VISPCO, "dashboard", "--storage", ran[0], "--port", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         base = f"http://127.0.0.1:{port}/api/studies"
         deadline = time.monotonic() + 90
@@ -419,5 +406,5 @@ def test_importing_vispco_is_light() -> None:
         "heavy = 'transformers.models', 'plotly', 'torch', 'optuna', 'fastapi', 'openai', 'vllm'; "
         "print([m for m in heavy if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,7 +18,7 @@ import typer
 import yaml
 from PIL import Image
 
-from conftest import SMALL, Cli
+from conftest import SMALL, Cli, python
 from pages import ROOT, blocks, sections
 from report_data import fill
 from test_entries import fill_entries
@@ -280,14 +280,8 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines] == ["vispco", "vispco", "torchrun"]
     for line in lines:
         program, *words = line.split()
-        done = subprocess.run(
-            [sys.executable, "-m", programs[program], *words],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VISPCO_STORAGE": f"sqlite:///{tmp_path}/{program}.db"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "VISPCO_STORAGE": f"sqlite:///{tmp_path}/{program}.db"}
+        done = python("-m", programs[program], *words, cwd=tmp_path, env=settings)
         assert done.returncode == 0, (line, done.stderr)
         if "run" in words:
             assert re.search(r"quickstart: \d+ new trials", done.stderr), line

@@ -8,8 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import typer
 from PIL import Image
 
 import vispco
-from conftest import Cli
+from conftest import Cli, python
 from pages import DOCS, ROOT, blocks, sections
 from report_data import fill
 from vispco.cli.main import app
@@ -267,14 +265,8 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing(tmp_path: Path) -
     settings = (ROOT / "zensical.toml").read_text()
     (tmp_path / "zensical.toml").write_text(settings)
     shutil.copytree(DOCS, tmp_path / "docs")
-    done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(DOCS)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(DOCS)}
+    done = python("-m", "zensical", "build", "--strict", "--clean", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stdout + done.stderr
     pages = {path.name for path in DOCS.glob("*.md")}

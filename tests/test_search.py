@@ -21,7 +21,7 @@ import numpy as np
 import optuna
 import pytest
 
-from conftest import SMALL, fresh, outcome, stopped_after
+from conftest import SMALL, VISPCO, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
@@ -42,7 +42,7 @@ from vispco.search.gradient.ranking import Ranking
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 
-COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
+COMMAND = [sys.executable, *VISPCO]
 
 
 @pytest.fixture(scope="module")
