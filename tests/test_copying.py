@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from sqlalchemy import select
 
 from conftest import VISPCO, python
+from report_data import study_facts
 from test_reading import FIELDS, TRIALS
 from vispco.analysis.comparison import compare
 from vispco.errors import LockedError, StorageError
@@ -73,15 +74,7 @@ def fill(store: Store, experiment: str, points: int = 4) -> None:
         provenance={"versions": {}, "python": "3", "platform": "p"},
     )
     facts = {
-        f"{experiment}/{name}": {
-            "entry": name.partition("@")[0],
-            "seed": 3,
-            "kind": kind,
-            "method": "fastv",
-            "method_key": "fastv",
-            "family": "step",
-            "points": count,
-        }
+        f"{experiment}/{name}": study_facts(name.partition("@")[0], kind, seed=3, points=count)
         for name, (kind, count) in names.items()
     }
     store.save_facts(experiment, {"accounting": "exact", "floor": 0.1, "budgets": [0.3, 0.8], "studies": facts})

@@ -17,6 +17,7 @@ from vispco.dashboards import figures
 from vispco.dashboards import tables as report_tables
 
 from conftest import SMALL, Cli
+from report_data import made_evaluation, study_facts
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
 from vispco.analysis.bootstrap import holm, mean_scores
@@ -58,21 +59,7 @@ EASY = np.random.default_rng(0).random(SAMPLES)
 def made(rng: np.random.Generator, name: str, split: str, accuracy: float, ratio: float, keep: float) -> Evaluation:
     """Right where a sample is easy enough, with some noise."""
     scores = (EASY + 0.2 * rng.normal(size=SAMPLES) < accuracy).astype(float)
-    measured = {"accuracy": float(scores.mean()), "flops_ratio": ratio}
-    return Evaluation(
-        id=name,
-        split=split,
-        method="fastv",
-        schedule=Step(layer=2, keep=keep).text(),
-        keep_ratio=(1.0, 1.0, keep, keep),
-        accuracy=measured["accuracy"],
-        flops_ratio=ratio,
-        flops=FLOPS,
-        spent_flops=FLOPS,
-        kv_bytes=1.0,
-        tasks={"x": measured},
-        scores={"x": scores},
-    )
+    return made_evaluation(name, split, {"x": scores}, ratio, Step(layer=2, keep=keep), 4, FLOPS)
 
 
 def fill_entries(store: Store, experiment: str = "exp", entries: Any = None, **facts: Any) -> None:
@@ -94,16 +81,8 @@ def fill_entries(store: Store, experiment: str = "exp", entries: Any = None, **f
     for entry, (kind, seeds, trials, gain, least) in entries.items():
         for seed in range(seeds or 1):
             name = f"{experiment}/{entry}" + (f"@{seed}" if seeds else "")
-            studies[name] = {
-                "entry": entry,
-                "seed": seed,
-                "kind": kind,
-                "method": "fastv",
-                "method_key": "fastv",
-                "family": "step",
-                "points": trials if kind == "grid" else None,
-                "deterministic": seeds is None,
-            }
+            points = trials if kind == "grid" else None
+            studies[name] = study_facts(entry, kind, seed, points, deterministic=seeds is None)
             log, rows, moved = store.trial_log(name), [], 0.03 * rng.normal() if seeds else 0.0
             for ratio in rng.permutation(np.linspace(least, 0.9, trials)).tolist():
                 keep, number = round(0.01 + 1e-4 * number, 6), number + 1

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vispco.dashboards import heatmaps
 
 from conftest import Cli
+from report_data import made_evaluation, study_facts
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layer_words import ranges, summary
 from vispco.analysis.layers import Choice, drops, halfway, layer_record, learned_row, worth
@@ -307,23 +308,9 @@ def wrong(layer: int, keep: float) -> int:
 
 
 def measured(schedule: Schedule, split: str, errors: int) -> Evaluation:
-    ratios = schedule.keep_ratio(4)
     scores = np.array([0.0] * errors + [1.0] * (SAMPLES - errors))
-    cost = sum(ratios) / 4
-    return Evaluation(
-        id=f"{schedule.text()}/{split}",
-        split=split,
-        method="fastv",
-        schedule=schedule.text(),
-        keep_ratio=tuple(ratios),
-        accuracy=float(scores.mean()),
-        flops_ratio=cost,
-        flops=100,
-        spent_flops=100,
-        kv_bytes=1.0,
-        tasks={"x": {"accuracy": float(scores.mean()), "flops_ratio": cost}},
-        scores={"x": scores},
-    )
+    cost = sum(schedule.keep_ratio(4)) / 4
+    return made_evaluation(f"{schedule.text()}/{split}", split, {"x": scores}, cost, schedule, 4, flops=100)
 
 
 @pytest.fixture(scope="module")
@@ -343,18 +330,10 @@ def write_experiment(url: str, experiment: str) -> None:
         identity={"model": {"name": "m"}},
         provenance={"versions": {}, "python": "3", "platform": "p"},
     )
-    names = {"grid": "grid", "lagrangian@0": "lagrangian", "lagrangian@1": "lagrangian"}
+    names = {"grid": ("grid", 0), "lagrangian@0": ("lagrangian", 0), "lagrangian@1": ("lagrangian", 1)}
     studies = {
-        f"{experiment}/{name}": {
-            "entry": name.partition("@")[0],
-            "seed": int(name[-1]) if "@" in name else 0,
-            "kind": kind,
-            "method": "fastv",
-            "method_key": "fastv",
-            "family": "step",
-            "points": 12 if kind == "grid" else None,
-        }
-        for name, kind in names.items()
+        f"{experiment}/{name}": study_facts(kind, kind, seed, points=12 if kind == "grid" else None)
+        for name, (kind, seed) in names.items()
     }
     facts = {"accounting": "exact", "floor": 0.2, "budgets": [0.2, 0.5, 0.8], "studies": studies, "layers": 4}
     store.save_facts(experiment, facts)
