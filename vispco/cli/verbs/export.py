@@ -8,16 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    BatchSize,
-    CostName,
-    Limit,
-    ProfileFile,
-    Storage,
-    StudyTokens,
-    Sure,
-    TaskDrop,
-)
+from vispco.cli.options import BatchSize, CostName, Limit, ProfileFile, Storage, StudyTokens, Sure, TaskDrop
 from vispco.cli.output import print_json
 from vispco.errors import ConfigError
 
