@@ -19,6 +19,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from vispco.experiment.progress import Silent
 from vispco.problem import Problem
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
@@ -119,6 +120,16 @@ def problem() -> Problem:
 def fresh(problem: Problem, text: str) -> Problem:
     """Another study of the model of ``problem``."""
     return Problem.from_text(text, model=problem.model, processor=problem.processor)
+
+
+class Told(Silent):
+    """Shows nothing, and keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def outcome(trial: FrozenTrial) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from vispco.dashboards.report import write_report
 
-from conftest import fresh, outcome, stopped_after
+from conftest import Told, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.indicators import hypervolume
 from vispco.cli.listing import listing
@@ -29,7 +29,6 @@ from vispco.costs import prefill_flops, unpruned_flops
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.planning import plan
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
@@ -179,10 +178,8 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     for kind, more in kinds.items():
         header += "".join(f"  {kind}-{share}: {{kind: {kind}, {more}compute: {share}}}\n" for share in shares)
     made = fresh(problem, header + "  little: {kind: tpe, compute: 1.0e-4}\n")
-    said: list[str] = []
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
-    run = Run(made, finished, progress)
+    told = Told()
+    run = Run(made, finished, told)
     run.run()
     for kind in kinds:
         found = [finished.trial_log(f"levels/{kind}-{share}") for share in shares]
@@ -192,7 +189,7 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
             assert few == many[: len(few)]
         for share, log in zip(shares, found, strict=True):
             assert log.charged_flops() <= share * run.allowances.grid_flops
-    assert [text for text in said if "little" in text] == [
+    assert [text for text in told.said if "little" in text] == [
         "levels/little: not one schedule was measured: the first one alone exceeds the compute"
     ]
     assert "little" not in [search["name"] for search in Comparison(finished, "levels").to_dict()["searches"]]
@@ -775,17 +772,15 @@ def test_samplers_start_from_what_is_enqueued(problem: Problem, tmp_path: Path) 
     text += "  cold: {kind: random, trials: 4}\n"
     text += "  published: {kind: random, trials: 14, family: multistep, enqueue: published}\n"
     made = fresh(problem, text)
-    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
-    Run(made, store, progress).run()
+    store, told = Store(f"sqlite:///{tmp_path}/a.db"), Told()
+    Run(made, store, told).run()
     schedules = {
         name: [t.user_attrs["schedule"] for t in store.trial_log(f"small/{name}").complete()]
         for name in ("random", "tpe", "cold", "published")
     }
     for name in ("random", "tpe"):
         assert schedules[name][:2] == ["step(layer=2, keep=0.5)", "step(layer=3, keep=0.25)"]
-        assert f"small/{name}: fitprune:50 is no schedule of family 'step' and is not enqueued" in said
+        assert f"small/{name}: fitprune:50 is no schedule of family 'step' and is not enqueued" in told.said
     assert schedules["random"][2:] == schedules["cold"][2:]  # what comes after is drawn as ever
     assert {"multistep(layers=(2,), keeps=(0.5,))", "multistep(layers=(2, 4, 6), keeps=(0.5, 0.25, 0.125))"} <= {
         *schedules["published"]

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import fresh, outcome, stopped_after
+from conftest import Told, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.repriced import Repriced
-from vispco.config import parse_study
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.run import Run
@@ -331,23 +330,15 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     """Without that, its new seeds would be another search under the same name."""
     cost = "dual_steps: 1, primal_steps: 1, batch: 8, check: 8"
     study = made(problem, f"  one: {{kind: lagrangian, {cost}, between: 0, seeds: [0]}}\n")
-    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
+    store, told = Store(f"sqlite:///{tmp_path}/a.db"), Told()
     Run(study, store).run()
     facts = store.require_experiment("learned").facts
     assert facts["studies"]["learned/one@0"].pop("defaults") == 3
     store.save_facts("learned", facts)
-    more = Problem(
-        parse_study(study.text.replace("seeds: [0]", "seeds: [1]")),
-        study.text.replace("seeds: [0]", "seeds: [1]"),
-        model=problem.model,
-        processor=problem.processor,
-    )
-    run = Run(more, store)
-    monitor = run.progress
-    monitor.say = said.append  # type: ignore[method-assign]
-    run.run()
+    more = fresh(problem, study.text.replace("seeds: [0]", "seeds: [1]"))
+    Run(more, store, told).run()
     begun = "predictor: static, learning_rate: 0.3, samples: 0, enough: never"
-    assert f"learned/one@1: goes on with the defaults that it began with ({begun})" in said
+    assert f"learned/one@1: goes on with the defaults that it began with ({begun})" in told.said
     assert store.trajectory("learned/one@0").keys() - store.trajectory("learned/one@1").keys() == {"predictor"}
     assert store.require_experiment("learned").facts["studies"]["learned/one@1"]["defaults"] == 1
 

@@ -21,14 +21,13 @@ import numpy as np
 import optuna
 import pytest
 
-from conftest import SMALL, VISPCO, fresh, outcome, stopped_after
+from conftest import SMALL, VISPCO, Told, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.units import Unit, UnitResult, UnitRunner
 from vispco.experiment.planning import plan
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
@@ -246,13 +245,11 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
         return result
 
     monkeypatch.setattr(UnitRunner, "run", fail)
-    said: list[str] = []
-    quiet = Silent()
-    quiet.say = said.append  # type: ignore[method-assign]
+    told = Told()
     store = Store(f"sqlite:///{tmp_path}/a.db")
     made = fresh(problem, text)
-    Run(made, store, quiet).run(["tpe"])  # before the grid, whose measurements it would find in the cache
-    Run(made, store, quiet).run(["grid"])
+    Run(made, store, told).run(["tpe"])  # before the grid, whose measurements it would find in the cache
+    Run(made, store, told).run(["grid"])
     log = store.trial_log("small/grid")
     failed = log.trials(optuna.trial.TrialState.FAIL)
     assert [t.user_attrs["schedule"] for t in failed] == [poison] * (2 if lucky else 3)
@@ -261,7 +258,7 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     mine = {t.user_attrs["schedule"]: t.values for t in log.complete()}
     theirs = {t.user_attrs["schedule"]: t.values for t in complete(finished[0], "small/grid")}
     assert mine == {s: v for s, v in theirs.items() if lucky or s != poison}
-    assert any("left out: the device caught fire" in line and poison in line for line in said) == (lucky is None)
+    assert any("left out: the device caught fire" in line and poison in line for line in told.said) == (lucky is None)
     # The sampler goes on behind the proposal that failed; what came before it is untouched.
     sampled = store.trial_log("small/tpe@0")
     assert len(sampled.settled()) == 13
@@ -269,7 +266,7 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     before = [t.values for t in sampled.complete()[:4]]
     assert before == [t.values for t in complete(finished[0], "small/tpe")[:4]]
     # Finished is finished, also with failures.
-    assert Run(made, store, quiet).run(["grid", "tpe"]) == 0
+    assert Run(made, store, told).run(["grid", "tpe"]) == 0
 
 
 def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
