@@ -19,6 +19,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
+from vispco.cli.main import main
 from vispco.experiment.progress import Silent
 from vispco.problem import Problem
 from vispco.storage.store import Store
@@ -213,8 +214,6 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    from vispco.cli.main import main
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vispco", *map(str, arguments)])
