@@ -31,21 +31,12 @@ KEEP_DARK: Scale = [[0.0, "#22282c"], [0.5, "#2f7f8c"], [1.0, "#a9e2dc"]]
 
 def layout(figure: go.Figure, *, title: str, x: str, y: str) -> go.Figure:
     """The look that all figures share; the page sets ink and ground by its theme."""
+    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True}
     figure.update_layout(
         template="none",
         title={"text": title, "font": {"size": 16}, "x": 0, "xref": "paper"},
-        xaxis={
-            "title": {"text": x, "standoff": 8, "font": {"size": 13}},
-            "gridcolor": GRID,
-            "zeroline": False,
-            "automargin": True,
-        },
-        yaxis={
-            "title": {"text": y, "standoff": 8, "font": {"size": 13}},
-            "gridcolor": GRID,
-            "zeroline": False,
-            "automargin": True,
-        },
+        xaxis={"title": {"text": x, "standoff": 8, "font": {"size": 13}}, **axis},
+        yaxis={"title": {"text": y, "standoff": 8, "font": {"size": 13}}, **axis},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7a7a7a", "family": "system-ui, sans-serif", "size": 13},

@@ -15,14 +15,23 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import FrozenTrial
 
+from vispco.cli.main import main
+from vispco.experiment.progress import Silent
+from vispco.problem import Problem
+from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 from vispco.testing.tiny import TINY
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and drivers started by tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+Cli = Callable[..., tuple[int, str, str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,17 +113,34 @@ searches:
 
 
 @pytest.fixture(scope="session")
-def problem() -> Any:
+def problem() -> Problem:
     """The demo model on a dozen samples."""
-    from vispco.problem import Problem
-
     return Problem.from_text(SMALL)
+
+
+def fresh(problem: Problem, text: str) -> Problem:
+    """Another study of the model of ``problem``."""
+    return Problem.from_text(text, model=problem.model, processor=problem.processor)
+
+
+class Told(Silent):
+    """Shows nothing, and keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
+    """What must be equal after a stop or a kill; what was spent and how long it took may differ."""
+    hidden = {"spent_flops", "token"}
+    return trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in hidden}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -178,10 +204,16 @@ def database_url(request: Any, tmp_path: Any) -> Any:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
+def store(database_url: str) -> Iterator[Store]:
+    """A new, empty database of each kind."""
+    made = Store(database_url)
+    yield made
+    made.engine.dispose()
 
-    from vispco.cli.main import main
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vispco", *map(str, arguments)])
@@ -193,6 +225,15 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return (code if isinstance(code, int) else 0), out.out, out.err
 
     return run
+
+
+# The command line, for :func:`python`.
+VISPCO = ("-c", "from vispco.cli.main import main; main()")
+
+
+def python(*words: Any, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which has ended."""
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, **settings)
 
 
 @contextmanager

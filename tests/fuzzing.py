@@ -22,6 +22,8 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
+from vispco.cli.main import main
+
 SECONDS = 60  # of CPU for one input; what is refused takes a fraction of one
 STILL = 300  # ticks of a second, each without any work, after which an input hangs; a process that is held ticks not
 MEMORY = 3 << 30  # bytes beyond what the process has
@@ -261,8 +263,6 @@ def bounded() -> Iterator[None]:
 
 def call(arguments: Sequence[str]) -> tuple[Any, str, str]:
     """The command line in this process: (exit code, stdout, stderr)."""
-    from vispco.cli.main import main
-
     out, err = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, ["vispco", *arguments]
     try:

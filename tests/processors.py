@@ -148,12 +148,7 @@ def gemma3(model: Any) -> Any:
 
 
 def gemma4(model: Any) -> Any:
-    from transformers import (
-        Gemma4AudioFeatureExtractor,
-        Gemma4ImageProcessor,
-        Gemma4Processor,
-        Gemma4VideoProcessor,
-    )
+    from transformers import Gemma4AudioFeatureExtractor, Gemma4ImageProcessor, Gemma4Processor, Gemma4VideoProcessor
 
     names = {"boi_token": "<boi>", "eoi_token": "<eoi>", "audio_token": "<audio>", "boa_token": "<boa>"}
     tokenizer = tokenizer_with(image_token="<image>", video_token="<|video|>", eoa_token="<eoa>", **names)

@@ -10,7 +10,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 
 from vispco.evaluation.records import Evaluation
-from vispco.pruning.schedules import Step
+from vispco.pruning.schedules import Schedule, Step
 from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.reading import study_ids
 from vispco.storage.store import Store
@@ -28,6 +28,33 @@ HOSTILE = (
     "&lt;b&gt; %{x} {{y}} ${z}\u2028\u2029"
 )
 RIGHT_TO_LEFT = "\u202e\u05e9\u05dc\u05d5\u05dd <b>\u0645\u0631\u062d\u0628\u0627</b> \U0001f469\u200d\U0001f680"
+
+
+def made_evaluation(
+    name: str, split: str, scores: Mapping[str, Any], ratio: float, schedule: Schedule, layers: int, flops: int = 1000
+) -> Evaluation:
+    """Of the scores of each task's samples; each task has the same share of FLOPs."""
+    tasks = {task: {"accuracy": float(found.mean()), "flops_ratio": ratio} for task, found in scores.items()}
+    return Evaluation(
+        id=name,
+        split=split,
+        method="fastv",
+        schedule=schedule.text(),
+        keep_ratio=tuple(schedule.keep_ratio(layers)),
+        accuracy=float(np.mean([task["accuracy"] for task in tasks.values()])),
+        flops_ratio=ratio,
+        flops=flops,
+        spent_flops=flops,
+        kv_bytes=1.0,
+        tasks=tasks,
+        scores=scores,
+    )
+
+
+def study_facts(entry: str, kind: str, seed: int = 0, points: int | None = None, **more: Any) -> dict[str, Any]:
+    """What an experiment knows of one of its studies."""
+    method = {"method": "fastv", "method_key": "fastv", "family": "step"}
+    return {"entry": entry, "seed": seed, "kind": kind, **method, "points": points, **more}
 
 
 def fill(
@@ -60,21 +87,7 @@ def fill(
             task: (easy[task] + 0.15 * rng.normal(size=SAMPLES) + 0.1 * number < accuracy).astype(float)
             for number, task in enumerate(tasks)
         }
-        told = {task: {"accuracy": float(s.mean()), "flops_ratio": ratio} for task, s in scores.items()}
-        return Evaluation(
-            id=f"{experiment[:20]}-{name}-{split}",
-            split=split,
-            method="fastv",
-            schedule=schedule.text(),
-            keep_ratio=tuple(schedule.keep_ratio(LAYERS)),
-            accuracy=float(np.mean([task["accuracy"] for task in told.values()])),
-            flops_ratio=ratio,
-            flops=1000,
-            spent_flops=1000,
-            kv_bytes=1.0,
-            tasks=told,
-            scores=scores,
-        )
+        return made_evaluation(f"{experiment[:20]}-{name}-{split}", split, scores, ratio, schedule, LAYERS)
 
     for split in ("search", "held_out"):
         whole = Step(layer=1, keep=1.0)
@@ -94,16 +107,8 @@ def fill(
     for entry, (kind, seeds, trials, gain) in entries.items():
         for number in range(seeds or 1):
             study = f"{experiment}/{entry}" + (f"@{number}" if seeds and seeds > 1 else "")
-            studies[study] = {
-                "entry": entry,
-                "seed": number,
-                "kind": kind,
-                "method": "fastv",
-                "method_key": "fastv",
-                "family": "step",
-                "points": trials if kind == "grid" else None,
-                "deterministic": seeds is None,
-            }
+            points = trials if kind == "grid" else None
+            studies[study] = study_facts(entry, kind, number, points, deterministic=seeds is None)
             log, rows, best = store.trial_log(study), [], -1.0
             for ratio in np.linspace(0.25, 0.95, trials).tolist():
                 schedule = Step(

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import vispco
-from conftest import SMALL
+from conftest import SMALL, fresh
 from report_data import fill
-from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.problem import Problem
 from vispco.pruning.methods import METHODS, make_method
@@ -25,7 +24,7 @@ STUDY = SMALL.partition("searches:")[0] + "searches:\n  random: {kind: random, t
 def test_an_experiment_from_a_problem_or_a_file(problem: Problem, tmp_path: Path) -> None:
     """Run, read, run again; with the cost that is counted beside the model."""
     url = f"sqlite:///{tmp_path}/a.db"
-    made = Problem(parse_study(STUDY), STUDY, model=problem.model, processor=problem.processor)
+    made = fresh(problem, STUDY)
     found = vispco.run(made, storage=url)
     assert isinstance(found, vispco.Comparison)
     (search,) = found.searches

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from vispco.dashboards.report import write_report
 
-from conftest import stopped_after
+from conftest import Told, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.indicators import hypervolume
 from vispco.cli.listing import listing
@@ -29,7 +29,6 @@ from vispco.costs import prefill_flops, unpruned_flops
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.planning import plan
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
@@ -46,6 +45,7 @@ from vispco.search.recipes.gsearch import greedy
 from vispco.search.recipes.published import PublishedSearch, published_for
 from vispco.search.recipes.vtw import Withdrawals, divergence
 from vispco.search.samplers import GPSearch, NSGA2Search, OptunaSearch, TPESearch, next_generation
+from vispco.search.sampling import new_study
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
@@ -70,26 +70,16 @@ searches:
 ENTRIES = ("random", "tpe", "nsga2", "gp", "gsearch", "fit", "vtw", "published", "before")
 
 
-def fresh(problem: Problem, text: str = BASELINES) -> Problem:
-    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-
-
 @pytest.fixture(scope="module")
 def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The experiment, run through without disturbance."""
     store = Store(f"sqlite:///{tmp_path_factory.mktemp('finished')}/a.db")
-    Run(fresh(problem), store).run()
+    Run(fresh(problem, BASELINES), store).run()
     return store
 
 
 def complete(store: Store, entry: str) -> list[FrozenTrial]:
     return store.trial_log(f"small/{entry}").complete()
-
-
-def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
-    """What must be equal after a stop; what was spent and how long it took may differ."""
-    hidden = {"spent_flops", "token"}
-    return trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in hidden}
 
 
 # --- all of them ---------------------------------------------------------------------------------------
@@ -125,7 +115,7 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
     for _ in range(200):
         left[0] = rng.randrange(8, 60)
         try:
-            Run(fresh(problem), store).run()
+            Run(fresh(problem, BASELINES), store).run()
         except KeyboardInterrupt:
             continue
         break
@@ -137,7 +127,7 @@ def test_stopped_anywhere_they_end_like_an_undisturbed_run(
     assert saved["small/gsearch"] > 2
     assert saved["small/fit"] > 2
     left[0] = 0
-    assert Run(fresh(problem), store).run() == 0
+    assert Run(fresh(problem, BASELINES), store).run() == 0
 
 
 def price_on_calibration(made: Problem, schedules: Sequence[str]) -> int:
@@ -152,7 +142,7 @@ def price_on_calibration(made: Problem, schedules: Sequence[str]) -> int:
 
 
 def test_what_is_charged(problem: Problem, finished: Store) -> None:
-    made = fresh(problem)
+    made = fresh(problem, BASELINES)
     evaluator = Evaluator(made)
     dense = FAMILIES["step"](8).dense_grid()
     share = 0.08 * sum(evaluator.price(schedule, "search", make_method("fastv")) for schedule in dense)
@@ -188,10 +178,8 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
     for kind, more in kinds.items():
         header += "".join(f"  {kind}-{share}: {{kind: {kind}, {more}compute: {share}}}\n" for share in shares)
     made = fresh(problem, header + "  little: {kind: tpe, compute: 1.0e-4}\n")
-    said: list[str] = []
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
-    run = Run(made, finished, progress)
+    told = Told()
+    run = Run(made, finished, told)
     run.run()
     for kind in kinds:
         found = [finished.trial_log(f"levels/{kind}-{share}") for share in shares]
@@ -201,7 +189,7 @@ def test_less_compute_gives_the_first_trials_of_more(problem: Problem, finished:
             assert few == many[: len(few)]
         for share, log in zip(shares, found, strict=True):
             assert log.charged_flops() <= share * run.allowances.grid_flops
-    assert [text for text in said if "little" in text] == [
+    assert [text for text in told.said if "little" in text] == [
         "levels/little: not one schedule was measured: the first one alone exceeds the compute"
     ]
     assert "little" not in [search["name"] for search in Comparison(finished, "levels").to_dict()["searches"]]
@@ -257,8 +245,6 @@ def test_what_was_known_before_takes_nothing_from_an_allowance(problem: Problem,
 
 
 def test_studies_that_only_propose_are_not_announced(caplog: pytest.LogCaptureFixture) -> None:
-    from vispco.search.sampling import new_study
-
     told = logging.getLogger("optuna")
     before, told.propagate = told.propagate, True
     level = optuna.logging.get_verbosity()
@@ -577,7 +563,7 @@ def test_a_walk_ends_where_the_rest_fits() -> None:
 
 @pytest.fixture(scope="module")
 def fitting(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> FitPruneFit:
-    made, store = fresh(problem), Store(f"sqlite:///{tmp_path_factory.mktemp('fit')}/a.db")
+    made, store = fresh(problem, BASELINES), Store(f"sqlite:///{tmp_path_factory.mktemp('fit')}/a.db")
     context: Any = SimpleNamespace(
         evaluator=Evaluator(made), method=make_method("fitprune"), family=FAMILIES["layerwise"](8), seed=0, store=store
     )
@@ -631,7 +617,7 @@ def test_divergence_is_in_the_official_order() -> None:
 
 def test_vtw_on_the_demo(problem: Problem, finished: Store) -> None:
     """Divergences are those of models pruned one by one; each layer is paid once, by the first eta that looks at it."""
-    made = fresh(problem)
+    made = fresh(problem, BASELINES)
     alone = dict.fromkeys(range(1, 8), 0.0)
     price, plain_price = dict.fromkeys(alone, 0), 0
     for part in observe(made, 6, 0):
@@ -735,7 +721,7 @@ def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(problem: Prob
     text = BASELINES.split("searches:")[0] + "searches:\n"
     for family in ("step", "multistep", "layerwise"):
         text += f"  {family}: {{kind: dop, family: {family}, samples: 8, batch: 8, groups: 3, candidates: 2}}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     whole, store = Store(f"sqlite:///{tmp_path}/whole.db"), Store(f"sqlite:///{tmp_path}/a.db")
     Run(made, whole).run()
     budgets = whole.require_experiment("small").facts["budgets"]
@@ -756,7 +742,7 @@ def test_dop_measures_one_schedule_for_every_budget_and_is_resumed(problem: Prob
             assert again.user_attrs["charged_flops"] == first.user_attrs["charged_flops"]
     with pytest.raises(ConfigError, match=r"searches.x: kind 'dop' has no schedules of family 'sigmoid'"):
         text = BASELINES.split("searches:")[0] + "searches:\n  x: {kind: dop, family: sigmoid}\n"
-        validate(Problem(parse_study(text), text, model=problem.model, processor=problem.processor))
+        validate(fresh(problem, text))
 
 
 @pytest.mark.parametrize("kind", ["gsearch, levels: 3, batch: 8", "dop, family: multistep, groups: 3, batch: 8"])
@@ -814,25 +800,23 @@ def test_samplers_start_from_what_is_enqueued(problem: Problem, tmp_path: Path) 
     text += f"  tpe: {{kind: tpe, trials: 5, batch: 3, {given}}}\n"
     text += "  cold: {kind: random, trials: 4}\n"
     text += "  published: {kind: random, trials: 14, family: multistep, enqueue: published}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
-    Run(made, store, progress).run()
+    made = fresh(problem, text)
+    store, told = Store(f"sqlite:///{tmp_path}/a.db"), Told()
+    Run(made, store, told).run()
     schedules = {
         name: [t.user_attrs["schedule"] for t in store.trial_log(f"small/{name}").complete()]
         for name in ("random", "tpe", "cold", "published")
     }
     for name in ("random", "tpe"):
         assert schedules[name][:2] == ["step(layer=2, keep=0.5)", "step(layer=3, keep=0.25)"]
-        assert f"small/{name}: fitprune:50 is no schedule of family 'step' and is not enqueued" in said
+        assert f"small/{name}: fitprune:50 is no schedule of family 'step' and is not enqueued" in told.said
     assert schedules["random"][2:] == schedules["cold"][2:]  # what comes after is drawn as ever
     assert {"multistep(layers=(2,), keeps=(0.5,))", "multistep(layers=(2, 4, 6), keeps=(0.5, 0.25, 0.125))"} <= {
         *schedules["published"]
     }
     wrong = text.replace("'fitprune:50'", "'fitprune:55'")
     with pytest.raises(ScheduleError, match="no published configuration 'fitprune:55'"):
-        Run(Problem(parse_study(wrong), wrong, model=problem.model, processor=problem.processor), store).run(fresh=True)
+        Run(fresh(problem, wrong), store).run(fresh=True)
 
 
 # --- AutoPrune ----------------------------------------------------------------------------------------
@@ -892,7 +876,7 @@ def test_autoprune_gives_every_sample_its_own_curve(problem: Problem, tmp_path: 
 
 def test_autoprune_reads_what_the_model_attends_to(problem: Problem) -> None:
     """Bits by the model's own eager attention at layer 1, of a sample alone, without padding."""
-    evaluator = Evaluator(fresh(problem))
+    evaluator = Evaluator(fresh(problem, BASELINES))
     bits, part = Bits(evaluator), evaluator.prepared("search")[0]
     batch = part.batches[0]
     model, adapter = problem.model, problem.adapter

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import SMALL
+from conftest import SMALL, fresh
 from vispco.costs import layer_flops, prefill_flops, relaxed_backward_flops
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import prepare
@@ -29,7 +29,7 @@ class Longer(MosaicVQA):
 
 @pytest.fixture(params=[1, 3], ids=["one-token", "longer"])
 def evaluator(request: pytest.FixtureRequest, problem: Problem) -> Evaluator:
-    own = Problem(problem.study, SMALL, model=problem.model, processor=problem.processor)
+    own = fresh(problem, SMALL)
     if request.param == 3:
         own.__dict__["tasks"] = [Longer(problem.tasks[0].sizes)]
     return Evaluator(own)
@@ -86,7 +86,7 @@ def test_a_part_of_the_mini_batches_holds_all_tasks(problem: Problem) -> None:
     class Other(MosaicVQA):
         name = "other"
 
-    own = Problem(problem.study, SMALL, model=problem.model, processor=problem.processor)
+    own = fresh(problem, SMALL)
     own.__dict__["tasks"] = [MosaicVQA(problem.tasks[0].sizes), Other({**problem.tasks[0].sizes, "calibration": 32})]
     calibration = Calibration(Evaluator(own), make_method("fastv"), 8, seed=0, micro=4)
     firsts = [batch[0] for batch in calibration.batches]

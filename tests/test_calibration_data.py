@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import SMALL
+from conftest import SMALL, fresh
 from vispco.config import CostConfig, content_hash, parse_study
 from vispco.errors import ConfigError, DataError
 from vispco.evaluation.evaluator import Evaluator
@@ -307,7 +307,7 @@ def test_studies_without_a_block_keep_their_identity(problem: Problem) -> None:
 
 def test_any_task_gives_its_own_calibration_split(problem: Problem) -> None:
     text = with_block("{name: mosaic-vqa, samples: 24}").replace("{calibration: 16, search", "{search")
-    own = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    own = fresh(problem, text)
     (task,) = own.calibration_tasks
     longer = [sample.id for sample in task.samples("calibration")]
     assert len(longer) == 24
@@ -350,22 +350,19 @@ def test_a_study_learns_from_other_data_than_its_tasks(problem: Problem, data: P
     text += "  lagrangian: {kind: lagrangian, dual_steps: 1, primal_steps: 2, batch: 8, check: 0}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
 
-    def start(text: str) -> Problem:
-        return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-
-    own = start(text)
+    own = fresh(problem, text)
     validate(own)
     part = prepare(own, own.calibration_tasks[0], "calibration", batch_size=8)
     assert set(part.n_visual.tolist()) == {64}
     assert part.digest != prepare(problem, problem.tasks[0], "calibration", batch_size=8).digest
     assert Run(own, store).run() == 1
-    assert Run(start(text), store).run() == 0
+    assert Run(fresh(problem, text), store).run() == 0
     plain = text.replace(f"calibration: {block}\n", "")
     assert plain != text
     elsewhere = Store(f"sqlite:///{tmp_path}/b.db")
-    assert Run(start(plain), elsewhere).run() == 1
+    assert Run(fresh(problem, plain), elsewhere).run() == 1
     losses = [[row["loss"] for row in s.trajectory("small/lagrangian")["budget-0"]] for s in (store, elsewhere)]
     assert losses[0] != losses[1]
     for changed, at in ((plain, store), (text, elsewhere), (text.replace("samples: 16", "samples: 15"), store)):
         with pytest.raises(ConfigError, match=r"another 'calibration'.*--fresh"):
-            Run(start(changed), at).run()
+            Run(fresh(problem, changed), at).run()

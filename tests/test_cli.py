@@ -5,25 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from vispco.dashboards.tokens import draw_survivors
 
 import vispco
-from conftest import SMALL, make_batch
+from conftest import SMALL, VISPCO, Cli, make_batch, python
 from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.errors import UserError
-
-Cli = Callable[..., tuple[int, str, str]]
+from vispco.survivors import Survivors, survivors
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +35,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     text = SMALL.replace("  grid: {kind: grid}\n", "").replace("  random: {kind: random, compute: lagrangian}\n", "")
     (folder / "study.yaml").write_text(text)
     url = f"sqlite:///{folder}/a.db"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from vispco.cli.main import main; main()",
-            "run",
-            folder / "study.yaml",
-            "--storage",
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(*VISPCO, "run", folder / "study.yaml", "--storage", url)
     assert done.returncode == 0, done.stderr
     assert "small: accuracy on held-out samples" in done.stdout
     assert "new trials" in done.stderr
@@ -215,8 +204,6 @@ def test_schedule_files_that_are_not_there_or_not_json(tiny_llava: Any, tmp_path
 
 
 def test_tokens_writes_a_picture(cli: Cli, ran: tuple[str, Path], tmp_path: Path) -> None:
-    from PIL import Image
-
     study, schedule = ran[1] / "study.yaml", "multistep(layers=(2, 5), keeps=(0.25, 0.0))"
     code, out, _ = cli("tokens", study, "--schedule", schedule, "-o", tmp_path / "t.png")
     assert code == 0
@@ -228,12 +215,6 @@ def test_tokens_writes_a_picture(cli: Cli, ran: tuple[str, Path], tmp_path: Path
 
 
 def test_tokens_greys_out_what_is_dropped() -> None:
-    import numpy as np
-    from PIL import Image
-    from vispco.dashboards.tokens import draw_survivors
-
-    from vispco.survivors import Survivors
-
     kept = np.array([[True, False], [False, True]])
     picture = Image.new("RGB", (100, 100), "red")
     sheet = draw_survivors(Survivors([picture], {0: [np.ones((2, 2), dtype=bool)], 3: [kept]}, ""))
@@ -246,8 +227,6 @@ def test_tokens_greys_out_what_is_dropped() -> None:
 
 
 def test_survivors_are_what_the_session_kept(problem: Any) -> None:
-    from vispco.survivors import survivors
-
     sample = problem.tasks[0].samples("held_out")[0]
     schedule = vispco.MultiStep((2, 5), (0.25, 0.0))
     found = survivors(problem, sample, vispco.make_method("stride"), schedule)
@@ -332,8 +311,6 @@ STUDY_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", STUDY_MISTAKES)
 def test_mistakes_in_a_study_are_one_line(cli: Cli, tmp_path: Path, mistake: str) -> None:
-    import re
-
     old, new, message = STUDY_MISTAKES[mistake]
     assert old in SMALL
     (tmp_path / "study.yaml").write_text(SMALL.replace(old, new))
@@ -394,8 +371,8 @@ def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
-    server = subprocess.Popen([*command, "dashboard", "--storage", ran[0], "--port", str(port)], stderr=subprocess.PIPE)
+    command = [sys.executable, *VISPCO, "dashboard", "--storage", ran[0], "--port", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         base = f"http://127.0.0.1:{port}/api/studies"
         deadline = time.monotonic() + 90
@@ -420,10 +397,6 @@ def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> 
 
 def test_no_public_name_but_the_namespaces_is_a_module() -> None:
     """Importing such a module would put it in the name's place."""
-    from importlib.util import find_spec
-
-    import vispco
-
     assert [name for name in vispco.__all__ if find_spec(f"vispco.{name}")] == ["methods", "plugins"]
 
 
@@ -433,5 +406,5 @@ def test_importing_vispco_is_light() -> None:
         "heavy = 'transformers.models', 'plotly', 'torch', 'optuna', 'fastapi', 'openai', 'vllm'; "
         "print([m for m in heavy if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code, check=True)
     assert done.stdout.strip() == "[]"

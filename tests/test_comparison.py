@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +19,9 @@ from vispco.storage.store import Store
 
 
 @pytest.fixture
-def store(database_url: str) -> Any:
-    made = Store(database_url)
-    fill(made, "exp", points=6)
-    yield made
-    made.engine.dispose()
+def store(store: Store) -> Store:
+    fill(store, "exp", points=6)
+    return store
 
 
 def test_every_number_equals_its_slow_twin(store: Store) -> None:

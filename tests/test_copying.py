@@ -19,6 +19,8 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import select
 
+from conftest import VISPCO, python
+from report_data import study_facts
 from test_reading import FIELDS, TRIALS
 from vispco.analysis.comparison import compare
 from vispco.errors import LockedError, StorageError
@@ -72,15 +74,7 @@ def fill(store: Store, experiment: str, points: int = 4) -> None:
         provenance={"versions": {}, "python": "3", "platform": "p"},
     )
     facts = {
-        f"{experiment}/{name}": {
-            "entry": name.partition("@")[0],
-            "seed": 3,
-            "kind": kind,
-            "method": "fastv",
-            "method_key": "fastv",
-            "family": "step",
-            "points": count,
-        }
+        f"{experiment}/{name}": study_facts(name.partition("@")[0], kind, seed=3, points=count)
         for name, (kind, count) in names.items()
     }
     store.save_facts(experiment, {"accounting": "exact", "floor": 0.1, "budgets": [0.3, 0.8], "studies": facts})
@@ -285,14 +279,13 @@ def test_killed_half_way(open_url: Callable[[str], Store], database_url: str, po
 @pytest.mark.slow
 def test_the_command(open_url: Callable[[str], Store], tmp_path: Path) -> None:
     fill(open_url("a"), "exp")
-    command = [sys.executable, "-c", "from vispco.cli.main import main; main()", "copy"]
     urls = [f"sqlite:///{tmp_path}/{name}.db" for name in "ab"]
     for expected in ([2, 11, 12], [0, 0, 0]):
-        done = subprocess.run([*command, *urls, "--json"], capture_output=True, text=True, check=True)
+        done = python(*VISPCO, "copy", *urls, "--json", check=True)
         (row,) = json.loads(done.stdout)
         assert row == {"experiment": "exp", **dict(zip(("studies", "trials", "evaluations"), expected, strict=True))}
     secret = "postgresql+psycopg://me:secret@127.0.0.1:1/db?connect_timeout=1"
-    done = subprocess.run([*command, urls[0], secret], capture_output=True, text=True, check=False)
+    done = python(*VISPCO, "copy", urls[0], secret)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "secret" not in done.stderr

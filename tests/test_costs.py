@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import vispco
 from conftest import make_batch
@@ -186,9 +188,6 @@ def test_flops_of_layers_that_differ_equal_the_counter(name: str, method: str, r
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl_moe", "gemma4", "qwen3_5"])
 def test_a_decode_step_costs_what_torch_counts(name: str) -> None:
     """One token on a cache of n: each layer's own matrices, and attention with n + 1 keys (fewer in a window)."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     tiny = TINY[name]
     model, batch = tiny.model(), tiny.batch([(3, 1, 5)])
     adapter, n = adapter_for(model), batch["input_ids"].shape[1]

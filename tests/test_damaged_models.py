@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 import vispco
 from vispco.errors import ModelError
@@ -126,8 +127,6 @@ def test_pickles_are_not_read_even_when_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_what_transformers_saves_of_each_family_is_complete(name: str, tmp_path: Path) -> None:
     """Tied weights, and buffers that are made anew, do not count as missing."""
-    from transformers import AutoModelForImageTextToText
-
     from vispco.models.loading import _check_complete
 
     TINY[name].model().save_pretrained(tmp_path)

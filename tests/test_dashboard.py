@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import socket
 import threading
 import time
 import urllib.error
@@ -451,8 +452,6 @@ def test_best_trials_of_a_page_are_feasible(base: str) -> None:
 
 
 def test_a_connection_that_says_nothing_keeps_nobody_waiting(base: str) -> None:
-    import socket
-
     host, port = base.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))):
         time.sleep(0.1)

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vispco.dashboards.decision import decision_html
+from vispco.dashboards.page import render
+from vispco.dashboards.report import report_record
 
 import vispco
 from conftest import SMALL
@@ -475,10 +478,6 @@ def test_bounds_as_people_write_them() -> None:
 
 
 def test_the_report_begins_with_the_decision(gridded: tuple[Comparison, Run]) -> None:
-    from vispco.dashboards.decision import decision_html
-    from vispco.dashboards.page import render
-    from vispco.dashboards.report import report_record
-
     record = report_record(gridded[0])
     page, chosen = render(record), record["decision"]["chosen"]
     assert record["decision"] == decide(gridded[0], Question(1.0))

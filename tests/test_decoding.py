@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 import vispco
-from conftest import SMALL
+from conftest import SMALL, fresh
 from vispco.errors import ConfigError, MeasurementError, ModelError
+from vispco.evaluation.decoding import answer_length
 from vispco.evaluation.evaluator import Evaluator
+from vispco.evaluation.units import UnitRunner
+from vispco.experiment.run import Run
 from vispco.problem import Problem
 from vispco.pruning.schedules import keep_all
+from vispco.search.gradient import distillation as calibration
+from vispco.storage.store import open_store
 from vispco.tasks.mosaic_vqa import MosaicVQA
 
 TOKENS = 3
@@ -28,8 +36,6 @@ def few() -> Problem:
 @pytest.fixture(autouse=True)
 def settings(few: Problem, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The demo's settings, to be changed; it is made to go on talking after its one word."""
-    import copy
-
     config = copy.deepcopy(few.model.generation_config)
     config.eos_token_id, config.pad_token_id = None, 0
     monkeypatch.setattr(few.model, "generation_config", config)
@@ -99,10 +105,6 @@ def test_stop_strings(talks: bool, few: Problem, settings: Any) -> None:
 def test_stop_strings_end_as_transformers_ends_them() -> None:
     """Byte-level tokens, of which one may hold the end of the stop string and more."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from transformers.generation.stopping_criteria import StopStringCriteria
-
-    from vispco.evaluation.decoding import answer_length
 
     words = ["a", "b", "ab", "ba", "\u0120a", "aab", "c", "\u0120"]
     plain = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
@@ -180,8 +182,6 @@ def test_one_token_follows_the_settings_too(few: Problem, settings: Any, monkeyp
 
 def broken(problem: Problem, monkeypatch: pytest.MonkeyPatch, bad: str, error: Exception | None = None) -> None:
     """The model fails wherever the prompt of sample ``bad`` is read."""
-    from vispco.evaluation.units import UnitRunner
-
     whole = UnitRunner._together
 
     def fail(self: Any, unit: Any, part: Any, batch: Any, counts: Any) -> Any:
@@ -207,10 +207,6 @@ def test_a_sample_that_is_refused_is_named(few: Problem, monkeypatch: pytest.Mon
 
 
 def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from vispco.evaluation.units import UnitRunner
-    from vispco.experiment.run import Run
-    from vispco.storage.store import open_store
-
     whole = UnitRunner._together
 
     def refuse(self: Any, unit: Any, part: Any, batch: Any, counts: Any) -> Any:
@@ -222,7 +218,7 @@ def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.Monkey
     text = SMALL.partition("searches:")[0].replace("search: 12", "search: 4") + (
         "searches:\n  refused: {kind: random, trials: 1, method: random}\n  other: {kind: random, trials: 1}\n"
     )
-    problem = Problem.from_text(text, model=few.model, processor=few.processor)
+    problem = fresh(few, text)
     with open_store(f"sqlite:///{tmp_path}/a.db") as store:
         run = Run(problem, store)
         with pytest.raises(
@@ -236,13 +232,9 @@ def test_a_refusal_ends_its_entry_alone(few: Problem, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_an_entry_that_fails_ends_no_other(few: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """A teacher's answer that holds the visual token: the gradient search ends, with the sample's name."""
-    from vispco.experiment.run import Run
-    from vispco.search.gradient import distillation as calibration
-    from vispco.storage.store import open_store
-
     text = SMALL.replace("  grid: {kind: grid}\n", "").replace("compute: lagrangian", "trials: 2")
     text = text.replace("search: 12", "search: 4").replace("trials: 13", "trials: 2")
-    problem = Problem.from_text(text, model=few.model, processor=few.processor)
+    problem = fresh(few, text)
     token = problem.adapter.visual_token_ids()[0]
     whole = calibration.generated
     monkeypatch.setattr(calibration, "generated", lambda *given: torch.full_like(whole(*given), token))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import python
 from patience import HANGS, outlast
 from vispco.errors import ConfigError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
@@ -130,14 +131,8 @@ def test_two_processes_find_what_one_finds(study: Path, tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for name, launcher in (("one", []), ("two", torchrun)):
-        done = subprocess.run(
-            [sys.executable, *launcher, str(script), "run", str(study)],
-            env=settings(tmp_path / f"{name}.db", NOTES=str(tmp_path / name)),
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-            check=False,
-        )
+        environment = settings(tmp_path / f"{name}.db", NOTES=str(tmp_path / name))
+        done = python(*launcher, script, "run", study, env=environment, timeout=HANGS)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("accuracy on held-out samples") == 1
     assert (tmp_path / "one").read_text() == "0" * 6

@@ -14,13 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from PIL import Image
 
-from conftest import SMALL
+from conftest import SMALL, Cli, python
 from pages import ROOT, blocks, sections
 from report_data import fill
+from test_entries import fill_entries
+from test_layers import write_experiment
 from vispco.analysis.seeds import SEEDS_NEEDED
 from vispco.analysis.two_level import FEWEST_RUNS, RESAMPLES
+from vispco.cli.main import app
 from vispco.config import CHECKPOINTS, SearchConfig, Study, load_study, parse_study
 from vispco.costs import COSTS
 from vispco.experiment.validation import validate
@@ -33,8 +38,10 @@ from vispco.pruning.schedules import parse_schedule
 from vispco.search import SEARCHES
 from vispco.search.racing import RacingOptions
 from vispco.storage.store import Store
-from vispco.tasks.base import TASKS, register_builtin
-from vispco.tasks.vqa_json import SCORERS
+from vispco.tasks.base import ALIASES, TASKS, register_builtin
+from vispco.tasks.benchmark import Options
+from vispco.tasks.llava_instruct import LlavaInstructOptions
+from vispco.tasks.vqa_json import SCORERS, VQAJson
 
 
 def test_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,36 +180,33 @@ def test_every_study_is_valid(file: Path) -> None:
     assert study.purpose
 
 
+def by_command(cli: Cli, line: str, more: Sequence[str] = ()) -> str:
+    """What one line of a document prints, in this process."""
+    name, *words = shlex.split(line)
+    code, out, err = cli(*words, *more)
+    assert (name, code) == ("vispco", 0), (line, err)
+    return out
+
+
 def test_commands_of_the_database_section_run(
-    tmp_path: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, pg_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from test_copying import fill
     from test_importing import foreign, told
-    from vispco.cli.main import main
-    from vispco.storage.store import Store
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     fill(Store("sqlite:///vispco.db"), "my-study")
     told(foreign(Store("sqlite:///theirs.db")), 0.5, 0.5)
     (text,) = blocks("docs/studies.md", "bash", "One database")
-    for line in text.strip().splitlines():
-        command = [part.replace("postgresql+psycopg://me@host/team", pg_url) for part in shlex.split(line)]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
-    assert "theirs" in capsys.readouterr().out
+    lines = text.strip().replace("postgresql+psycopg://me@host/team", pg_url).splitlines()
+    assert "theirs" in "".join(by_command(cli, line) for line in lines)
     assert Store(pg_url).experiment_names() == ["my-study"]
 
 
 def test_what_the_page_shows_of_comparing_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_entries import fill_entries
-    from vispco.cli.main import main
-    from vispco.storage.store import Store
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     few = {"grid": ("grid", None, 4, 0.0, 0.2), "tpe": ("tpe", 10, 2, 0.2, 0.25)}
@@ -210,10 +214,7 @@ def test_what_the_page_shows_of_comparing_runs(
     (commands,) = blocks("docs/reading.md", "bash", "Compare searches")
     (code,) = blocks("docs/reading.md", "python", "Had it been stopped earlier?")
     for line in commands.strip().splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code in (0, None), (line, capsys.readouterr().err)
+        by_command(cli, line)
     shown: dict[str, object] = {}
     exec(compile(code, "docs/reading.md", "exec"), shown)
     assert capsys.readouterr().out.splitlines()[-1].startswith("tpe 0.")
@@ -226,14 +227,9 @@ def test_what_the_page_shows_of_comparing_runs(
 
 
 def test_the_section_about_calibration_shows_a_block_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a file and a folder where the page says they are."""
-    from PIL import Image
-
-    from vispco.cli.main import main
-    from vispco.tasks.llava_instruct import LlavaInstructOptions
-
     (block,) = blocks("docs/studies.md", "yaml", "Data for gradients")
     (tmp_path / "study.yaml").write_text(SMALL + block)
     options = parse_study(SMALL + block).calibration
@@ -246,32 +242,20 @@ def test_the_section_about_calibration_shows_a_block_that_works(
         Image.new("RGB", (8, 8)).save(folder / row["image"])
     (tmp_path / options.options["file"]).write_text(json.dumps(rows))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["vispco", "validate", "study.yaml"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code in (0, None)
-    assert "128 samples, for gradients only" in capsys.readouterr().out
+    assert "128 samples, for gradients only" in by_command(cli, "vispco validate study.yaml")
     page = sections("docs/studies.md")["Data for gradients"]
     for name in LlavaInstructOptions.model_fields:
         assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
 
 
 def test_the_section_about_layers_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_layers import write_experiment
-    from vispco.cli.main import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISPCO_STORAGE", raising=False)
     write_experiment("sqlite:///vispco.db", "quickstart")
     (commands,) = blocks("docs/reading.md", "bash", "Layer by layer")
-    for line in commands.strip().splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code in (0, None)
-    out = capsys.readouterr().out
+    out = "".join(by_command(cli, line) for line in commands.strip().splitlines())
     assert "prunes at layer" in out
     assert "method,layer,keep" in out
     (code,) = blocks("docs/reading.md", "python", "Layer by layer")
@@ -294,14 +278,8 @@ def test_commands_about_machines_run(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines] == ["vispco", "vispco", "torchrun"]
     for line in lines:
         program, *words = line.split()
-        done = subprocess.run(
-            [sys.executable, "-m", programs[program], *words],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VISPCO_STORAGE": f"sqlite:///{tmp_path}/{program}.db"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "VISPCO_STORAGE": f"sqlite:///{tmp_path}/{program}.db"}
+        done = python("-m", programs[program], *words, cwd=tmp_path, env=settings)
         assert done.returncode == 0, (line, done.stderr)
         if "run" in words:
             assert re.search(r"quickstart: \d+ new trials", done.stderr), line
@@ -343,23 +321,9 @@ def first_cells(page: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`(.*?)`", row)}
 
 
-def by_command(line: str, monkeypatch: pytest.MonkeyPatch, more: Sequence[str] = ()) -> int:
-    """Exit code of one line of a document, in this process."""
-    from vispco.cli.main import main
-
-    monkeypatch.setattr(sys, "argv", [*shlex.split(line), *more])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
-
-
 @pytest.mark.slow
-def test_your_own_pictures_go_through_the_quickstart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_your_own_pictures_go_through_the_quickstart(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's rows, twenty of them; the quickstart with the page's block in place of its own; its commands."""
-    from PIL import Image
-
     (rows,), (block,), (commands, alone) = (
         blocks("docs/own.md", language, "Your data") for language in ("json", "yaml", "bash")
     )
@@ -382,8 +346,7 @@ def test_your_own_pictures_go_through_the_quickstart(
     fewer += ("searches.random={kind: random, trials: 2}", "tasks.0.options.max_new_tokens=1")
     for line in (commands + alone).strip().splitlines():
         smaller = [f"--set={item}" for item in fewer] if "study.yaml" in line else []
-        assert by_command(line, monkeypatch, smaller) == 0, (line, capsys.readouterr().err)
-        out = capsys.readouterr().out
+        out = by_command(cli, line, smaller)
         if line.startswith("vispco run"):
             assert all(name in out for name in ("grid", "lagrangian", "random", "tpe"))
     assert re.search("^data +shop/questions.jsonl$", out, flags=re.MULTILINE)
@@ -391,9 +354,6 @@ def test_your_own_pictures_go_through_the_quickstart(
 
 
 def test_the_section_about_your_data_names_all_options_columns_and_scorers() -> None:
-    from vispco.tasks.benchmark import Options
-    from vispco.tasks.vqa_json import VQAJson
-
     page = sections("docs/own.md")["Your data"]
     names = first_cells(page)
     assert names >= {*Options.model_fields, *SCORERS, *VQAJson.columns, *VQAJson.optional, *VQAJson.pictures}
@@ -405,13 +365,8 @@ def test_the_section_about_your_data_names_all_options_columns_and_scorers() -> 
 
 
 def test_the_section_about_evaluating_names_the_options_and_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import typer
-
-    from vispco.cli.main import app
-    from vispco.tasks.base import ALIASES
-
     page = sections("docs/paper.md")["One model on one benchmark"]
     named = {name for name in first_cells(page) if name.startswith("--")}
     command = typer.main.get_command(app).commands["eval"]  # type: ignore[attr-defined]
@@ -424,8 +379,7 @@ def test_the_section_about_evaluating_names_the_options_and_runs(
         task = words[words.index("--task") + 1]
         assert ALIASES.get(task, task) in TASKS
     monkeypatch.chdir(tmp_path)
-    assert by_command(demo, monkeypatch) == 0
-    out = capsys.readouterr().out
+    out = by_command(cli, demo)
     for said in ("accuracy", "mean score", "scorer", "first_prompt", "decoding", "model_hash", "versions"):
         assert re.search(rf"^{said} ", out, flags=re.MULTILINE), said
     assert not list(tmp_path.iterdir())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from optuna.trial import TrialState, create_trial
 from vispco.dashboards import figures
 from vispco.dashboards import tables as report_tables
 
-from conftest import SMALL
+from conftest import SMALL, Cli
+from report_data import made_evaluation, study_facts
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
 from vispco.analysis.bootstrap import holm, mean_scores
@@ -25,10 +26,13 @@ from vispco.analysis.regret import best_known
 from vispco.analysis.seeds import against, compare_against, entries
 from vispco.analysis.two_level import estimate, resample
 from vispco.analysis.violations import compare_violations, violations
+from vispco.cli.over_seeds import print_anytime
 from vispco.config import CHECKPOINTS, parse_study
 from vispco.errors import ConfigError, StorageError
 from vispco.evaluation.records import Evaluation
+from vispco.experiment.run import Run
 from vispco.fronts import choices_at, choose, fits
+from vispco.problem import Problem
 from vispco.pruning.families import StepFamily
 from vispco.pruning.schedules import Step
 from vispco.storage.optuna_sql.bulk import append
@@ -55,21 +59,7 @@ EASY = np.random.default_rng(0).random(SAMPLES)
 def made(rng: np.random.Generator, name: str, split: str, accuracy: float, ratio: float, keep: float) -> Evaluation:
     """Right where a sample is easy enough, with some noise."""
     scores = (EASY + 0.2 * rng.normal(size=SAMPLES) < accuracy).astype(float)
-    measured = {"accuracy": float(scores.mean()), "flops_ratio": ratio}
-    return Evaluation(
-        id=name,
-        split=split,
-        method="fastv",
-        schedule=Step(layer=2, keep=keep).text(),
-        keep_ratio=(1.0, 1.0, keep, keep),
-        accuracy=measured["accuracy"],
-        flops_ratio=ratio,
-        flops=FLOPS,
-        spent_flops=FLOPS,
-        kv_bytes=1.0,
-        tasks={"x": measured},
-        scores={"x": scores},
-    )
+    return made_evaluation(name, split, {"x": scores}, ratio, Step(layer=2, keep=keep), 4, FLOPS)
 
 
 def fill_entries(store: Store, experiment: str = "exp", entries: Any = None, **facts: Any) -> None:
@@ -91,16 +81,8 @@ def fill_entries(store: Store, experiment: str = "exp", entries: Any = None, **f
     for entry, (kind, seeds, trials, gain, least) in entries.items():
         for seed in range(seeds or 1):
             name = f"{experiment}/{entry}" + (f"@{seed}" if seeds else "")
-            studies[name] = {
-                "entry": entry,
-                "seed": seed,
-                "kind": kind,
-                "method": "fastv",
-                "method_key": "fastv",
-                "family": "step",
-                "points": trials if kind == "grid" else None,
-                "deterministic": seeds is None,
-            }
+            points = trials if kind == "grid" else None
+            studies[name] = study_facts(entry, kind, seed, points, deterministic=seeds is None)
             log, rows, moved = store.trial_log(name), [], 0.03 * rng.normal() if seeds else 0.0
             for ratio in rng.permutation(np.linspace(least, 0.9, trials)).tolist():
                 keep, number = round(0.01 + 1e-4 * number, 6), number + 1
@@ -287,8 +269,6 @@ def test_a_missed_budget_counts_as_no_picture(comparison: Comparison) -> None:
 
 # --- the command ---------------------------------------------------------------------------------
 
-Cli = Callable[..., tuple[int, str, str]]
-
 
 def test_tables_fit_a_terminal(cli: Cli, url: str, table: dict[str, Any]) -> None:
     code, out, _ = cli("compare", "exp", "--against", "grid", "--storage", url)
@@ -310,8 +290,6 @@ def test_tables_fit_a_terminal(cli: Cli, url: str, table: dict[str, Any]) -> Non
 
 
 def test_json_and_csv_say_the_same(cli: Cli, url: str, table: dict[str, Any]) -> None:
-    import csv
-
     code, out, _ = cli("compare", "exp", "--against", "grid", "--json", "--storage", url)
     assert (code, json.loads(out)) == (0, json.loads(json.dumps(table)))
     code, out, _ = cli("compare", "exp", "--against", "grid", "--csv", "--storage", url)
@@ -481,8 +459,6 @@ def _logs(store: Store, name: str) -> list[tuple[str, Any]]:
 
 
 def test_a_curve_needs_a_scale_and_measurements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vispco.cli.over_seeds import print_anytime
-
     store = Store(f"sqlite:///{tmp_path}/a.db")
     fill_entries(store, "none", entries={"tpe": ("tpe", 2, 3, 0.0, 0.25)})
     with pytest.raises(StorageError, match=r"no complete grid.*anytime: true"):
@@ -509,9 +485,6 @@ RUN = SMALL.split("searches:")[0].replace("search: 12, held_out: 12", "search: 6
 
 @pytest.mark.slow
 def test_a_run_measures_what_was_chosen_at_checkpoints(tmp_path: Path) -> None:
-    from vispco.experiment.run import Run
-    from vispco.problem import Problem
-
     store = Store(f"sqlite:///{tmp_path}/a.db")
     plain = Problem.from_text(RUN)
     Run(plain, store).run()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
@@ -147,8 +148,6 @@ def test_shuffled_batches_hold_every_sample_once(problem: Problem) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_objective_drives_a_users_own_study(problem: Problem, jobs: int) -> None:
-    import optuna
-
     study: Any = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(vispco.objective(problem), n_trials=3, n_jobs=jobs)
     for trial in study.trials:

@@ -19,6 +19,7 @@ import optuna
 import psutil
 import pytest
 
+from conftest import VISPCO
 from vispco.storage.store import Store
 from vispco.storage.tables import blocks, evaluations
 
@@ -38,7 +39,7 @@ searches:
   raced: {kind: random, trials: 12, family: multistep, race: {}}
 """
 STUDIES = [f"faults/{entry}" for entry in ("grid", "lagrangian", "tpe", "raced")]
-COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
+COMMAND = [sys.executable, *VISPCO]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LONGEST = 300.0
 

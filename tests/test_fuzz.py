@@ -13,10 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub.constants
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fuzzing import (
     SCALARS,
@@ -32,6 +35,7 @@ from fuzzing import (
     problem_of,
     write,
 )
+from vispco.models import loading
 
 pytestmark = pytest.mark.slow
 
@@ -90,8 +94,6 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of valid things: studies, rows, pictures, an export, and a database with a finished experiment."""
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("good")
     (folder / "photos").mkdir()
     for number in range(3):
@@ -108,11 +110,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
     """No network, and the demo is loaded once."""
-    import datasets
-    import huggingface_hub.constants
-
-    from vispco.models import loading
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

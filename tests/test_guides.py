@@ -8,18 +8,19 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
+import vispco
+from conftest import Cli, python
 from pages import DOCS, ROOT, blocks, sections
 from report_data import fill
-from test_cli import Cli
+from vispco.cli.main import app
 from vispco.config import load_study, parse_study
 from vispco.costs.described import described
 from vispco.experiment.validation import validate
@@ -220,11 +221,6 @@ def test_references_are_up_to_date(page: str, name: str) -> None:
 
 
 def test_references_are_complete() -> None:
-    import typer
-
-    import vispco
-    from vispco.cli.main import app
-
     commands, python = (DOCS / "commands.md").read_text(), (DOCS / "api.md").read_text()
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         assert f"## `vispco {name}`" in commands
@@ -278,14 +274,8 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing(tmp_path: Path) -
     settings = (ROOT / "zensical.toml").read_text()
     (tmp_path / "zensical.toml").write_text(settings)
     shutil.copytree(DOCS, tmp_path / "docs")
-    done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(DOCS)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(DOCS)}
+    done = python("-m", "zensical", "build", "--strict", "--clean", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stdout + done.stderr
     pages = {path.name for path in DOCS.glob("*.md")}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from conftest import fresh
 from vispco.analysis.comparison import Comparison
-from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
@@ -31,14 +31,10 @@ searches:
 """
 
 
-def fresh(problem: Problem, text: str = HALVING) -> Problem:
-    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-
-
 @pytest.fixture(scope="module")
 def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(f"sqlite:///{tmp_path_factory.mktemp('halving')}/a.db")
-    Run(fresh(problem), store).run()
+    Run(fresh(problem, HALVING), store).run()
     return store
 
 
@@ -85,7 +81,7 @@ def test_half_goes_on_and_the_sampler_is_told_of_the_rest(problem: Problem, fini
 
 
 def test_what_it_costs_is_known_and_limited(problem: Problem, finished: Store) -> None:
-    run = Run(fresh(problem), finished)
+    run = Run(fresh(problem, HALVING), finished)
     schedules, method = run.allowances.dense_grid
     log = finished.trial_log("halving/nsga2@5")
     limit = 0.08 * run.evaluator.shared_price(schedules, "search", method)
@@ -108,7 +104,7 @@ def test_what_it_costs_is_known_and_limited(problem: Problem, finished: Store) -
 def test_finished_it_says_so_and_another_run_proposes_the_same(
     problem: Problem, finished: Store, tmp_path: Path
 ) -> None:
-    assert Run(fresh(problem), finished).run() == 0
+    assert Run(fresh(problem, HALVING), finished).run() == 0
     text = HALVING.replace("trials: 12", "trials: 8")
     store = Store(f"sqlite:///{tmp_path}/b.db")
     Run(fresh(problem, text), store).run(["tpe"])

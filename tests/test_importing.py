@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 import vispco
-from conftest import SMALL
+from conftest import SMALL, Told, fresh
 from test_copying import fill
 from vispco.analysis.comparison import Comparison
-from vispco.config import parse_study
 from vispco.errors import ConfigError, LockedError, StorageError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.exporting import export_schedule
 from vispco.problem import Problem
@@ -31,11 +29,9 @@ SPACE = {"x": optuna.distributions.FloatDistribution(0, 10)}
 
 
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    made = Store(database_url)
-    fill(made, "exp")
-    yield made
-    made.engine.dispose()
+def store(store: Store) -> Store:
+    fill(store, "exp")
+    return store
 
 
 def foreign(store: Store, name: str = "their study", directions: tuple[str, ...] = ("maximize", "minimize")) -> Any:
@@ -274,10 +270,6 @@ def test_workers_are_shown_while_somebody_runs(cli: Callable[..., tuple[int, str
 
 def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
     """Trials of vispco.objective; the second run keeps the entry, and its held-out numbers are those of the grid."""
-    import vispco
-    from vispco.experiment.run import Run
-    from vispco.problem import Problem
-
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(problem, store).run(["tpe"])
     first = store.trial_log("small/tpe").complete()[0]
@@ -302,8 +294,8 @@ def test_a_run_goes_on_beside_an_import(problem: Any, tmp_path: Path) -> None:
 
 def test_a_search_of_the_users_own_gets_a_held_out_score(problem: Problem, tmp_path: Path) -> None:
     text = SMALL.split("searches:")[0] + "searches:\n  random: {kind: random, trials: 2}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
+    made = fresh(problem, text)
+    store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(made, store).run()
     own = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=3))
     own.optimize(vispco.objective(made), n_trials=4)
@@ -321,8 +313,7 @@ def test_a_search_of_the_users_own_gets_a_held_out_score(problem: Problem, tmp_p
         import_trials(store, name, "small")
     before = {row["name"]: row["budget_score"] for row in Comparison(store, "small").to_dict()["searches"]}
     assert before["mine"] is None
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
+    progress = Told()
     Run(made, store, progress).run()
     comparison = Comparison(store, "small")
     found = {row["name"]: row["budget_score"] for row in comparison.to_dict()["searches"]}
@@ -336,8 +327,8 @@ def test_a_search_of_the_users_own_gets_a_held_out_score(problem: Problem, tmp_p
         scores.append(evaluator.evaluate([schedule], "held_out")[0].accuracy if schedule else blind.accuracy)
     assert found["mine"] == pytest.approx(sum(scores) / len(scores))
     assert found["theirs"] is None
-    assert any(line.startswith("small/theirs: ") and "are not measured on held_out" in line for line in said)
-    assert not any(line.startswith("small/mine") for line in said)
+    assert any(line.startswith("small/theirs: ") and "are not measured on held_out" in line for line in progress.said)
+    assert not any(line.startswith("small/mine") for line in progress.said)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), "0.5", True, [0.5]])

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vispco.dashboards import heatmaps
 
+from conftest import Cli
+from report_data import made_evaluation, study_facts
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layer_words import ranges, summary
 from vispco.analysis.layers import Choice, drops, halfway, layer_record, learned_row, worth
 from vispco.analysis.sensitivity import _one_step, sensitivity_table
-from vispco.cli.main import main
 from vispco.evaluation.records import Evaluation
 from vispco.pruning.families import StepFamily
 from vispco.pruning.schedules import Schedule, Step, parse_schedule
@@ -308,23 +308,9 @@ def wrong(layer: int, keep: float) -> int:
 
 
 def measured(schedule: Schedule, split: str, errors: int) -> Evaluation:
-    ratios = schedule.keep_ratio(4)
     scores = np.array([0.0] * errors + [1.0] * (SAMPLES - errors))
-    cost = sum(ratios) / 4
-    return Evaluation(
-        id=f"{schedule.text()}/{split}",
-        split=split,
-        method="fastv",
-        schedule=schedule.text(),
-        keep_ratio=tuple(ratios),
-        accuracy=float(scores.mean()),
-        flops_ratio=cost,
-        flops=100,
-        spent_flops=100,
-        kv_bytes=1.0,
-        tasks={"x": {"accuracy": float(scores.mean()), "flops_ratio": cost}},
-        scores={"x": scores},
-    )
+    cost = sum(schedule.keep_ratio(4)) / 4
+    return made_evaluation(f"{schedule.text()}/{split}", split, {"x": scores}, cost, schedule, 4, flops=100)
 
 
 @pytest.fixture(scope="module")
@@ -344,18 +330,10 @@ def write_experiment(url: str, experiment: str) -> None:
         identity={"model": {"name": "m"}},
         provenance={"versions": {}, "python": "3", "platform": "p"},
     )
-    names = {"grid": "grid", "lagrangian@0": "lagrangian", "lagrangian@1": "lagrangian"}
+    names = {"grid": ("grid", 0), "lagrangian@0": ("lagrangian", 0), "lagrangian@1": ("lagrangian", 1)}
     studies = {
-        f"{experiment}/{name}": {
-            "entry": name.partition("@")[0],
-            "seed": int(name[-1]) if "@" in name else 0,
-            "kind": kind,
-            "method": "fastv",
-            "method_key": "fastv",
-            "family": "step",
-            "points": 12 if kind == "grid" else None,
-        }
-        for name, kind in names.items()
+        f"{experiment}/{name}": study_facts(kind, kind, seed, points=12 if kind == "grid" else None)
+        for name, (kind, seed) in names.items()
     }
     facts = {"accounting": "exact", "floor": 0.2, "budgets": [0.2, 0.5, 0.8], "studies": studies, "layers": 4}
     store.save_facts(experiment, facts)
@@ -440,52 +418,38 @@ def test_interval_is_that_of_the_paired_difference(url: str) -> None:
     assert high == pytest.approx(share + 1.96 * error, abs=0.03)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["vispco", *map(str, words)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    out = capsys.readouterr()
-    return stopped.value.code or 0, out.out, out.err  # type: ignore[return-value]
-
-
-def test_command_prints_text_json_and_csv(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_prints_text_json_and_csv(cli: Cli, url: str) -> None:
     storage = ("--storage", url)
-    code, out, err = run(monkeypatch, capsys, "layers", "exp", *storage)
+    code, out, err = cli("layers", "exp", *storage)
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
     assert "##--" in out
     assert " ".join(out.split()).count("lagrangian (2 seeds): at a budget of 50 % it prunes at layer 2") == 1
-    record = json.loads(run(monkeypatch, capsys, "layers", "exp", "--json", *storage)[1])
+    record = json.loads(cli("layers", "exp", "--json", *storage)[1])
     assert record == layer_record(Comparison(Store(url), "exp"))
     for what, count in (("learned", 4 * 4), ("sensitivity", 12), ("gradient", 4)):
-        text = run(monkeypatch, capsys, "layers", "exp", "--csv", "--what", what, *storage)[1]
+        text = cli("layers", "exp", "--csv", "--what", what, *storage)[1]
         rows = list(csv.DictReader(io.StringIO(text)))
         assert len(rows) == count
         if what == "learned":
             assert [float(row["keep_ratio"]) for row in rows[:4]] == record["learned"][0]["rows"][1]["keep_ratio"]
         if what == "sensitivity":
             assert float(rows[1]["lost"]) == wrong(1, 0.3) / SAMPLES
-    code, _, err = run(monkeypatch, capsys, "layers", "exp", "--csv", "--what", "learnt", *storage)
+    code, _, err = cli("layers", "exp", "--csv", "--what", "learnt", *storage)
     assert (code, err.strip()) == (2, "vispco: unknown --what 'learnt'; did you mean 'learned'?")
-    assert run(monkeypatch, capsys, "layers", "none", *storage)[0] == 2
+    assert cli("layers", "none", *storage)[0] == 2
 
 
-def test_a_decision_in_flops_needs_no_model(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_decision_in_flops_needs_no_model(cli: Cli, url: str) -> None:
     """The planted experiment's model does not exist."""
-    code, out, err = run(monkeypatch, capsys, "choose", "exp", "--max-drop", "50", "--json", "--storage", url)
+    code, out, err = cli("choose", "exp", "--max-drop", "50", "--json", "--storage", url)
     assert (code, err) == (0, "")
     assert (json.loads(out)["cost"], json.loads(out)["batch"]) == ("flops", 1)
 
 
-def test_page_has_the_section(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page_has_the_section(cli: Cli, url: str, tmp_path: Path) -> None:
     output = tmp_path / "r.html"
-    assert run(monkeypatch, capsys, "report", "exp", "-o", output, "--storage", url)[0] == 0
+    assert cli("report", "exp", "-o", output, "--storage", url)[0] == 0
     page = output.read_text()
     assert "What each layer is worth" in page
     for sentence in layer_record(Comparison(Store(url), "exp"))["summary"]:

@@ -10,11 +10,9 @@ from typing import Any
 import optuna
 import pytest
 
-from test_cli import Cli
+from conftest import Cli, Told, fresh
 from vispco.analysis.comparison import Comparison
-from vispco.config import parse_study
 from vispco.errors import ConfigError
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
@@ -33,15 +31,12 @@ searches:
 GRADIENTS = "dual_steps: 1, primal_steps: 1, batch: 8, check: 0, between: 0"
 
 
-class Told(Silent):
-    """Keeps what is said, and the last progress of every part."""
+class Watched(Told):
+    """Keeps the last progress of every part too."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        super().__init__()
         self.last: dict[str, tuple[int, int | None]] = {}
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
     @contextmanager
     def track(self, title: str, result: Callable[[], str] | None = None) -> Iterator[Any]:
@@ -52,19 +47,18 @@ class Told(Silent):
 
 
 @pytest.fixture
-def run(problem: Problem, tmp_path: Path) -> Callable[..., tuple[int, Told, Store]]:
+def run(problem: Problem, tmp_path: Path) -> Callable[..., tuple[int, Watched, Store]]:
     """Run a study's text on one database; (trials added, what was told, store)."""
     store = Store(f"sqlite:///{tmp_path}/a.db")
 
-    def go(text: str) -> tuple[int, Told, Store]:
-        told = Told()
-        made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-        return Run(made, store, told).run(), told, store
+    def go(text: str) -> tuple[int, Watched, Store]:
+        told = Watched()
+        return Run(fresh(problem, text), store, told).run(), told, store
 
     return go
 
 
-def test_an_entry_goes_on_as_its_seed_0(run: Callable[..., tuple[int, Told, Store]]) -> None:
+def test_an_entry_goes_on_as_its_seed_0(run: Callable[..., tuple[int, Watched, Store]]) -> None:
     """With seeds added later, and with the list taken away again, whichever came first."""
     more = "  first: {kind: random, trials: 2, seeds: [0]}\n  second: {kind: random, trials: 3SEEDS}\n"
     assert run(HEAD + more.replace("SEEDS", ""))[0] == 5
@@ -77,7 +71,7 @@ def test_an_entry_goes_on_as_its_seed_0(run: Callable[..., tuple[int, Told, Stor
     assert run(HEAD + more.replace("SEEDS", ""))[0] == 0
 
 
-def test_one_more_budget_is_measured(run: Callable[..., tuple[int, Told, Store]]) -> None:
+def test_one_more_budget_is_measured(run: Callable[..., tuple[int, Watched, Store]]) -> None:
     """What was there stays, and each budget has its own trajectory; a budget less is refused."""
     entries = "".join(
         f"  {name}: {{kind: lagrangian, predictor: {name}, {GRADIENTS}}}\n" for name in ("static", "budget")
@@ -104,7 +98,7 @@ def test_one_more_budget_is_measured(run: Callable[..., tuple[int, Told, Store]]
 
 
 def test_a_network_that_trials_need_is_not_trained_for_other_budgets(
-    run: Callable[..., tuple[int, Told, Store]],
+    run: Callable[..., tuple[int, Watched, Store]],
 ) -> None:
     entry = f"  input: {{kind: lagrangian, predictor: input, {GRADIENTS}}}\n"
     run(HEAD + entry)
@@ -113,7 +107,7 @@ def test_a_network_that_trials_need_is_not_trained_for_other_budgets(
 
 
 def test_seeds_that_found_the_same_are_pointed_out(
-    run: Callable[..., tuple[int, Told, Store]], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., tuple[int, Watched, Store]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = HEAD + "  random: {kind: random, trials: 2, seeds: [0, 1, 2]}\n"
     _, told, _ = run(text)
@@ -133,7 +127,7 @@ def test_calibration_is_asked_for_by_those_who_read_it() -> None:
 
 
 @pytest.mark.slow
-def test_deleting(cli: Cli, run: Callable[..., tuple[int, Told, Store]]) -> None:
+def test_deleting(cli: Cli, run: Callable[..., tuple[int, Watched, Store]]) -> None:
     text = HEAD + "  a: {kind: random, trials: 2, seeds: [0, 1]}\n  ab: {kind: random, trials: 2}\n"
     _, _, store = run(text)
 

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.image_processing_backends import PilBackend
 
 import vispco
 from conftest import SMALL
 from processors import PROCESSORS, gemma3, llava
 from vispco.errors import ModelError
+from vispco.evaluation.prepared import prepare
 from vispco.models.loading import DEMOS, weights_hash
 from vispco.pruning.needs import missing
 from vispco.pruning.schedules import MultiStep
+from vispco.search.gradient.distillation import Calibration
+from vispco.survivors import survivors
 from vispco.tasks.base import Sample
 from vispco.tasks.rendering import render_prompt
 from vispco.testing import checks
@@ -88,8 +92,6 @@ def test_a_study_of_a_model_with_experts(name: str, cli: Any, tmp_path: Path) ->
 # Measured figures of the package's own models are of pixels that Pillow scaled.
 @pytest.mark.parametrize("name", [*DEMOS, pytest.param("smol", marks=pytest.mark.slow)])
 def test_pictures_of_the_demos_are_read_with_pillow(name: str) -> None:
-    from transformers.image_processing_backends import PilBackend
-
     pytest.importorskip("torchvision")
     _, processor = vispco.load_model(name)
     assert isinstance(processor.image_processor, PilBackend)
@@ -139,8 +141,6 @@ def test_a_prompt_begins_once() -> None:
 
 
 def test_the_learned_search_runs_on_every_family(problem: Any) -> None:
-    from vispco.search.gradient.distillation import Calibration
-
     if any(map(problem.adapter.recurrent, range(problem.shape.layers))):
         calibration = Calibration(vispco.Evaluator(problem), vispco.make_method("divprune"), 8, 0)
         with pytest.raises(ModelError, match=r"no mask takes a token out of a recurrence .* grid, random, tpe"):
@@ -169,8 +169,6 @@ def kept_cells(problem: Any, sample: Any, method: Any, schedule: Any, layer: int
 
 
 def test_tokens_are_drawn_for_every_family(problem: Any) -> None:
-    from vispco.survivors import survivors
-
     sample, method = problem.tasks[0].samples("held_out")[0], vispco.make_method("stride")
     schedule = MultiStep((1, 3), (0.5, 0.0))
     found = survivors(problem, sample, method, schedule)
@@ -185,10 +183,6 @@ def test_tokens_are_drawn_for_every_family(problem: Any) -> None:
 
 def test_text_only_samples_beside_pictures(problem: Any) -> None:
     """A batch of the real processor with a sample that has no picture."""
-    from PIL import Image
-
-    from vispco.evaluation.prepared import prepare
-    from vispco.tasks.base import Sample
 
     class Mixed(type(problem.tasks[0])):  # type: ignore[misc]
         def samples(self, split: str) -> list[Sample]:

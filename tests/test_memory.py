@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vispco
 from vispco.models.families import adapter_for
@@ -59,8 +60,6 @@ class LiveBytes(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def model() -> Any:
     """A LLaVA of the usual proportions: MLP 2.7 times the width, 1,024 tokens per picture."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=128, patch_size=4
@@ -122,8 +121,6 @@ def test_scope_holds_every_pair_twice() -> None:
 @pytest.mark.parametrize("layers", [8, 16])
 def test_what_a_gradient_step_needs(layers: int) -> None:
     """As docs/machines.md says: 2.4 times the layers times a plain forward pass; recomputed, 5 to 6 of them."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 344, "num_key_value_heads": 4, "num_hidden_layers": layers}
     vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)

@@ -8,6 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
+    Gemma4VisionConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 import vispco
 from vispco.errors import ModelError
@@ -167,8 +174,6 @@ def test_families_that_cannot_be_cut_are_refused_in_one_line(family: str, why: s
 )
 def test_a_gemma_4_of_the_small_kind_is_refused_in_one_line(shared: int, wide: int, message: str) -> None:
     """E2B and E4B have both; without shared keys, an input for every layer is the text class's own default."""
-    from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig, Gemma4VisionConfig
-
     kinds = ["sliding_attention", "full_attention"] * 2
     own = {"num_kv_shared_layers": shared, "hidden_size_per_layer_input": wide, "layer_types": kinds}
     text = Gemma4TextConfig(**TEXT, head_dim=8, **own)
@@ -305,8 +310,6 @@ def test_several_pictures_of_onevision_are_thumbnails() -> None:
 
 def qwen3_with(indexes: list[int]) -> Any:
     """Features of vision layers ``indexes`` are added behind the decoder's first ``len(indexes)`` layers."""
-    from transformers import Qwen3VLForConditionalGeneration
-
     config = TINY["qwen3_vl"].build().config
     config.vision_config.depth = max(indexes) + 1
     config.vision_config.deepstack_visual_indexes = indexes

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vispco.dashboards.objectives import by_axes
 from vispco.dashboards.optuna.view import DashboardView
 from vispco.dashboards.report import write_report
 
-from conftest import SMALL, stopped_after
+from conftest import SMALL, Cli, stopped_after
 from pages import blocks
 from test_life import Told
 from vispco.analysis.comparison import Comparison
@@ -43,7 +43,6 @@ from vispco.testing.costs import planted_profile
 
 pytestmark = pytest.mark.slow
 
-Cli = Callable[..., tuple[int, str, str]]
 Values = Sequence[float]
 
 HEAD = """

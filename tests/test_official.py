@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import vispco
+from conftest import Told, fresh
 from pages import blocks
 from vispco.config import parse_study
 from vispco.costs import layer_flops, official_layer_macs
 from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.models.families import adapter_for
@@ -370,8 +371,6 @@ def test_predictor() -> None:
 
 
 def test_predictor_flops_equal_the_counter() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     predictor = RatioPredictor(32, 3).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         predictor(torch.randn(1, 7, 32), torch.tensor([0.5]))
@@ -723,17 +722,14 @@ searches:
 
 
 def run_of(problem: Problem, store: Store, text: str = STUDY, progress: Any = None) -> Run:
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-    return Run(made, store, progress)
+    return Run(fresh(problem, text), store, progress)
 
 
 @pytest.fixture(scope="module")
 def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[str]]:
-    store, said = Store(f"sqlite:///{tmp_path_factory.mktemp('official')}/a.db"), []
-    progress = Silent()
-    progress.say = said.append  # type: ignore[method-assign]
-    assert run_of(problem, store, progress=progress).run() == 6
-    return store, said
+    store, told = Store(f"sqlite:///{tmp_path_factory.mktemp('official')}/a.db"), Told()
+    assert run_of(problem, store, progress=told).run() == 6
+    return store, told.said
 
 
 def test_a_trial_per_budget(problem: Problem, finished: tuple[Store, list[str]]) -> None:

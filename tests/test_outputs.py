@@ -6,17 +6,15 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import SMALL
+from conftest import SMALL, Cli
 from vispco.errors import ConfigError
 from vispco.outputs import HTML, JSON, JSON_LINES, PDF, PICTURE, PNG, SVG, Kind, output_file, write_output
 
 DATA = Path(__file__).parent / "data"
-Cli = Callable[..., tuple[int, str, str]]
 OWN = {
     HTML: b"<!DOCTYPE html>\n<html></html>",
     JSON: b'{"a": 1}',

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from vispco.errors import DataError
+from vispco.costs.profile import read_profile
+from vispco.errors import ConfigError, DataError, ScheduleError
+from vispco.pruning.schedule_file import read_schedule_file
 from vispco.tasks.base import Sample, make_task
+from vispco.tasks.conversations import read_rows
 from vispco.tasks.scorers.own import chosen_letter, same
 from vispco.tasks.vqa_json import SCORERS
 
 
 def read(folder: Path, row: dict[str, Any], kind: str = "jsonl", **options: Any) -> tuple[Sample, Any]:
     """The sample of one row, and its task."""
-    from PIL import Image
-
     held = io.BytesIO()
     Image.new("RGB", (8, 8)).save(held, "PNG")
     (folder / "a.png").write_bytes(held.getvalue())
@@ -194,11 +196,6 @@ TOO_DEEP, TOO_LONG = '{"a":' * 100_000, f'{{"answer": {"9" * 5000}}}'
 )
 def test_json_that_python_cannot_hold_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     """Wherever a person's JSON is read."""
-    from vispco.costs.profile import read_profile
-    from vispco.errors import ConfigError, ScheduleError
-    from vispco.pruning.schedule_file import read_schedule_file
-    from vispco.tasks.conversations import read_rows
-
     for kind, place in (("jsonl", "line 1 of .*rows.jsonl"), ("json", ".*rows.json")):
         (tmp_path / f"rows.{kind}").write_text(text)
         with pytest.raises(DataError, match=f"{place} is no JSON: {reason}; "):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import threading
 from pathlib import Path
@@ -10,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Image as Feature
 from PIL import Image, ImageDraw, ImageOps
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import load_image
 
 from vispco.errors import DataError
-from vispco.tasks.pictures import Pictures
+from vispco.tasks.base import make_task
+from vispco.tasks.pictures import Pictures, encoded
 
 SIZE = (24, 16)
 
@@ -49,16 +55,10 @@ def shown(data: bytes) -> Any:
 
 
 def by_transformers(data: bytes) -> Any:
-    import base64
-
-    from transformers.image_utils import load_image
-
     return load_image(base64.b64encode(data).decode())
 
 
 def by_datasets(data: bytes) -> Any:
-    from datasets import Image as Feature
-
     return Feature(mode="RGB").decode_example({"path": None, "bytes": data})
 
 
@@ -110,8 +110,6 @@ CLEAR: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", CLEAR)
 def test_transparent_pictures_lie_on_white_as_processors_put_them(name: str) -> None:
-    from transformers.image_transforms import convert_to_rgb
-
     plain = ImageOps.exif_transpose(Image.open(io.BytesIO(CLEAR[name])))
     ours = np.asarray(shown(CLEAR[name]))
     np.testing.assert_array_equal(ours, convert_to_rgb(plain, return_numpy=True))
@@ -151,8 +149,6 @@ def test_32_bits_have_no_agreed_white(mode: str) -> None:
 
 
 def one(path: str) -> Pictures:
-    from vispco.tasks.pictures import encoded
-
     return Pictures(1, lambda: [encoded(path)], "row 0")
 
 
@@ -198,10 +194,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_photo_for_gradients_has_the_size_that_is_shown(tmp_path: Path) -> None:
-    import json
-
-    from vispco.tasks.base import make_task
-
     row = {"id": "1", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]}
     for kind in ("jpg", "png"):
         (tmp_path / f"a.{kind}").write_bytes(OPAQUE[f"{'JPEG' if kind == 'jpg' else 'PNG'} turned 6"])

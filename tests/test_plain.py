@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 import vispco
+from conftest import SMALL, Cli
 from hub_copies import COPIES, write_copy
 from processors import llava, qwen
 from test_tasks import _offline, study  # noqa: F401
@@ -26,7 +26,6 @@ from vispco.tasks.base import make_task
 from vispco.tasks.rendering import render_prompt
 from vispco.testing.tiny import TINY
 
-Cli = Callable[..., tuple[int, str, str]]
 DEMO = {"name": "demo"}
 
 
@@ -139,8 +138,6 @@ def test_wrong_combinations(
 
 
 def test_a_study_without_schedule_is_the_plain_model(cli: Cli, tmp_path: Path) -> None:
-    from conftest import SMALL
-
     (tmp_path / "s.yaml").write_text(SMALL)
     code, out, err = cli("eval", tmp_path / "s.yaml", "--json")
     assert code == 0, err

@@ -6,11 +6,13 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from conftest import Cli
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'vispco[plot]'")
 
@@ -20,7 +22,6 @@ from vispco.dashboards import matplotlib_figures
 from report_data import fill
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
-from vispco.cli.main import main
 from vispco.cli.plot import FIGURES, write_plot
 from vispco.errors import ConfigError
 from vispco.storage.store import Store
@@ -47,8 +48,6 @@ def told(store: Store) -> dict[str, Any]:
 @pytest.mark.parametrize("what", FIGURES)
 def test_every_figure_fits_a_column(store: Store, what: str, tmp_path: Path) -> None:
     """Nothing is cut: drawn with room around it, the figure has ink at the same places."""
-    import numpy as np
-
     written = write_plot(store, "$x^$ \\frac", tmp_path / "f.png", what)
     with Image.open(written) as picture:
         assert picture.width == round(3.3 * matplotlib_figures.DPI)
@@ -109,14 +108,11 @@ def test_mistakes_say_what_to_do(store: Store, tmp_path: Path, options: dict[str
         write_plot(store, "$x^$ \\frac", output, **options)
 
 
-def test_the_command(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    run: Callable[[], None] = main
-    arguments = ["plot", "$x^$ \\frac", "-o", str(tmp_path / "f.svg"), "--what", "cost", "--width", "6.9"]
-    monkeypatch.setattr(sys, "argv", ["vispco", *arguments, "--storage", store.url])
-    with pytest.raises(SystemExit) as stopped:
-        run()
-    assert not stopped.value.code
-    assert capsys.readouterr().out.strip() == str(tmp_path / "f.svg")
+def test_the_command(cli: Cli, store: Store, tmp_path: Path) -> None:
+    arguments = ["plot", "$x^$ \\frac", "-o", tmp_path / "f.svg", "--what", "cost", "--width", "6.9"]
+    code, out, _ = cli(*arguments, "--storage", store.url)
+    assert code == 0
+    assert out.strip() == str(tmp_path / "f.svg")
     assert json.loads(re.findall(r'width="([\d.]+)pt"', (tmp_path / "f.svg").read_text())[0]) == pytest.approx(496.8)
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from conftest import SMALL
+from conftest import SMALL, Cli, python
 from pages import blocks
-from test_cli import Cli
 from vispco import plugin_files
 from vispco.cli.main import plugins_first
 from vispco.errors import ConfigError
@@ -64,13 +63,7 @@ def write_guide(folder: Path) -> None:
 
 def suite(folder: Path, file: str) -> int:
     """How many tests passed, in a process of its own, so that no name is registered here."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", file, cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:]
     return int(re.findall(r"(\d+) passed", done.stdout)[0])
 
@@ -93,9 +86,7 @@ def test_the_study_of_the_guide_runs(tmp_path: Path) -> None:
     write_guide(tmp_path)
     said = {}
     for line in blocks("docs/extending.md", "bash")[0].strip().splitlines():
-        done = subprocess.run(
-            [sys.executable, "-m", *shlex.split(line)], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = python("-m", *shlex.split(line), cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
         said[line.split()[1]] = done.stdout + done.stderr
     assert "30 new trials" in said["run"]

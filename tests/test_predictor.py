@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import stopped_after
+from conftest import Told, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.repriced import Repriced
-from vispco.config import parse_study
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.run import Run
@@ -55,8 +54,7 @@ KINDS = [(kind, predictor) for kind in ("lagrangian", "on_budget") for predictor
 
 
 def made(problem: Problem, entries: str) -> Problem:
-    text = STUDY + entries
-    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    return fresh(problem, STUDY + entries)
 
 
 def steps_of(store: Store, study: str) -> dict[str, Any]:
@@ -70,10 +68,7 @@ def steps_of(store: Store, study: str) -> dict[str, Any]:
 
 def outcomes(store: Store, study: str) -> list[Any]:
     """All that must be equal to the bit."""
-    return [
-        (trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in ("spent_flops", "token")})
-        for trial in store.trial_log(study).complete()
-    ]
+    return [outcome(trial) for trial in store.trial_log(study).complete()]
 
 
 def policies(study: Problem, store: Store) -> Any:
@@ -256,8 +251,7 @@ def test_a_raced_search_is_resumed_as_it_was(problem: Problem, tmp_path: Path) -
 
 
 def with_budgets(study: Problem, budgets: int) -> Problem:
-    text = study.text.replace("budgets: 3", f"budgets: {budgets}")
-    return Problem(parse_study(text), text, model=study.model, processor=study.processor)
+    return fresh(study, study.text.replace("budgets: 3", f"budgets: {budgets}"))
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
@@ -336,23 +330,15 @@ def test_an_entry_goes_on_with_the_defaults_that_it_began_with(problem: Problem,
     """Without that, its new seeds would be another search under the same name."""
     cost = "dual_steps: 1, primal_steps: 1, batch: 8, check: 8"
     study = made(problem, f"  one: {{kind: lagrangian, {cost}, between: 0, seeds: [0]}}\n")
-    store, said = Store(f"sqlite:///{tmp_path}/a.db"), list[str]()
+    store, told = Store(f"sqlite:///{tmp_path}/a.db"), Told()
     Run(study, store).run()
     facts = store.require_experiment("learned").facts
     assert facts["studies"]["learned/one@0"].pop("defaults") == 4
     store.save_facts("learned", facts)
-    more = Problem(
-        parse_study(study.text.replace("seeds: [0]", "seeds: [1]")),
-        study.text.replace("seeds: [0]", "seeds: [1]"),
-        model=problem.model,
-        processor=problem.processor,
-    )
-    run = Run(more, store)
-    monitor = run.progress
-    monitor.say = said.append  # type: ignore[method-assign]
-    run.run()
+    more = fresh(problem, study.text.replace("seeds: [0]", "seeds: [1]"))
+    Run(more, store, told).run()
     begun = "predictor: static, learning_rate: 0.3, samples: 0, enough: never"
-    assert f"learned/one@1: goes on with the defaults that it began with ({begun})" in said
+    assert f"learned/one@1: goes on with the defaults that it began with ({begun})" in told.said
     assert store.trajectory("learned/one@0").keys() - store.trajectory("learned/one@1").keys() == {"predictor"}
     assert store.require_experiment("learned").facts["studies"]["learned/one@1"]["defaults"] == 1
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
 from vispco.analysis.pricing import Pricing
@@ -37,8 +38,6 @@ from vispco.pruning.methods.base import make_method
 from vispco.storage.store import Store
 from vispco.testing.costs import SHAPE, planted_profile
 from vispco.testing.tiny import TINY
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 def test_edges_are_found_where_they_are() -> None:

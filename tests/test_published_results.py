@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from conftest import Cli
 from pages import blocks
 from report_data import fill
-from test_cli import Cli
 from test_tasks import loaded
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.published_results import PLAIN, TASKS, beside_published, published_results

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from vispco.errors import MeasurementError
-from vispco.search.racing import Order, Race, RacingOptions, shuffled
+from vispco.search.racing import BETS, Order, Race, RacingOptions, shuffled
 
 
 def whole_race(
@@ -233,8 +233,6 @@ def test_same_stops_however_the_looks_are_cut() -> None:
 
 def test_a_slow_test_of_one_pair_says_the_same() -> None:
     """Wealth of one pair by the definition, sample by sample, with weights of two tasks of different sizes."""
-    from vispco.search.racing import BETS
-
     rng = np.random.default_rng(5)
     groups = [[str(i) for i in range(60)], [str(i // 2) for i in range(30)]]
     for whole in (False, True):

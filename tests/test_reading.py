@@ -58,13 +58,6 @@ def fill(store: Store, name: str) -> optuna.Study:
     return study
 
 
-@pytest.fixture
-def store(database_url: str) -> Any:
-    made = Store(database_url)
-    yield made
-    made.engine.dispose()
-
-
 def test_records_equal_optunas_trials(store: Store) -> None:
     fill(store, "Exp/other")  # LIKE takes Exp for exp on SQLite
     studies = {name: fill(store, name) for name in ("exp/a", "exp/b@1")}

@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import optuna
 import pytest
 from sqlalchemy import text
 
+from conftest import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.errors import StorageError
 from vispco.storage.importing import import_trials
@@ -34,7 +35,6 @@ READING = (
     ["export", "old", "--budget", "0.9"],
     ["doctor"],
 )
-Cli = Callable[..., tuple[int, str, str]]
 
 
 def contents(path: Path) -> tuple[str, list[str], str]:

@@ -22,14 +22,13 @@ from vispco.dashboards.report import report_record, write_report
 from vispco.dashboards.text import in_figure, in_html, script_json
 from vispco.dashboards.words import answer_html
 
-from conftest import SMALL
+from conftest import SMALL, Cli
 from pages import blocks
 from report_data import BUDGETS, HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.headline import answer
 from vispco.analysis.layers import layer_record
 from vispco.analysis.published_results import beside_published
-from vispco.cli.main import main
 from vispco.errors import ConfigError
 from vispco.exporting import export_schedule, export_steps
 from vispco.fronts import choose
@@ -368,7 +367,7 @@ def test_the_page_tells_how_to_reproduce_it(tmp_path: Path) -> None:
 
 
 def test_what_the_document_shows_is_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every command and all Python about the report and the figures, on a made experiment of the demo model."""
     shown = blocks("docs/reading.md", "bash", "The report") + blocks("docs/reading.md", "bash", "Figures for a paper")
@@ -384,15 +383,11 @@ def test_what_the_document_shows_is_run(
         assert name == "vispco"
         if arguments[0] == "plot":
             pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-        monkeypatch.setattr("sys.argv", [name, *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert not stopped.value.code, command
+        assert cli(*arguments)[0] == 0, command
         assert Path(arguments[3]).stat().st_size > 1000
         if "--tokens" in arguments:
             page = Path("report.html").read_text(encoding="utf-8")
             assert page.count('<img alt="patches that survive" src="data:image/png;base64,') == 4
             assert "--storage" not in page.split("<body>")[1].split("<script>")[0]  # it is the default
-            capsys.readouterr()
             exec(compile(code, "docs/reading.md", "exec"), {})
             assert "'grid'" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from vispco.tasks.base import SPLITS, make_task
 from vispco.tasks.scene_vqa import GROUP_OF, GROUPS, NEW_TOKENS, clauses_right
 from vispco.tasks.scenes import sprites
 from vispco.tasks.scenes.drawing import draw
+from vispco.tasks.scenes.grounds import ground
 from vispco.tasks.scenes.layout import Scene, extent, sample_crowd, sample_scene
 from vispco.tasks.scenes.questions import MAKERS, ask, full
 from vispco.tasks.scenes.vocabulary import COLORS, FONTS, PLACES, SHAPES, WORDS
@@ -72,8 +73,6 @@ def test_ink_has_the_color_that_the_scene_says_and_distractors_hide_nothing(scen
 
 
 def test_splits_share_no_font_no_shape_and_no_ground() -> None:
-    from vispco.tasks.scenes.grounds import ground
-
     for one, other in combinations(FONTS, 2):
         assert not set(FONTS[one]) & set(FONTS[other])
         assert not np.array_equal(ground(one, 0), ground(other, 0))

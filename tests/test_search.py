@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,14 +21,13 @@ import numpy as np
 import optuna
 import pytest
 
-from conftest import SMALL, stopped_after
+from conftest import SMALL, VISPCO, Told, fresh, outcome, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.config import parse_study
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.units import Unit, UnitResult, UnitRunner
 from vispco.experiment.planning import plan
-from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
@@ -40,7 +41,7 @@ from vispco.search.gradient.ranking import Ranking
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 
-COMMAND = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
+COMMAND = [sys.executable, *VISPCO]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """The small experiment, run through without disturbance."""
     path = tmp_path_factory.mktemp("finished") / "a.db"
     store = Store(f"sqlite:///{path}")
-    Run(Problem(problem.study, SMALL, model=problem.model, processor=problem.processor), store).run()
+    Run(fresh(problem, SMALL), store).run()
     return store, path
 
 
@@ -113,18 +114,16 @@ def test_random_draws_are_optunas_distributions(finished: tuple[Store, Path]) ->
 
 
 def test_a_finished_experiment_says_so(problem: Problem, finished: tuple[Store, Path]) -> None:
-    assert Run(Problem(problem.study, SMALL, model=problem.model, processor=problem.processor), finished[0]).run() == 0
+    assert Run(fresh(problem, SMALL), finished[0]).run() == 0
 
 
 def test_extending_and_changing(problem: Problem, finished: tuple[Store, Path], tmp_path: Path) -> None:
-    import shutil
-
     finished[0].engine.dispose()
     shutil.copy(finished[1], tmp_path / "b.db")
     store = Store(f"sqlite:///{tmp_path}/b.db")
 
     def run(text: str) -> int:
-        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+        return Run(fresh(problem, text), store).run()
 
     more = SMALL.replace("trials: 13", "trials: 15") + "  again: {kind: random, trials: 2, seeds: [4, 5]}\n"
     assert run(more) == 2 + 4
@@ -149,7 +148,7 @@ def test_an_entry_that_was_dropped_comes_back_unchanged(problem: Problem, tmp_pa
     kept, dropped = "  kept: {kind: random, trials: 1}\n", "  dropped: {kind: random, trials: 2}\n"
 
     def run(text: str) -> int:
-        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+        return Run(fresh(problem, text), store).run()
 
     assert run(head + kept + dropped) == 3
     assert run(head + kept) == 0
@@ -169,16 +168,14 @@ def test_a_study_without_a_text_resumes(problem: Problem, tmp_path: Path) -> Non
     assert parse_study(store.require_experiment("small").spec_text) == study
     with pytest.raises(ConfigError, match=r"entry 'grid'.*other settings"):
         text = SMALL.replace("{kind: grid}", "{kind: random, trials: 2, method: random}")
-        Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store).run()
+        Run(fresh(problem, text), store).run()
 
 
 @pytest.mark.slow
 def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
-    from vispco.analysis.comparison import Comparison
-
     text = SMALL.split("  lagrangian")[0] + "  tpe: {kind: tpe, trials: 3}\n"
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    run = Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
+    run = Run(fresh(problem, text), store)
     with stopped_after(5):
         run.run()
     assert run.run(["tpe"]) == 3
@@ -188,13 +185,6 @@ def test_half_a_grid_is_no_reference(problem: Problem, tmp_path: Path) -> None:
     run.run()
     found = Comparison(store, "small").to_dict()
     assert found["searches"][0]["cost_ratio_to_grid"] == 1.0
-
-
-def outcome(trial: Any) -> tuple[Any, ...]:
-    """What must be equal after a kill; what was spent and how long it took may differ."""
-    hidden = {"spent_flops", "token"}
-    attributes = {key: value for key, value in trial.user_attrs.items() if key not in hidden}
-    return trial.values, trial.params, attributes
 
 
 @pytest.mark.slow
@@ -229,8 +219,6 @@ def test_killed_runs_end_like_an_undisturbed_one(finished: tuple[Store, Path], t
 
 def count(path: Path) -> int:
     """COMPLETE trials in a database that somebody else is writing."""
-    import sqlite3
-
     try:
         with sqlite3.connect(path, timeout=1) as connection:
             return int(connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
@@ -259,13 +247,11 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
         return result
 
     monkeypatch.setattr(UnitRunner, "run", fail)
-    said: list[str] = []
-    quiet = Silent()
-    quiet.say = said.append  # type: ignore[method-assign]
+    told = Told()
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-    Run(made, store, quiet).run(["tpe"])  # before the grid, whose measurements it would find in the cache
-    Run(made, store, quiet).run(["grid"])
+    made = fresh(problem, text)
+    Run(made, store, told).run(["tpe"])  # before the grid, whose measurements it would find in the cache
+    Run(made, store, told).run(["grid"])
     log = store.trial_log("small/grid")
     failed = log.trials(optuna.trial.TrialState.FAIL)
     assert [t.user_attrs["schedule"] for t in failed] == [poison] * (2 if lucky else 3)
@@ -274,7 +260,7 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     mine = {t.user_attrs["schedule"]: t.values for t in log.complete()}
     theirs = {t.user_attrs["schedule"]: t.values for t in complete(finished[0], "small/grid")}
     assert mine == {s: v for s, v in theirs.items() if lucky or s != poison}
-    assert any("left out: the device caught fire" in line and poison in line for line in said) == (lucky is None)
+    assert any("left out: the device caught fire" in line and poison in line for line in told.said) == (lucky is None)
     # The sampler goes on behind the proposal that failed; what came before it is untouched.
     sampled = store.trial_log("small/tpe@0")
     assert len(sampled.settled()) == 13
@@ -282,7 +268,7 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     before = [t.values for t in sampled.complete()[:4]]
     assert before == [t.values for t in complete(finished[0], "small/tpe")[:4]]
     # Finished is finished, also with failures.
-    assert Run(made, store, quiet).run(["grid", "tpe"]) == 0
+    assert Run(made, store, told).run(["grid", "tpe"]) == 0
 
 
 def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
@@ -290,7 +276,7 @@ def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
 ) -> None:
     """Else a search whose first schedule runs out of memory would have been trained for nothing."""
     text = SMALL.partition("searches:")[0] + "searches:\n  random: {kind: random, trials: 3}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     proposed, poison, run = RandomSearch.measure, list[str](), UnitRunner.run
 
     def dear(self: Any, proposals: Sequence[Proposal], *rest: Any, **more: Any) -> Any:
@@ -337,7 +323,7 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     plain = RACED.replace(", race: {margin: 0.2, reserve: 1}", "")
 
     def run(text: str, store: Store) -> Run:
-        return Run(Problem(parse_study(text), text, model=problem.model, processor=problem.processor), store)
+        return Run(fresh(problem, text), store)
 
     full, raced = Store(f"sqlite:///{tmp_path}/full.db"), Store(f"sqlite:///{tmp_path}/raced.db")
     run(plain, full).run()
@@ -363,11 +349,7 @@ def test_a_race_stops_schedules_that_do_not_matter(problem: Problem, tmp_path: P
     assert run(RACED, raced).run() == 0
 
     def outcomes(store: Store) -> list[Any]:
-        hidden = {"spent_flops", "token"}
-        return [
-            (t.state, t.values, {k: v for k, v in t.user_attrs.items() if k not in hidden})
-            for t in store.trial_log("raced/random").settled()
-        ]
+        return [(trial.state, *outcome(trial)) for trial in store.trial_log("raced/random").settled()]
 
     # Stopped after some units, and again while trials are being stored.
     broken = Store(f"sqlite:///{tmp_path}/broken.db")
@@ -403,7 +385,7 @@ def test_what_is_drawn_twice_is_paid_once(problem: Problem, tmp_path: Path, monk
     drawn = [{"layer": 1, "keep": 0.5}, {"layer": 3, "keep": 0.25}]
     monkeypatch.setattr(RandomSearch, "propose", lambda self, start, count: [drawn[i % 2] for i in range(count)])
     store = Store(f"sqlite:///{tmp_path}/a.db")
-    Run(Problem(parse_study(RACED), RACED, model=problem.model, processor=problem.processor), store).run()
+    Run(fresh(problem, RACED), store).run()
     trials = store.trial_log("raced/random").settled()
     assert len(trials) == 24
     spent = [trial.user_attrs["spent_flops"] for trial in trials]
@@ -469,7 +451,7 @@ def test_tpe_after_a_resume_in_mid_batch(problem: Problem, tmp_path: Path) -> No
     def run(url: str, trials: int) -> list[Any]:
         study = text.replace("trials: 14", f"trials: {trials}")
         store = Store(url)
-        Run(Problem(parse_study(study), study, model=problem.model, processor=problem.processor), store).run()
+        Run(fresh(problem, study), store).run()
         return [t.params for t in complete(store, "small/tpe")]
 
     whole = run(f"sqlite:///{tmp_path}/whole.db", 14)
@@ -505,7 +487,7 @@ def test_every_family_can_be_learned_and_sampled(problem: Problem, tmp_path: Pat
         options = f"dual_steps: 2, primal_steps: 1, batch: 8, check: 8, between: 2, climb: {2 * (method == 'fastv')}"
         text += f"  learned-{family}: {{kind: lagrangian, family: {family}, {options}}}\n"
         text += f"  tpe-{family}: {{kind: tpe, family: {family}, trials: 3}}\n"
-    made = Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
+    made = fresh(problem, text)
     store = Store(f"sqlite:///{tmp_path}/a.db")
     Run(made, store).run()
     assert Run(made, store).run() == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import http.client
 import json
 import os
 import re
@@ -29,19 +31,22 @@ import openai
 import psutil
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import vispco
 from pages import blocks
 from report_data import fill
 from vispco.analysis.comparison import Comparison
+from vispco.cli.main import app
+from vispco.cli.serving import serve_model
 from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.exporting import export_schedule, server_settings
 from vispco.integrations.transformers_serve.app import Server, build
 from vispco.integrations.transformers_serve.generation import Gone, PrunedGeneration
 from vispco.integrations.transformers_serve.limits import Limits, Refused
 from vispco.integrations.transformers_serve.metrics import Metrics
-from vispco.integrations.transformers_serve.middleware import Call
+from vispco.integrations.transformers_serve.middleware import Admission, Call
 from vispco.integrations.transformers_serve.pictures import read_picture
 from vispco.integrations.transformers_serve.requests import ChatRequest
 from vispco.integrations.transformers_serve.schedules import Served, served_schedules
@@ -74,8 +79,6 @@ class Running:
         return status, json.loads(answer)
 
     def exchange(self, verb: str, path: str, data: bytes | None = None, headers: Any = None) -> tuple[int, bytes]:
-        import http.client
-
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request(verb, path, data, headers or {})
@@ -434,8 +437,6 @@ def test_clients_that_disconnect_hold_nothing(running: Running, demo: Any, sampl
 
 
 def test_generation_stops_when_the_client_has_gone(demo: Any, samples: list[Sample]) -> None:
-    import asyncio
-
     model, processor = demo
     inputs = processor(
         images=[list(samples[0].images)], text=[render_prompt(processor, samples[0])], return_tensors="pt"
@@ -491,9 +492,6 @@ def test_two_hundred_at_once_and_memory_stays(running: Running, demo: Any, sampl
 
 def test_more_requests_than_allowed_are_told_to_come_again() -> None:
     """An application that answers when it is told to, behind the limit of two."""
-    import asyncio
-
-    from vispco.integrations.transformers_serve.middleware import Admission
 
     async def all_of_it() -> list[int]:
         finish = asyncio.Event()
@@ -661,8 +659,6 @@ def test_what_cannot_be_served_is_said_at_once(demo: tuple[Any, Any]) -> None:
 
 def test_qwen_is_served_too(samples: list[Sample]) -> None:
     """Its answers are parsed by a template of transformers', and its positions have three axes."""
-    import asyncio
-
     server = build("demo-qwen", ["step(layer=2, keep=0.25)"], limits=Limits())
     asked = ChatRequest.model_validate({"messages": messages(samples[0]), "max_tokens": 8})
     inputs = server.chat.prepare(asked)
@@ -675,8 +671,6 @@ def test_qwen_is_served_too(samples: list[Sample]) -> None:
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    from vispco.cli.serving import serve_model
-
     for name in [name for name in sys.modules if name.startswith(("vispco.integrations.transformers_serve.", missing))]:
         if name != "vispco.integrations.transformers_serve.limits":
             monkeypatch.delitem(sys.modules, name)
@@ -696,7 +690,6 @@ def test_the_page_from_a_file_to_an_answer(
 ) -> None:
     """Its commands, one after the other, in a new folder; only the port is another."""
     from report_data import fill
-    from vispco.storage.store import Store
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -731,10 +724,6 @@ def test_the_page_from_a_file_to_an_answer(
 
 
 def test_the_page_names_options_and_metrics(running: Running) -> None:
-    import typer
-
-    from vispco.cli.main import app
-
     page = (ROOT / "docs/serve.md").read_text()
     command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}

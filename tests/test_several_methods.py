@@ -11,7 +11,7 @@ import torch
 from vispco.dashboards import figures
 from vispco.dashboards.report import gradient_paths
 
-from conftest import stopped_after
+from conftest import fresh, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layers import layer_record
 from vispco.analysis.violations import violations
@@ -48,14 +48,10 @@ ENTRIES = ["random", "tpe", "nsga2", "learned"]
 KEYS = {"random": 3, "tpe": 2, "nsga2": 2}
 
 
-def fresh(problem: Problem, text: str = SEVERAL) -> Problem:
-    return Problem(parse_study(text), text, model=problem.model, processor=problem.processor)
-
-
 @pytest.fixture(scope="module")
 def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(f"sqlite:///{tmp_path_factory.mktemp('several')}/a.db")
-    Run(fresh(problem), store).run(ENTRIES)
+    Run(fresh(problem, SEVERAL), store).run(ENTRIES)
     return store
 
 
@@ -71,7 +67,7 @@ def test_the_method_is_a_parameter(problem: Problem, finished: Store) -> None:
 
 
 def test_each_is_measured_with_its_own_method_on_both_splits(problem: Problem, finished: Store) -> None:
-    evaluator, comparison = Evaluator(fresh(problem)), Comparison(finished, "several")
+    evaluator, comparison = Evaluator(fresh(problem, SEVERAL)), Comparison(finished, "several")
     made = {name: make_method(name) for name in ("fastv", "divprune", "stride", "fitprune", "pyramiddrop")}
     made[make_method("random", {"seed": 3}).key()] = make_method("random", {"seed": 3})
     for search in comparison.searches:
@@ -133,9 +129,9 @@ def test_gradients_are_told_method_by_method(finished: Store) -> None:
 
 
 def test_stopped_it_goes_on_and_finished_it_says_so(problem: Problem, finished: Store, tmp_path: Path) -> None:
-    assert Run(fresh(problem), finished).run(ENTRIES) == 0
+    assert Run(fresh(problem, SEVERAL), finished).run(ENTRIES) == 0
     store = Store(f"sqlite:///{tmp_path}/b.db")
-    run = Run(fresh(problem), store)
+    run = Run(fresh(problem, SEVERAL), store)
     run.run(["nsga2"])
     before = finished.trial_log("several/nsga2").complete()
     again = store.trial_log("several/nsga2").complete()

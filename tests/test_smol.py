@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -20,10 +22,12 @@ from benchmarks.train.smol.masters import Masters, fast_dtype
 from benchmarks.train.smol.packing import MIX, pack, questions_for
 from benchmarks.train.smol.tower import begin_with_neighbours, patch_labels
 from vispco.errors import ConfigError, ModelError
+from vispco.evaluation.plain import evaluate_plain, plain_task
 from vispco.models.loading import load_model
 from vispco.models.smol import assemble
 from vispco.models.smol.build import GRID, VISUAL_TOKENS, build_model, build_processor, vision_config
-from vispco.models.smol.language import IMAGE_TOKEN, load_tokenizer
+from vispco.models.smol.language import IMAGE_TOKEN, load_language_model, load_tokenizer
+from vispco.pruning.schedules import Ratios
 from vispco.tasks.scenes.layout import sample_scene
 from vispco.tasks.scenes.vocabulary import SHAPES, WORDS
 
@@ -53,8 +57,6 @@ def test_a_picture_is_one_token_each_and_a_turn_is_smollm2s_own(tokenizer: Any) 
 
 @needs_package
 def test_packed_questions_have_the_tokens_that_the_processor_gives(tokenizer: Any) -> None:
-    from PIL import Image
-
     scene = sample_scene("search", random.Random(1))
     questions = questions_for(scene, random.Random(2), MIX, 3, 2)
     packed = pack(tokenizer, [questions])
@@ -217,8 +219,6 @@ def random_weights(path: Path, language: Any) -> dict[str, torch.Tensor]:
 @needs_package
 @pytest.mark.slow
 def test_the_checkpoint_is_made_once_checked_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vispco.models.smol.language import load_language_model
-
     language = load_language_model()
     tensors = random_weights(tmp_path / "weights.safetensors", language)
     monkeypatch.setattr(assemble, "WEIGHTS", tmp_path / "weights.safetensors")
@@ -274,8 +274,6 @@ def test_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: p
 
 
 def test_shipped_weights_are_small_and_whole() -> None:
-    from safetensors import safe_open
-
     assert assemble.WEIGHTS.stat().st_size < 30e6
     with safe_open(assemble.WEIGHTS, "pt") as file:
         names = set(file.keys())
@@ -293,9 +291,6 @@ def test_shipped_weights_are_small_and_whole() -> None:
 @pytest.mark.slow
 def test_smol_answers_reads_its_picture_and_can_be_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """End to end as a user does it; floors far below what benchmarks/testbed.py prints."""
-    from vispco.evaluation.plain import evaluate_plain, plain_task
-    from vispco.pruning.schedules import Ratios
-
     monkeypatch.setenv("VISPCO_CACHE", str(tmp_path))
     dtype = str(fast_dtype("cpu")).removeprefix("torch.")
     loaded = load_model("smol", dtype=dtype)

@@ -1,9 +1,7 @@
-"""The database: round trips, one driver at a time, unreadable files, nothing left behind."""
+"""The database: round trips, unreadable files, nothing left behind."""
 
 from __future__ import annotations
 
-import os
-import socket
 import sqlite3
 from pathlib import Path
 
@@ -12,10 +10,10 @@ import optuna
 import pytest
 from sqlalchemy import inspect
 
-from vispco.errors import LockedError, StorageError
+from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
-from vispco.storage.lock import driver_lock
-from vispco.storage.store import Store, open_store, redact
+from vispco.pruning.families import StepFamily
+from vispco.storage.store import Store
 
 
 def make_evaluation(name: str = "a", accuracy: float = 0.5, flops: int = 3_000_000_000_000) -> Evaluation:
@@ -56,8 +54,6 @@ def test_evaluation_round_trip(store: Store) -> None:
 
 
 def test_trials_are_ordinary_optuna_trials(store: Store, tmp_path: Path) -> None:
-    from vispco.pruning.families import StepFamily
-
     log = store.trial_log("exp/grid")
     log.add(
         make_evaluation(),
@@ -96,19 +92,6 @@ def test_wal_and_own_tables(store: Store) -> None:
     assert {"vispco_evaluation", "vispco_version", "studies", "alembic_version"} <= names
 
 
-def test_a_second_driver_is_told_who_holds_it(store: Store) -> None:
-    with driver_lock(store.engine, "exp"):
-        with pytest.raises(LockedError, match=rf"process {os.getpid()} on {socket.gethostname()}"):
-            with driver_lock(store.engine, "exp"):
-                pass
-        assert store.holders() == {"exp": f"process {os.getpid()} on {socket.gethostname()}"}
-        with driver_lock(store.engine, "other"):
-            pass
-    with driver_lock(store.engine, "exp"):
-        pass
-    assert store.holders() == {}
-
-
 def test_unreadable_databases(tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"this is no database" * 100)
@@ -132,14 +115,6 @@ def test_a_newer_database_is_refused(store: Store, tmp_path: Path) -> None:
         connection.execute("update vispco_version set version = 99")
     with pytest.raises(StorageError, match="upgrade vispco"):
         Store(f"sqlite:///{tmp_path}/a.db")
-
-
-def test_passwords_are_not_shown() -> None:
-    url = "postgresql+psycopg://me:secret@host/db"
-    assert "secret" not in redact(url)
-    with pytest.raises(StorageError) as caught, open_store("postgresql+psycopg://me:secret@127.0.0.1:1/db"):
-        pass
-    assert "secret" not in str(caught.value)
 
 
 def test_steps_are_replaced_not_appended(store: Store) -> None:

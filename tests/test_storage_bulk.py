@@ -5,18 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from sqlalchemy import event
 
 from test_storage import make_evaluation
 from vispco.storage.store import Store
 
 GROUPS = {"x": ["g1", "g1", "g2"], "b": ["h"]}
-
-
-@pytest.fixture
-def store(database_url: str) -> Store:
-    return Store(database_url)
 
 
 def test_blocks_come_back_and_are_replaced(store: Store) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-Cli = Callable[..., tuple[int, str, str]]
+from conftest import Cli
+from vispco.experiment.run import Run
+from vispco.problem import Problem
+from vispco.storage.store import open_store
 
 STUDY = """
 experiment: hand
@@ -25,10 +28,6 @@ searches:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vispco.experiment.run import Run
-    from vispco.problem import Problem
-    from vispco.storage.store import open_store
-
     folder = tmp_path_factory.mktemp("hand")
     (folder / "study.yaml").write_text(STUDY)
     with open_store(f"sqlite:///{folder}/a.db") as store:
@@ -79,8 +78,6 @@ CASES: dict[str, tuple[str, list[str], str]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_line(name: str, run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
-
     statement, command, message = CASES[name]
     for file in run.iterdir():
         shutil.copy(file, tmp_path)

@@ -45,11 +45,6 @@ except LockedError as error:
 """
 
 
-@pytest.fixture
-def store(database_url: str) -> Store:
-    return Store(database_url)
-
-
 def start_driver(url: str, seconds: float) -> Any:
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, url, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ import pytest
 from sqlalchemy import text
 
 import vispco
+from conftest import VISPCO, python
 from test_storage import make_evaluation
+from vispco.cli import main as module
 from vispco.errors import ConfigError, ModelError, ScheduleError, StorageError
 from vispco.models.loading import DEMO, load_model
 from vispco.problem import Problem
@@ -87,10 +87,8 @@ def test_no_error_shows_a_password(url: str) -> None:
 @pytest.mark.parametrize("flags", [[], pytest.param(["--debug"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by_option", [True, False])
 def test_the_command_line_shows_no_password(by_option: bool, flags: list[str]) -> None:
-    program = "from vispco.cli.main import main; main()"
-    command = [sys.executable, "-c", program, *flags, "ls", *(["--storage", DEAD_URL] if by_option else [])]
-    environment = {**os.environ, "VISPCO_STORAGE": DEAD_URL}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    named = ["--storage", DEAD_URL] if by_option else []
+    done = python(*VISPCO, *flags, "ls", *named, env={**os.environ, "VISPCO_STORAGE": DEAD_URL})
     assert done.returncode == 2
     assert "cannot open database postgresql+psycopg://me:***@127.0.0.1:1/db" in done.stderr
     assert "s3cretword" not in done.stdout + done.stderr
@@ -100,8 +98,6 @@ def test_the_command_line_shows_no_password(by_option: bool, flags: list[str]) -
 def test_unexpected_failures_show_no_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vispco.cli import main as module
-
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{'x' * 480} lost {DEAD_URL}")
 
@@ -259,14 +255,8 @@ def test_a_strangers_database_is_reported_and_resumed_without_running_code(tmp_p
         connection.execute(
             "update trial_user_attributes set value_json = ? where key = 'schedule'", (json.dumps(call),)
         )
-    program = "from vispco.cli.main import main; main()"
     for arguments in (["resume", "old"], ["compare", "old"], ["report", "old", "-o", str(tmp_path / "r.html")]):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments, "--storage", f"sqlite:///{database}"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
+        done = python(*VISPCO, *arguments, "--storage", f"sqlite:///{database}", cwd=tmp_path)
         assert done.returncode in (0, 2), done.stderr
         assert "unexpected failure" not in done.stderr
         if arguments[0] == "resume":

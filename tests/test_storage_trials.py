@@ -17,11 +17,6 @@ TRIAL: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def store(database_url: str) -> Store:
-    return Store(database_url)
-
-
 def test_failures_are_told_with_their_attempts(store: Store) -> None:
     log = store.trial_log("exp/grid")
     for attempt in (1, 2):

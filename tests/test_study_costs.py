@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 
 import vispco
+from conftest import Cli, python
 from pages import blocks
 from vispco.analysis.attainment import attainment_bands
 from vispco.analysis.comparison import Comparison
@@ -39,7 +37,6 @@ from vispco.search.study_cost import StudyCost
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
-Cli = Callable[..., tuple[int, str, str]]
 KV = 0.5
 
 STUDY = """
@@ -461,5 +458,5 @@ def test_without_a_gpu_make_gpu_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one here")
     script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    done = python(script)
     assert (done.returncode, done.stdout) == (0, "no GPU here: nothing was run\n")

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import SMALL
+from conftest import SMALL, Cli
 from pages import blocks, sections
-from test_cli import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.targets import compare_targets
 from vispco.errors import ConfigError, ModelError, ScheduleError

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import vispco
 from conftest import SMALL
@@ -17,6 +21,7 @@ from hub_copies import COPIES, picture
 from processors import llava, qwen
 from vispco.config import parse_study
 from vispco.errors import ConfigError
+from vispco.evaluation.pixels import limited, pixel_limits
 from vispco.pruning.schedules import Step, keep_all
 from vispco.tasks.base import ALIASES, BUILTIN, TASKS, Sample, Task, make_task
 from vispco.tasks.benchmark import Benchmark
@@ -33,8 +38,6 @@ INSUFFICIENT = "\nWhen the provided information is insufficient, respond with 'U
 
 @pytest.fixture(scope="module", autouse=True)
 def _offline(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    import datasets
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -389,13 +392,6 @@ def test_pixel_limits_reach_the_processor_and_the_record(copies: Any) -> None:
 
 
 def test_pixel_limits_give_the_published_numbers_of_tokens() -> None:
-    from types import SimpleNamespace
-
-    from PIL import Image
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    from vispco.evaluation.pixels import limited, pixel_limits
-
     pictures = Qwen2VLImageProcessorPil(min_pixels=3136, max_pixels=12845056)
     processor = SimpleNamespace(image_processor=pictures)
     assert pixel_limits(processor) == (3136, 12845056)

@@ -19,6 +19,7 @@ import pytest
 from optuna.trial import create_trial
 from rich.cells import cell_len
 
+from conftest import VISPCO
 from report_data import HOSTILE, RIGHT_TO_LEFT, fill
 from vispco.analysis.comparison import Comparison
 from vispco.cli import output
@@ -28,7 +29,7 @@ from vispco.cli.progress import TerminalProgress
 from vispco.search.progress import in_flops, result_so_far
 from vispco.storage.store import Store
 
-VISPCO = [sys.executable, "-c", "from vispco.cli.main import main; main()"]
+COMMAND = [sys.executable, *VISPCO]
 STUDY = """
 experiment: small
 model: demo
@@ -94,7 +95,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_run_in_a_terminal_has_bars_and_tables_of_80_columns(study: Path) -> None:
     storage = ["--storage", f"sqlite:///{study}/a.db"]
-    written = in_terminal([*VISPCO, "run", f"{study}/study.yaml", *storage])
+    written = in_terminal([*COMMAND, "run", f"{study}/study.yaml", *storage])
     assert "\x1b[" in written
     lines = lines_of(written)
     assert max(map(cell_len, lines)) <= 80

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    CLIPVisionConfig,
+    CohereConfig,
+    GraniteConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from vispco.costs import prefill_flops, relaxed_backward_flops
 from vispco.errors import ModelError
@@ -20,53 +34,35 @@ from vispco.pruning.prune import prune
 from vispco.pruning.schedules import Ratios, Step
 from vispco.testing import checks
 from vispco.testing.tiny import TINY
-from vispco.testing.tiny.base import IMAGE, TEXT
+from vispco.testing.tiny.base import IMAGE, TEXT, TOWER
+
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "granite": partial(
+        GraniteConfig, **TEXT, attention_multiplier=0.02, residual_multiplier=0.5, embedding_multiplier=2.0
+    ),
+    "olmo2": partial(Olmo2Config, **TEXT),
+    "mistral": partial(MistralConfig, **TEXT, sliding_window=12),
+    "phi3": partial(Phi3Config, **TEXT),
+    "cohere": partial(CohereConfig, **TEXT),
+    "qwen3_moe": partial(Qwen3MoeConfig, **TEXT, **EXPERTS, head_dim=8, num_experts=6, mlp_only_layers=[2]),
+    "qwen2_moe": partial(
+        Qwen2MoeConfig, **TEXT, **EXPERTS, shared_expert_intermediate_size=40, num_experts=4, mlp_only_layers=[]
+    ),
+}
 
 
-def llava(text: Any) -> Any:
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
-
+def llava(decoder: str) -> Any:
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
-    )
+    vision = CLIPVisionConfig(**TOWER, image_size=32, patch_size=8)
+    text = CONFIGS[decoder]()
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)
     return LlavaForConditionalGeneration(config).eval()
 
 
-def granite() -> Any:
-    from transformers import GraniteConfig
-
-    return llava(GraniteConfig(**TEXT, attention_multiplier=0.02, residual_multiplier=0.5, embedding_multiplier=2.0))
-
-
-def olmo2() -> Any:
-    from transformers import Olmo2Config
-
-    return llava(Olmo2Config(**TEXT))
-
-
-def mistral() -> Any:
-    from transformers import MistralConfig
-
-    return llava(MistralConfig(**TEXT, sliding_window=12))
-
-
-def phi3() -> Any:
-    from transformers import Phi3Config
-
-    return llava(Phi3Config(**TEXT))
-
-
-def cohere() -> Any:
-    from transformers import CohereConfig
-
-    return llava(CohereConfig(**TEXT))
-
-
-@pytest.mark.parametrize("make", [granite, olmo2, mistral])
-def test_attention_rows_are_the_models_own(make: Any) -> None:
-    model, batch = make(), TINY["llava"].batch([(3, 1, 5)])
+@pytest.mark.parametrize("decoder", ["granite", "olmo2", "mistral"])
+def test_attention_rows_are_the_models_own(decoder: str) -> None:
+    model, batch = llava(decoder), TINY["llava"].batch([(3, 1, 5)])
     model.set_attn_implementation("eager")
     seen: dict[int, torch.Tensor] = {}
 
@@ -82,9 +78,9 @@ def test_attention_rows_are_the_models_own(make: Any) -> None:
     torch.testing.assert_close(seen[2], own[1][:, :, -1])
 
 
-@pytest.mark.parametrize("make", [phi3, cohere])
-def test_what_cannot_be_read_is_refused(make: Any) -> None:
-    model, batch = make(), TINY["llava"].batch([(3, 1, 5)])
+@pytest.mark.parametrize("decoder", ["phi3", "cohere"])
+def test_what_cannot_be_read_is_refused(decoder: str) -> None:
+    model, batch = llava(decoder), TINY["llava"].batch([(3, 1, 5)])
     refused = r"method 'fastv' needs attention of the layer before, .*methods that run on it: .*random"
     with pytest.raises(ModelError, match=refused), prune(model, method="fastv", schedule=Step(2, 0.5)):
         pass
@@ -95,24 +91,10 @@ def test_what_cannot_be_read_is_refused(make: Any) -> None:
     assert [len(session.kept(layer)[0]) for layer in range(4)] == [16, 16, 8, 8]
 
 
-def qwen3_moe() -> Any:
-    from transformers import Qwen3MoeConfig
-
-    sizes = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2, "mlp_only_layers": [2]}
-    return llava(Qwen3MoeConfig(**TEXT, head_dim=8, **sizes))
-
-
-def qwen2_moe() -> Any:
-    from transformers import Qwen2MoeConfig
-
-    sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 40, "num_experts": 4}
-    return llava(Qwen2MoeConfig(**TEXT, **sizes, num_experts_per_tok=2, mlp_only_layers=[]))
-
-
-@pytest.mark.parametrize("make", [qwen3_moe, qwen2_moe, phi3])
-def test_weights_that_a_token_meets_are_counted(make: Any) -> None:
+@pytest.mark.parametrize("decoder", ["qwen3_moe", "qwen2_moe", "phi3"])
+def test_weights_that_a_token_meets_are_counted(decoder: str) -> None:
     """Experts that it is sent to, the router, a shared expert with its gate, fused projections: by torch's counter."""
-    model, batch = make(), TINY["llava"].batch([(3, 1, 5)])
+    model, batch = llava(decoder), TINY["llava"].batch([(3, 1, 5)])
     for schedule in (Step(2, 1.0), Step(1, 0.5), Ratios([1, 0.75, 0.3, 0.0])):
         with prune(model, method="random", schedule=schedule):
             counted = checks.counted_flops(model, batch)
@@ -122,7 +104,7 @@ def test_weights_that_a_token_meets_are_counted(make: Any) -> None:
 
 def test_experts_of_the_backward_pass_are_counted() -> None:
     """By hand: of layers 1 to 3 the first has no gradient with respect to its input."""
-    shape = adapter_for(qwen3_moe()).shape()
+    shape = adapter_for(llava("qwen3_moe")).shape()
     attention, n = 2 * 32 * 32 + 2 * 32 * 16, 10
     experts, dense = 6 * 32 + 2 * 3 * 32 * 16, 3 * 32 * 56
     assert [layer.weights for layer in shape.each] == [attention + experts] * 2 + [
@@ -136,7 +118,7 @@ def test_experts_of_the_backward_pass_are_counted() -> None:
 
 
 def test_a_decoder_whose_experts_are_not_said_is_refused() -> None:
-    model = qwen3_moe()
+    model = llava("qwen3_moe")
     model.config.text_config.num_experts_per_tok = 0
     with pytest.raises(ModelError, match="'qwen3_moe' does not say how many experts a token is sent to"):
         adapter_for(model).shape()

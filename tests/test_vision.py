@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
 import vispco
 from vispco.errors import ModelError
@@ -30,8 +31,6 @@ from vispco.testing.tiny import TINY
 
 def llava(strategy: str = "default", layer: int = -2) -> Any:
     """A tiny LLaVA whose tower has three layers; features come from the last but one."""
-    from transformers import LlavaForConditionalGeneration
-
     config = TINY["llava"].model().config.to_dict()
     config["vision_config"]["num_hidden_layers"] = 3
     config["vision_feature_layer"], config["vision_feature_select_strategy"] = layer, strategy
@@ -107,8 +106,6 @@ def test_siglip_gives_what_patches_receive_over_cells() -> None:
 
 def qwen(windows: bool) -> Any:
     """Patches are mixed by nothing but the read block's attention: the blocks before it add nothing."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
     config = TINY["qwen2_5_vl"].model().config.to_dict()
     config["vision_config"].update(depth=2, fullatt_block_indexes=[1] if windows else [0, 1])
     torch.manual_seed(0)

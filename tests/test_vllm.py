@@ -6,9 +6,15 @@ settings are changed between tests.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
+from io import BytesIO
 
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
@@ -366,12 +372,6 @@ def test_everything_kept_is_the_plain_model(both: Both) -> None:
 
 def test_from_an_exported_file_to_an_answer_of_its_server(tmp_path: Path) -> None:
     """Its engine is another process, which finds the plug-in by its entry point."""
-    import base64
-    import socket
-    import subprocess
-    import sys
-    import time
-    from io import BytesIO
 
     import openai
     import yaml

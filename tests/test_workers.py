@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import VISPCO
 from patience import outlast, wait_for
 from vispco.errors import ConfigError, ModelError, VispcoError
 from vispco.evaluation.board import Board, Worker
@@ -355,7 +356,7 @@ def command(*words: str, database: Path, text: str = SMALL, **settings: str) -> 
     study = database.with_suffix(".yaml")
     study.write_text(text)
     return subprocess.Popen(
-        [sys.executable, "-c", "from vispco.cli.main import main; main()", *words, str(study)],
+        [sys.executable, *VISPCO, *words, str(study)],
         env={**os.environ, "VISPCO_STORAGE": f"sqlite:///{database}", "OMP_NUM_THREADS": "1", **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -212,8 +213,6 @@ def test_inputs_by_place_are_those_by_name(tiny_llava: Any) -> None:
 
 @torch.no_grad()
 def test_installed_for_life_it_counts_over_threads(tiny_llava: Any) -> None:
-    import threading
-
     plain = tiny_llava(**BATCH).logits
     pruner = vispco.install(tiny_llava, schedule=SCHEDULE)
     try:

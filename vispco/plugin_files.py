@@ -92,7 +92,8 @@ def code_of(**things: Any) -> dict[str, str]:
                 if (isinstance(owner, type))
                 else [owner]
             )
-            found[key] = _digest("\n".join(dict.fromkeys(_source(part) for part in parts)))
+            text = "\n".join(dict.fromkeys(_source(part) for part in parts))
+            found[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return found
 
 
@@ -127,10 +128,6 @@ def _constant(value: Any) -> str:
     if isinstance(value, frozenset):
         return str(sorted(map(_constant, value)))  # its own order differs from process to process
     return _bytecode(value) if isinstance(value, CodeType) else repr(value)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _run(name: str, text: str, file: str) -> ModuleType:

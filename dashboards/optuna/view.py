@@ -10,11 +10,10 @@ from __future__ import annotations
 import copy
 import io
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from typing import Any, BinaryIO, NoReturn
 
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -168,48 +167,12 @@ class DashboardView(BaseStorage):
         except KeyError:
             raise ArtifactNotFound(f"no file {artifact_id}") from None
 
-    def write(self, artifact_id: str, content_body: BinaryIO) -> NoReturn:
-        _refuse()
-
-    def remove(self, artifact_id: str) -> NoReturn:
-        _refuse()
-
     # --- writing, which is refused -------------------------------------------------------------------
 
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> NoReturn:
-        _refuse()
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise StorageError("the dashboard only reads; write with vispco run, import or copy")
 
-    def delete_study(self, study_id: int) -> NoReturn:
-        _refuse()
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> NoReturn:
-        _refuse()
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> NoReturn:
-        _refuse()
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> NoReturn:
-        _refuse()
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> NoReturn:
-        _refuse()
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> NoReturn:
-        _refuse()
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> NoReturn:
-        _refuse()
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> NoReturn:
-        _refuse()
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> NoReturn:
-        _refuse()
-
-
-def _refuse() -> NoReturn:
-    raise StorageError("the dashboard only reads; write with vispco run, import or copy")
+    write = remove = _refuse  # of an artifact store
+    create_new_study = delete_study = set_study_user_attr = set_study_system_attr = _refuse
+    create_new_trial = set_trial_param = set_trial_state_values = set_trial_intermediate_value = _refuse
+    set_trial_user_attr = set_trial_system_attr = _refuse

@@ -246,10 +246,6 @@ def _within_tasks(
     return kept
 
 
-def _share(price: Price | None) -> float | None:
-    return price.share if price else None
-
-
 def _accuracy(evaluation: Evaluation | None) -> float | None:
     return evaluation.accuracy if evaluation else None
 
@@ -269,6 +265,7 @@ def _chosen(comparison: Comparison, best: Candidate, pricing: Pricing) -> dict[s
     }
     if best.search is not None and best.trial is not None:
         origin = comparison.origin(best.search, best.trial)
+        compute = pricing.of("flops", best.search, best.trial)
         row.update(
             search=best.search.name,
             trial=best.trial.number,
@@ -276,7 +273,7 @@ def _chosen(comparison: Comparison, best: Candidate, pricing: Pricing) -> dict[s
             method=origin.method if origin else None,
             keep_ratio=comparison.kept(best.search, best.trial),
             accuracy_held_out=_accuracy(comparison.held_out(best.search, best.trial)),
-            flops_ratio=_share(pricing.of("flops", best.search, best.trial)),
+            flops_ratio=compute.share if compute else None,
         )
     return row
 

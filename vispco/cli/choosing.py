@@ -41,11 +41,6 @@ def pricing(comparison: Comparison, profile: Path | None, answer_tokens: int | N
     return Pricing(comparison, given, answer_tokens=answer_tokens, batch=batch)
 
 
-def cost_of(comparison: Comparison) -> str:
-    """The cost that the experiment was run for."""
-    return comparison.cost
-
-
 def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure: bool = False) -> dict[str, Any]:
     """The decision; with ``measure`` its schedule is measured on the held-out split if it was not."""
     decision = decide(comparison, asked, priced)
@@ -63,7 +58,7 @@ def decided(comparison: Comparison, asked: Question, priced: Pricing, *, measure
 def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile: Path | None) -> dict[str, Any]:
     """``vispco compare`` under another cost, which may differ from experiment to experiment if none is given."""
     given = read_profile(profile) if profile is not None else None
-    default = {name: cost or cost_of(Comparison(store, name)) for name in experiments}
+    default = {name: cost or Comparison(store, name).cost for name in experiments}
     return together([Repriced(store, name, default[name], given).to_dict() for name in experiments])
 
 

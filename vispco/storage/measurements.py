@@ -17,6 +17,8 @@ from vispco.storage.tables import blocks, evaluations, groups, links
 from vispco.storage.upsert import insert_missing, upsert
 
 CHUNK = 500  # values in one IN (...)
+# Columns that are as in an Evaluation.
+AS_THEY_ARE = ("id", "split", "method", "schedule", "accuracy", "flops_ratio", "flops", "kv_bytes")
 
 BlockRow = tuple[str, str, int, NDArray[Any]]
 
@@ -159,15 +161,8 @@ def select_in(connection: Connection, table: Table, column: Column[str], wanted:
 
 def _row(evaluation: Evaluation, names: Sequence[str], groups_id: str) -> dict[str, Any]:
     return {
-        "id": evaluation.id,
-        "split": evaluation.split,
-        "method": evaluation.method,
-        "schedule": evaluation.schedule,
+        **{name: getattr(evaluation, name) for name in AS_THEY_ARE},
         "keep_ratio": json.dumps(evaluation.keep_ratio),
-        "accuracy": evaluation.accuracy,
-        "flops_ratio": evaluation.flops_ratio,
-        "flops": evaluation.flops,
-        "kv_bytes": evaluation.kv_bytes,
         "tasks": json.dumps(evaluation.tasks),
         "scores": b"".join(np.asarray(evaluation.scores[name], dtype="<f4").tobytes() for name in names),
         "score_counts": json.dumps({name: len(evaluation.scores[name]) for name in names}),
@@ -182,16 +177,9 @@ def _evaluation(row: Any) -> Evaluation:
     ends = np.cumsum(list(sizes.values()))
     scores = dict(zip(sizes, np.split(flat, ends[:-1]), strict=True))
     return Evaluation(
-        id=row.id,
-        split=row.split,
-        method=row.method,
-        schedule=row.schedule,
+        **{name: getattr(row, name) for name in AS_THEY_ARE},
         keep_ratio=tuple(json.loads(row.keep_ratio)),
-        accuracy=row.accuracy,
-        flops_ratio=row.flops_ratio,
-        flops=row.flops,
         spent_flops=0,
-        kv_bytes=row.kv_bytes,
         tasks=json.loads(row.tasks),
         scores=scores,
     )

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, Select, func, select
 
@@ -22,7 +23,8 @@ from vispco.storage.faults import UNREADABLE, damaged
 from vispco.storage.optuna_sql.tables import params, studies, trial_user_attributes, trials, values
 from vispco.storage.redaction import redact_text
 
-INFINITE = {"INF_POS": float("inf"), "INF_NEG": float("-inf")}
+KINDS = models.TrialValueModel.TrialValueType
+INFINITE = {KINDS.INF_POS: float("inf"), KINDS.INF_NEG: float("-inf")}
 CHUNK = 500  # names or ids in one IN clause
 
 
@@ -161,7 +163,7 @@ def summaries(connection: Connection, ids: Sequence[int]) -> dict[int, StudySumm
         states: dict[int, dict[TrialState, int]] = {key: {} for key in part}
         for study, state, count in connection.execute(counts.group_by(trials.c.study_id, trials.c.state)):
             states[study][state] = count
-        accuracy = [values.c.objective == 0, values.c.value_type == "FINITE"]
+        accuracy = [values.c.objective == 0, values.c.value_type == KINDS.FINITE]
         query = _joined(select(trials.c.study_id, func.max(values.c.value)), values, [within, complete, *accuracy])
         best: dict[int, float] = {row[0]: row[1] for row in connection.execute(query.group_by(trials.c.study_id))}
         query = select(trials.c.study_id, func.max(trials.c.datetime_complete)).where(within, complete)
@@ -179,7 +181,7 @@ def _values(connection: Connection, wanted: Sequence[Any]) -> dict[int, tuple[fl
     query = _joined(columns, values, wanted).order_by(values.c.trial_id, values.c.objective)
     by_trial: dict[int, tuple[float, ...]] = {}
     for key, value, kind in connection.execute(query).all():
-        by_trial[key] = (*by_trial.get(key, ()), float(value) if kind == "FINITE" else INFINITE[kind])
+        by_trial[key] = (*by_trial.get(key, ()), float(value) if kind == KINDS.FINITE else INFINITE[kind])
     return by_trial
 
 

@@ -9,13 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Csv,
-    Json,
-    Set,
-    Storage,
-    StudyFile,
-)
+from vispco.cli.options import Csv, Json, Set, Storage, StudyFile
 from vispco.cli.output import print_rows
 
 

@@ -41,12 +41,12 @@ def choose(
 ) -> None:
     """The decision: the cheapest schedule within a loss of accuracy, and whether held-out samples confirm it."""
     from vispco.analysis.comparison import Comparison
-    from vispco.cli.choosing import cost_of, decided, pricing, print_decision, question
+    from vispco.cli.choosing import decided, pricing, print_decision, question
     from vispco.storage.store import open_store
 
     with open_store(storage, create=False, read_only=not measure) as store:
         comparison = Comparison(store, experiment)
-        asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, cost_of(comparison))
+        asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, comparison.cost)
         found = decided(comparison, asked, pricing(comparison, profile, answer_tokens, batch), measure=measure)
     if as_json:
         print_json(found)

@@ -8,13 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    CostName,
-    Csv,
-    Json,
-    ProfileFile,
-    Storage,
-)
+from vispco.cli.options import CostName, Csv, Json, ProfileFile, Storage
 from vispco.cli.output import print_json, print_rows
 from vispco.errors import ConfigError
 

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Storage,
-)
+from vispco.cli.options import Storage
 
 
 @app.command()

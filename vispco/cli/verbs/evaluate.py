@@ -8,12 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Adapter,
-    Json,
-    Quantization,
-    Set,
-)
+from vispco.cli.options import Adapter, Json, Quantization, Set
 from vispco.errors import ConfigError
 
 

@@ -8,16 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    BatchSize,
-    CostName,
-    Limit,
-    ProfileFile,
-    Storage,
-    StudyTokens,
-    Sure,
-    TaskDrop,
-)
+from vispco.cli.options import BatchSize, CostName, Limit, ProfileFile, Storage, StudyTokens, Sure, TaskDrop
 from vispco.cli.output import print_json
 from vispco.errors import ConfigError
 
@@ -51,7 +42,7 @@ def export(
     import yaml
 
     from vispco.analysis.comparison import Comparison
-    from vispco.cli.choosing import cost_of, decided, pricing, question
+    from vispco.cli.choosing import decided, pricing, question
     from vispco.exporting import export_decision, export_schedule, server_settings
     from vispco.outputs import JSON, SETTINGS, SETTINGS_HEAD, json_with, write_output
     from vispco.pruning.schedule_file import FORMAT
@@ -67,7 +58,7 @@ def export(
             assert budget is not None
             found = export_schedule(comparison, budget, target)
         else:
-            asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, cost_of(comparison))
+            asked = question(max_drop, cost, limit or [], max_task_drop or [], sure, comparison.cost)
             priced = pricing(comparison, profile, answer_tokens, batch)
             found = export_decision(comparison, decided(comparison, asked, priced))
     settings = server_settings(found, target) if target is not None else {}

@@ -7,11 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Csv,
-    Json,
-    Storage,
-)
+from vispco.cli.options import Csv, Json, Storage
 from vispco.cli.output import print_rows
 
 

@@ -8,9 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Storage,
-)
+from vispco.cli.options import Storage
 
 
 @app.command()

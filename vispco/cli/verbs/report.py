@@ -8,10 +8,7 @@ from typing import Annotated
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    MaxDrop,
-    Storage,
-)
+from vispco.cli.options import MaxDrop, Storage
 
 
 @app.command()

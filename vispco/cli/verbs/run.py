@@ -9,14 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Only,
-    RayAddress,
-    Set,
-    Storage,
-    StudyFile,
-    Workers,
-)
+from vispco.cli.options import Only, RayAddress, Set, Storage, StudyFile, Workers
 from vispco.errors import VispcoError
 
 

@@ -8,10 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Adapter,
-    Quantization,
-)
+from vispco.cli.options import Adapter, Quantization
 
 
 @app.command()

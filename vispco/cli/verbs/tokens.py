@@ -8,10 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import (
-    Set,
-    StudyFile,
-)
+from vispco.cli.options import Set, StudyFile
 
 
 @app.command()

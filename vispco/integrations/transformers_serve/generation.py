@@ -11,12 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cli.serving.utils import (
-    BaseGenerateManager,
-    DirectStreamer,
-    GenerationState,
-    _StreamError,
-)
+from transformers.cli.serving.utils import BaseGenerateManager, DirectStreamer, GenerationState, _StreamError
 
 from vispco.integrations.transformers_serve.metrics import Metrics
 from vispco.integrations.transformers_serve.middleware import CURRENT, Call

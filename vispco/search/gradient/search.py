@@ -27,11 +27,7 @@ from vispco.search.gradient.kkt import residuals
 from vispco.search.gradient.method_race import MethodRace
 from vispco.search.gradient.one_by_one import OneByOne
 from vispco.search.gradient.options import GradientOptions
-from vispco.search.gradient.predicted import (
-    PredictedPolicy,
-    parse_policy,
-    saved_predictor,
-)
+from vispco.search.gradient.predicted import PredictedPolicy, parse_policy, saved_predictor
 from vispco.search.gradient.predictor import RatioPredictor
 from vispco.search.gradient.ranking import Ranking
 from vispco.search.gradient.relaxed_cost import relaxed_cost, relaxed_limits

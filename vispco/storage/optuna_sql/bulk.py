@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, delete, select
 
@@ -40,14 +40,10 @@ class StoredTrial:
 
 def stored(trial: FrozenTrial) -> StoredTrial:
     """What ``study.add_trial(trial)`` would write under ``trial.number``."""
-    results = [
-        (objective, value if math.isfinite(value) else None, _kind(value))
-        for objective, value in enumerate(trial.values or [])
-    ]
-    steps = [
-        (step, value if math.isfinite(value) else None, _kind(value))
-        for step, value in sorted(trial.intermediate_values.items())
-    ]
+    stored_value = models.TrialValueModel.value_to_stored_repr
+    stored_step = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    results = [(objective, *stored_value(value)) for objective, value in enumerate(trial.values or [])]
+    steps = [(step, *stored_step(value)) for step, value in sorted(trial.intermediate_values.items())]
     parameters = [(name, *_parameter(trial.distributions[name], value)) for name, value in trial.params.items()]
     user, system = (
         sorted((key, json.dumps(value)) for key, value in attrs.items())
@@ -167,12 +163,6 @@ def _row(trial: StoredTrial, study: int) -> dict[str, Any]:
 
 def _parameter(distribution: BaseDistribution, value: Any) -> tuple[float, str]:
     return float(distribution.to_internal_repr(value)), distribution_to_json(distribution)
-
-
-def _kind(value: float) -> str:
-    if math.isnan(value):
-        return "NAN"
-    return "FINITE" if math.isfinite(value) else "INF_POS" if value > 0 else "INF_NEG"
 
 
 def _utc(moment: datetime | None) -> datetime | None:

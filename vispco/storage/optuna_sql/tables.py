@@ -6,90 +6,19 @@ back stay as they are stored: JSON texts, internal representations of parameters
 
 from __future__ import annotations
 
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from sqlalchemy import Column, DateTime, Enum, Float, Integer, MetaData, String, Table, Text
+from optuna.storages._rdb import models
+from sqlalchemy import Table
 
-_metadata = MetaData()
-
-
-def _attributes(table: str, key: str, owner: str) -> Table:
-    return Table(
-        table,
-        _metadata,
-        Column(key, Integer, primary_key=True),
-        Column(owner, Integer),
-        Column("key", String(512)),
-        Column("value_json", Text),
-    )
-
-
-studies = Table(
-    "studies",
-    _metadata,
-    Column("study_id", Integer, primary_key=True),
-    Column("study_name", String(512), nullable=False),
-)
-
-directions = Table(
-    "study_directions",
-    _metadata,
-    Column("study_direction_id", Integer, primary_key=True),
-    Column("study_id", Integer),
-    Column("direction", Enum(StudyDirection, name="studydirection"), nullable=False),
-    Column("objective", Integer, nullable=False),
-)
-
-study_user_attributes = _attributes("study_user_attributes", "study_user_attribute_id", "study_id")
-study_system_attributes = _attributes("study_system_attributes", "study_system_attribute_id", "study_id")
-
-trials = Table(
-    "trials",
-    _metadata,
-    Column("trial_id", Integer, primary_key=True),
-    Column("number", Integer),
-    Column("study_id", Integer),
-    Column("state", Enum(TrialState, name="trialstate"), nullable=False),
-    Column("datetime_start", DateTime),
-    Column("datetime_complete", DateTime),
-)
-
-trial_user_attributes = _attributes("trial_user_attributes", "trial_user_attribute_id", "trial_id")
-trial_system_attributes = _attributes("trial_system_attributes", "trial_system_attribute_id", "trial_id")
-
-params = Table(
-    "trial_params",
-    _metadata,
-    Column("param_id", Integer, primary_key=True),
-    Column("trial_id", Integer),
-    Column("param_name", String(512)),
-    Column("param_value", Float(53)),
-    Column("distribution_json", Text),
-)
-
-values = Table(
-    "trial_values",
-    _metadata,
-    Column("trial_value_id", Integer, primary_key=True),
-    Column("trial_id", Integer, nullable=False),
-    Column("objective", Integer, nullable=False),
-    Column("value", Float(53)),
-    Column("value_type", Enum("FINITE", "INF_POS", "INF_NEG", name="trialvaluetype"), nullable=False),
-)
-
-intermediate_values = Table(
-    "trial_intermediate_values",
-    _metadata,
-    Column("trial_intermediate_value_id", Integer, primary_key=True),
-    Column("trial_id", Integer, nullable=False),
-    Column("step", Integer, nullable=False),
-    Column("intermediate_value", Float(53)),
-    Column(
-        "intermediate_value_type",
-        Enum("FINITE", "INF_POS", "INF_NEG", "NAN", name="trialintermediatevaluetype"),
-        nullable=False,
-    ),
-)
+studies: Table = models.StudyModel.__table__
+directions: Table = models.StudyDirectionModel.__table__
+study_user_attributes: Table = models.StudyUserAttributeModel.__table__
+study_system_attributes: Table = models.StudySystemAttributeModel.__table__
+trials: Table = models.TrialModel.__table__
+trial_user_attributes: Table = models.TrialUserAttributeModel.__table__
+trial_system_attributes: Table = models.TrialSystemAttributeModel.__table__
+params: Table = models.TrialParamModel.__table__
+values: Table = models.TrialValueModel.__table__
+intermediate_values: Table = models.TrialIntermediateValueModel.__table__
 
 # What belongs to a trial: table, its own key, and the columns that say the rest.
 TRIAL_PARTS: tuple[tuple[Table, str, tuple[str, ...]], ...] = (

@@ -26,15 +26,18 @@ TEXT = {
     "eos_token_id": 2,
     "initializer_range": 0.3,
 }
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 class TinyFamily(ABC):
     """A small random model of one family and its inputs.
 
-    ``picture_tokens``: visual tokens of one picture in :meth:`batch`; ``views``: grids of one picture.
+    ``picture_tokens``: visual tokens of one picture in :meth:`batch`; ``views``: grids of one picture;
+    ``picture_inputs``: what :meth:`pictures` gives with a row for each of them.
     """
 
     name: ClassVar[str]
+    picture_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     picture_tokens: ClassVar[int] = 16
     views: ClassVar[int] = 1
 
@@ -44,7 +47,7 @@ class TinyFamily(ABC):
 
     @abstractmethod
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Processor outputs for ``count`` pictures."""
+        """Processor outputs for ``count`` pictures, at least one."""
 
     def picture(self) -> Tensor:
         """Token ids of one picture, with whatever text belongs to it."""
@@ -73,7 +76,8 @@ class TinyFamily(ABC):
                 parts += [self.picture()]
                 parts += [text[before + number : before + number + 1]] if number + 1 < images else []
             ids.append(torch.cat([*parts, text[len(text) - after :]]))
-        return {**self.pad(ids, side), **self.pictures(sum(images for _, images, _ in rows), generator)}
+        count = sum(images for _, images, _ in rows)
+        return {**self.pad(ids, side), **(self.pictures(count, generator) if count else {})}
 
     def pad(self, ids: Sequence[Tensor], side: str) -> dict[str, Tensor]:
         length = max(len(row) for row in ids)
@@ -97,4 +101,4 @@ class TinyFamily(ABC):
         return {**alone, **(self.take_pictures(batch, start, count) if count else {})}
 
     def take_pictures(self, batch: dict[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
-        return {"pixel_values": batch["pixel_values"][start : start + count]}
+        return {key: batch[key][start : start + count] for key in self.picture_inputs}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispco.testing.tiny.base import IMAGE, TEXT, VIDEO, TinyFamily
+from vispco.testing.tiny.base import IMAGE, TEXT, TOWER, VIDEO, TinyFamily
 
 
 class TinyGemma3(TinyFamily):
@@ -27,14 +27,7 @@ class TinyGemma3(TinyFamily):
             layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
             tie_word_embeddings=False,
         )
-        vision = SiglipVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=4,
-        )
+        vision = SiglipVisionConfig(**TOWER, image_size=32, patch_size=4)
         config = Gemma3Config(
             text_config=text, vision_config=vision, mm_tokens_per_image=16, image_token_id=IMAGE, initializer_range=0.3
         )
@@ -48,7 +41,7 @@ class TinyGemma3(TinyFamily):
         return {"token_type_ids": (input_ids == IMAGE).long()}
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"pixel_values": torch.randn(count, 3, 32, 32, generator=generator)} if count else {}
+        return {"pixel_values": torch.randn(count, 3, 32, 32, generator=generator)}
 
 
 class TinyGemma4(TinyFamily):
@@ -58,15 +51,11 @@ class TinyGemma4(TinyFamily):
     """
 
     name = "gemma4"
+    picture_inputs = ("pixel_values", "image_position_ids")
     picture_tokens = 8
 
     def build(self) -> Any:
-        from transformers import (
-            Gemma4Config,
-            Gemma4ForConditionalGeneration,
-            Gemma4TextConfig,
-            Gemma4VisionConfig,
-        )
+        from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig, Gemma4VisionConfig
 
         torch.manual_seed(0)
         text = Gemma4TextConfig(
@@ -87,10 +76,7 @@ class TinyGemma4(TinyFamily):
             tie_word_embeddings=False,
         )
         vision = Gemma4VisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
+            **TOWER,
             num_key_value_heads=2,
             head_dim=8,
             pooling_kernel_size=2,
@@ -108,12 +94,7 @@ class TinyGemma4(TinyFamily):
         return {"mm_token_type_ids": (input_ids == IMAGE).long() + 2 * (input_ids == VIDEO).long()}
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if not count:
-            return {}
         places = torch.full((count, 40, 2), -1)
         places[:, :32, 0], places[:, :32, 1] = torch.arange(8).repeat(4), torch.arange(4).repeat_interleave(8)
         pixels = torch.rand(count, 40, 3 * 4 * 4, generator=generator)
         return {"pixel_values": pixels, "image_position_ids": places}
-
-    def take_pictures(self, batch: dict[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
-        return {key: batch[key][start : start + count] for key in ("pixel_values", "image_position_ids")}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispco.testing.tiny.base import IMAGE, TEXT, VIDEO, TinyFamily
+from vispco.testing.tiny.base import IMAGE, TEXT, TOWER, VIDEO, TinyFamily
 
 
 class TinyLlava(TinyFamily):
@@ -17,27 +17,21 @@ class TinyLlava(TinyFamily):
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
         torch.manual_seed(0)
-        vision = CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
+        vision = CLIPVisionConfig(**TOWER, image_size=32, patch_size=8)
         config = LlavaConfig(
             vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, vision_feature_layer=-1
         )
         return LlavaForConditionalGeneration(config).eval()
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"pixel_values": torch.randn(count, 3, 32, 32, generator=generator)} if count else {}
+        return {"pixel_values": torch.randn(count, 3, 32, 32, generator=generator)}
 
 
 class TinyLlavaNext(TinyFamily):
     """A thumbnail of 2 x 2 cells and tiles of 2 x 4, of which two rows are padding; a newline after each row."""
 
     name = "llava_next"
+    picture_inputs = ("pixel_values", "image_sizes")
     picture_tokens = 4 + 2 * (4 + 1)
     views = 2
     size = (20, 32)
@@ -46,14 +40,7 @@ class TinyLlavaNext(TinyFamily):
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
         torch.manual_seed(0)
-        vision = CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        )
+        vision = CLIPVisionConfig(**TOWER, image_size=16, patch_size=8)
         config = LlavaNextConfig(
             vision_config=vision,
             text_config=LlamaConfig(**TEXT),
@@ -64,15 +51,10 @@ class TinyLlavaNext(TinyFamily):
         return LlavaNextForConditionalGeneration(config).eval()
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if not count:
-            return {}
         return {
             "pixel_values": torch.randn(count, 5, 3, 16, 16, generator=generator),
             "image_sizes": torch.tensor([self.size] * count),
         }
-
-    def take_pictures(self, batch: dict[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
-        return {key: batch[key][start : start + count] for key in ("pixel_values", "image_sizes")}
 
 
 class TinyLlavaOnevision(TinyLlavaNext):
@@ -91,15 +73,7 @@ class TinyLlavaOnevision(TinyLlavaNext):
         )
 
         torch.manual_seed(0)
-        vision = SiglipVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=8,
-            vision_use_head=False,
-        )
+        vision = SiglipVisionConfig(**TOWER, image_size=24, patch_size=8, vision_use_head=False)
         config = LlavaOnevisionConfig(
             vision_config=vision,
             text_config=Qwen2Config(**TEXT),
@@ -110,8 +84,6 @@ class TinyLlavaOnevision(TinyLlavaNext):
         return LlavaOnevisionForConditionalGeneration(config).eval()
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if not count:
-            return {}
         return {
             "pixel_values": torch.randn(count, 3, 3, 24, 24, generator=generator),
             "image_sizes": torch.tensor([self.size] * count),

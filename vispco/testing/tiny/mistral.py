@@ -7,28 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispco.testing.tiny.base import IMAGE, TEXT, TinyFamily
+from vispco.testing.tiny.base import IMAGE, TEXT, TOWER, TinyFamily
 
 
 class TinyMistral3(TinyFamily):
     """Pictures of 3 x 4 cells, a token after each row."""
 
     name = "mistral3"
+    picture_inputs = ("pixel_values", "image_sizes")
     picture_tokens = 12
 
     def build(self) -> Any:
         from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
 
         torch.manual_seed(0)
-        vision = PixtralVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=4,
-            initializer_range=0.3,
-        )
+        vision = PixtralVisionConfig(**TOWER, image_size=64, patch_size=4, initializer_range=0.3)
         config = Mistral3Config(
             vision_config=vision,
             text_config=MistralConfig(**TEXT, head_dim=8, sliding_window=None),
@@ -44,10 +37,5 @@ class TinyMistral3(TinyFamily):
         return torch.cat([row.repeat(3)[:-1], torch.tensor([9])])
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if not count:
-            return {}
         pixels = torch.randn(count, 3, 24, 32, generator=generator)
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[24, 32]] * count)}
-
-    def take_pictures(self, batch: dict[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
-        return {key: batch[key][start : start + count] for key in ("pixel_values", "image_sizes")}

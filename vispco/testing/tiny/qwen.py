@@ -43,8 +43,6 @@ class TinyQwen25VL(TinyFamily):
         return {"mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()}
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if not count:
-            return {}
         return {
             "pixel_values": torch.randn(count * 48, self.patch, generator=generator),
             "image_grid_thw": torch.tensor([[1, 4, 12]] * count),

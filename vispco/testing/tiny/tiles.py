@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispco.testing.tiny.base import IMAGE, TEXT, TinyFamily
+from vispco.testing.tiny.base import IMAGE, TEXT, TOWER, TinyFamily
 
 
 class TinyInternVL(TinyFamily):
@@ -22,15 +22,7 @@ class TinyInternVL(TinyFamily):
         from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen3Config
 
         torch.manual_seed(0)
-        vision = InternVLVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=4,
-            initializer_range=0.3,
-        )
+        vision = InternVLVisionConfig(**TOWER, image_size=16, patch_size=4, initializer_range=0.3)
         config = InternVLConfig(
             vision_config=vision,
             text_config=Qwen3Config(**TEXT, head_dim=8),
@@ -41,7 +33,7 @@ class TinyInternVL(TinyFamily):
         return InternVLForConditionalGeneration(config).eval()
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"pixel_values": torch.randn(count * 3, 3, 16, 16, generator=generator)} if count else {}
+        return {"pixel_values": torch.randn(count * 3, 3, 16, 16, generator=generator)}
 
     def take_pictures(self, batch: dict[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
         return {"pixel_values": batch["pixel_values"][start * 3 : (start + count) * 3]}
@@ -63,15 +55,7 @@ class TinyIdefics3(TinyFamily):
         from transformers import LlamaConfig
 
         torch.manual_seed(0)
-        vision = {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-            "initializer_range": 0.3,
-        }
+        vision = {**TOWER, "image_size": 16, "patch_size": 4, "initializer_range": 0.3}
         return model(
             config(vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2)
         ).eval()
@@ -82,7 +66,7 @@ class TinyIdefics3(TinyFamily):
         return torch.cat([marks[0], tile, marks[1], tile, marks[2], tile, marks[3]])
 
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"pixel_values": torch.randn(count * 3, 3, 16, 16, generator=generator)} if count else {}
+        return {"pixel_values": torch.randn(count * 3, 3, 16, 16, generator=generator)}
 
     def batch(self, rows: Sequence[tuple[int, int, int]], side: str = "left", seed: int = 0) -> dict[str, Tensor]:
         flat = super().batch(rows, side, seed)
