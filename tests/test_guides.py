@@ -188,6 +188,10 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
     assert case["held"]["held"] == case["held"]["pairs"] == 120
     assert case["held"]["over"] <= 0
     assert rows["halving"]["seeds"] == 6
+    grids = case["best_known"]["grids"]
+    assert f"{case['best_known']['trials']:,} trials" in said
+    assert f"charged {grids:.0f} dense grids" in said
+    assert f"{rows['learned']['regret']:.1f} points below it for a {grids / rows['learned']['charged']:.0f}th" in said
     for name in ("fastv:k2-r75", "fitprune:80"):
         row = defaults[name]
         assert "{:.1f} ({:.1f} to {:.1f})".format(row["points"], *row["interval"]) in said.replace(" points (", " (")
