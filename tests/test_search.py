@@ -516,7 +516,8 @@ def test_a_climb_crosses_worse_layers(monkeypatch: pytest.MonkeyPatch, climb: in
     """Layer 19 of 26 is best, layer 4 better than its neighbours; layers in threes are alike."""
     search, asked = object.__new__(LagrangianSearch), list[int]()
     cost = SimpleNamespace(fits=lambda budget, _: lambda schedule: schedule.keep <= budget + 1e-9)
-    context = SimpleNamespace(family=StepFamily(26), method=None, methods=(), cost=cost)
+    evaluator = SimpleNamespace(problem=SimpleNamespace(calibration_tasks=["one"]))
+    context = SimpleNamespace(family=StepFamily(26), method=None, methods=(), cost=cost, evaluator=evaluator)
     options = GradientOptions(climb=climb).settled()
     vars(search).update(context=context, options=options, _calibration=object())
     search.ranking = Ranking(search)
