@@ -135,7 +135,7 @@ class Told(Silent):
 
 def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
     """What must be equal after a stop or a kill; what was spent and how long it took may differ."""
-    hidden = {"spent_flops", "token"}
+    hidden = {"spent_flops", "propose_spent", "token"}
     return trial.values, trial.params, {k: v for k, v in trial.user_attrs.items() if k not in hidden}
 
 

@@ -47,7 +47,11 @@ LONGEST = 300.0
 def outcomes(store: Store, study: str) -> list[Any]:
     """COMPLETE trials, without what a kill may change: compute that was spent twice, and time."""
     return [
-        (t.values, t.params, {key: value for key, value in t.user_attrs.items() if key != "spent_flops"})
+        (
+            t.values,
+            t.params,
+            {key: value for key, value in t.user_attrs.items() if key not in ("spent_flops", "propose_spent")},
+        )
         for t in store.trial_log(study).complete()
     ]
 

@@ -802,7 +802,7 @@ def test_interrupted_anywhere_it_ends_the_same(
     assert calls["trainings"] == 2
 
     def outcome(where: Store) -> list[Any]:
-        hidden = {"spent_flops"}
+        hidden = {"spent_flops", "propose_spent"}
         return [
             (t.values, t.params, {k: v for k, v in t.user_attrs.items() if k not in hidden})
             for t in where.trial_log("letter/official").complete()

@@ -22,7 +22,7 @@ from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
 SPLITS = {"calibration": 16, "search": 8, "held_out": 8}
-OWN = {"spent_flops", "token"}  # attributes that may differ between runs
+OWN = {"spent_flops", "propose_spent", "token"}  # attributes that may differ between runs
 
 
 @cache
