@@ -73,9 +73,9 @@ def main() -> int:
             profile = read_profile(kept)
         else:
             profile = measure_profile(model, processor, name, methods=asked.methods, batches=asked.batch, effort=effort)
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(profile.to_json(), encoding="utf-8")
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(profile.to_json(), encoding="utf-8")
         for method in asked.methods:
             for batch in asked.batch:
                 checks = check_profile(

@@ -20,7 +20,7 @@ from typing import Any
 
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.regret import BEST_KNOWN
-from vispco.analysis.seeds import against, entries
+from vispco.analysis.seeds import against
 from vispco.analysis.violations import violations
 from vispco.cli.over_seeds import print_against
 from vispco.experiment.run import Run
@@ -56,8 +56,8 @@ class Case:
         settings = [*(f"{key}={value}" for key, value in own.items()), *overrides]
         return Problem.from_yaml(STUDIES / f"{study}.yaml", settings)
 
-    def store(self, folder: Path, read_only: bool = False) -> Store:
-        return Store(f"sqlite:///{folder / self.name}.db", read_only=read_only)
+    def store(self, folder: Path) -> Store:
+        return Store(f"sqlite:///{folder / self.name}.db")
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,14 @@ class Claim:
         return mark + self.text
 
 
-def versus(comparison: Comparison, entry: str, reference: str) -> dict[str, Any]:
-    """The row of ``entry`` against ``reference``."""
-    return next(row for row in against(comparison, reference)["entries"] if row["entry"] == entry)
-
-
 def over_others(comparison: Comparison) -> Iterator[Claim]:
     """Learned minus each other entry."""
-    for other in entries(comparison):
-        if other == LEARNED:
+    for row in against(comparison, LEARNED)["entries"]:
+        if row["difference"] is None:
             continue
-        row = versus(comparison, LEARNED, other)
-        low, high = row["difference_ci"] or (float("nan"), float("nan"))
-        text = f"learned minus {other}: {100 * row['difference']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
-        asked = other in ("dop", "halving", "warm-paid")
+        more, (high, low) = -row["difference"], (-end for end in row["difference_ci"] or (float("nan"),) * 2)
+        text = f"learned minus {row['entry']}: {100 * more:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+        asked = row["entry"] in ("dop", "halving", "warm-paid")
         yield Claim(text + " (asked: interval above 0)" * asked, low > 0 if asked else None)
 
 
@@ -99,9 +93,9 @@ def on_budget(comparison: Comparison) -> Iterator[Claim]:
     yield Claim(f"most above a budget after the snap: {entry['over']:.1e} (asked: <= 0)", entry["over"] <= 1e-9)
 
 
-def paid(comparison: Comparison, most: float) -> Iterator[Claim]:
+def paid(over_grid: dict[str, Any], most: float) -> Iterator[Claim]:
     """What was spent, beside what was charged; the grid's part is what the grid spent."""
-    row = versus(comparison, LEARNED, "grid")
+    row = next(row for row in over_grid["entries"] if row["entry"] == LEARNED)
     spent, charged, seconds = row["spent_share"], row["charged_share"], row["wall_seconds"]
     text = f"spent over the grid's: {spent:.3f} (asked: <= {most}); charged {charged:.3f}, {seconds:.0f} s a run"
     yield Claim(text, spent <= most)
@@ -120,10 +114,10 @@ def regrets(comparison: Comparison) -> Iterator[Claim]:
         yield Claim("the front above is that of this experiment alone: run again with --best-known")
 
 
-def claims(case: Case, comparison: Comparison) -> Iterator[Claim]:
+def claims(case: Case, comparison: Comparison, over_grid: dict[str, Any]) -> Iterator[Claim]:
     yield from over_others(comparison)
     yield from on_budget(comparison)
-    yield from paid(comparison, SPENT.get(case.model, MOST_SPENT))
+    yield from paid(over_grid, SPENT.get(case.model, MOST_SPENT))
     yield from regrets(comparison)
 
 
@@ -143,9 +137,10 @@ def main() -> int:
             for study in ("learned", *(["best-known"] if options.best_known else [])):
                 Run(case.problem(study, options.set), store).run()
         comparison = Comparison(store, f"learned-{case.name}")
-        print_against(against(comparison, "grid"))
+        over_grid = against(comparison, "grid")
+        print_against(over_grid)
         print()
-        for claim in claims(case, comparison):
+        for claim in claims(case, comparison, over_grid):
             good &= claim.holds is not False
             print(claim)
         print()

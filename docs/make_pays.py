@@ -28,14 +28,13 @@ COLORS = {"step": "#4477aa", "multistep": "#cc3311", "layerwise": "#228833"}
 
 def searched(comparison: Comparison) -> dict[str, Any]:
     """Every entry against the grid, and the learned one against every other."""
-    over_grid = {row["entry"]: row for row in against(comparison, "grid")["entries"]}
+    over_learned = {row["entry"]: row for row in against(comparison, "learned")["entries"]}
     best = against(comparison, BEST_KNOWN)
     known = any(name.startswith(BEST_KNOWN) for name in best["best_known"]["experiments"])
     regret = {row["entry"]: row["regret"] for row in best["entries"]} if known else {}
     rows = []
-    for name, row in over_grid.items():
-        versus = against(comparison, name)["entries"]
-        ahead = next(other for other in versus if other["entry"] == "learned") if name != "learned" else None
+    for row in against(comparison, "grid")["entries"]:
+        name, behind = row["entry"], over_learned[row["entry"]]
         rows.append(
             {
                 "entry": name,
@@ -43,8 +42,8 @@ def searched(comparison: Comparison) -> dict[str, Any]:
                 "seeds": len(row["seeds"]),
                 "points": None if row["difference"] is None else 100 * row["difference"],
                 "interval": row["difference_ci"] and [100 * end for end in row["difference_ci"]],
-                "learned_ahead": ahead and 100 * ahead["difference"],
-                "learned_ahead_interval": ahead and [100 * end for end in ahead["difference_ci"]],
+                "learned_ahead": None if behind["difference"] is None else -100 * behind["difference"],
+                "learned_ahead_interval": behind["difference_ci"] and [-100 * x for x in behind["difference_ci"][::-1]],
                 **{part: row[f"{part}_share"] for part in ("propose", "charged", "spent")},
                 "hypervolume": row["hypervolume_ratio_to_grid"],
                 "regret": None if regret.get(name) is None else 100 * regret[name],

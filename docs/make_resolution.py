@@ -20,7 +20,7 @@ from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent
 KEPT, PAGE = ROOT / "docs" / "resolution.json", ROOT / "docs" / "findings.md"
-WORDS = {"size": "smaller pictures", "pruning": "pruned whole pictures", "both": "both"}
+WORDS = {"size": "smaller pictures", "pruning": "pruned whole pictures", "both": "size and schedule together"}
 COLORS = {"size": "#4477aa", "pruning": "#cc3311", "both": "#228833"}
 
 

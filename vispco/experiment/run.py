@@ -87,8 +87,7 @@ class Run:
                 floor = self.cost.floor(self.problem.family(), self.problem.default_method)
                 budgets = self.cost.budgets(floor)
                 self._check_entries_fit()
-                known = self.study.experiment in self.store.experiment_names()
-                earlier = self.store.require_experiment(self.study.experiment).provenance if known else None
+                known = self.store.experiment(self.study.experiment)
                 content = content_of(self.evaluator, self.store, self.progress.say)
                 self._save(content, provenance(self.study.model.device))
                 advance(1, 3, "references")
@@ -111,8 +110,8 @@ class Run:
             HeldOut(self.evaluator, self.store, self.progress).confirm(planned, self._policies, budgets, checkpoints)
             self._tell_alike(planned)
             after = sum(len(self.store.trial_log(p.study).complete()) for p in planned)
-            if earlier and after == before:
-                self._save(content, earlier)  # of the run that measured, not of one that had nothing to do
+            if known is not None and after == before:
+                self._save(content, known.provenance)  # of the run that measured, not of one that had nothing to do
         if self.failures:
             raise self._ended_early(len(planned))
         return after - before
