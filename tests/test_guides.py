@@ -181,6 +181,7 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
         value, interval = ahead(name)
         assert f"{value}{unit} {interval}" in said
     assert f"charged {rows['learned']['charged']:.3f} of the grid" in said
+    assert f"with sharing they spend {rows['learned']['spent']:.3f}" in said
     low, high = rows["dop"]["learned_ahead_interval"]
     assert f"{-rows['dop']['learned_ahead']:.1f} points below it ({-low:.1f} below to {high:.1f} above)" in said
     times = rows["dop"]["charged"] / rows["learned"]["charged"]
