@@ -15,6 +15,10 @@ TOPICS = (
     *("the moon", "a small village", "computers", "gravity", "the heart", "trains", "bread", "democracy", "a dog"),
     *("volcanoes", "the number zero", "friendship", "a library", "rivers", "the internet", "bees", "chess", "tea"),
     *("a garden", "electricity", "painting", "the weather", "a long journey", "sleep", "money", "the alphabet"),
+    *("forests", "a hospital", "algebra", "the Middle Ages", "shoes", "birds", "a busy market", "cooking rice"),
+    *("the telephone", "honesty", "football", "planets", "an island", "cotton", "elections", "the skin", "maps"),
+    *("rain", "a drum", "robots", "probability", "old age", "paper", "a farm", "medicine", "clocks", "dancing"),
+    *("a river boat", "oxygen", "theatre", "a birthday", "traffic", "mushrooms"),
 )
 FORMS = (
     "Tell me about {}.",
