@@ -90,7 +90,7 @@ def pack(tokenizer: Any, batch: list[list[Question]]) -> Packed:
                 for place, (token, label) in enumerate(zip(tokens, labels, strict=True))
             ]
         rows.append(row)
-    length = max(map(len, rows))
+    length = 32 * -(-max(map(len, rows)) // 32)  # few lengths, so that memory is used again
     blank = (2, 0, -100, -1, 0.0)
     filled = [[*row, *[blank] * (length - len(row))] for row in rows]
     whole = [torch.tensor([[token[part] for token in row] for row in filled]) for part in range(5)]

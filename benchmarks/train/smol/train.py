@@ -8,9 +8,10 @@ OUT/decay.json while it runs; the state before the decay is kept for a longer ru
     python -m benchmarks.train.smol.train --out OUT [--tower 700] [--words 200] [--together 3000] [--decay N]
     python -m benchmarks.train.smol.train --out OUT --begin vispco/models/smol --places 0    (from the shipped weights)
 
-The shipped weights are those of `--tower 2600 --words 200` and 2,444 steps of the last stage: 800, a decay over 600,
-and from there with `--begin` 564 more, which begin with the places, and a decay over 480: 184 minutes on two cores.
-The optimizers of the first stage began anew at step 900, those of the last at step 1,400.
+The shipped weights are those of `--tower 2600 --words 200` and 3,778 steps of the last stage: 800, a decay over 600,
+from there with `--begin` 564 more, which begin with the places, and a decay over 480, and with `--begin --places 0
+--text-weight 4 --text-every 4` 634 more and a decay over 700: 255 minutes on two cores. The optimizers of the first
+stage began anew at step 900, those of the last at steps 1,400 and 2,444.
 """
 
 from __future__ import annotations
