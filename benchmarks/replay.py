@@ -1,16 +1,13 @@
-"""Races replayed on a recorded table of per-sample scores: ``python benchmarks/replay.py TABLE.npz [--seeds 100]``.
+"""Races replayed on a recorded table of per-sample scores; evaluator.py records one and prints what came out.
 
-TABLE holds ``search`` [P, S] and ``held_out`` [P, H], scores of every schedule, ``search_cost`` [P] (flops_ratio),
+A table holds ``search`` [P, S] and ``held_out`` [P, H], scores of every schedule, ``search_cost`` [P] (flops_ratio),
 ``names`` [P] (schedules as text) and ``groups`` [S]. Nothing is run, so that a replay costs nothing: each seed draws
 its own samples and its own order. Compared are the compute spent with exact sharing alone and with racing on top, and
-the schedules that either would have chosen for twelve budgets. Prints each claim and whether it holds; exits 1 if
-one does not.
+the schedules that either would have chosen for twelve budgets.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -58,20 +55,6 @@ class Table:
         floor = self.costs.min()
         return np.asarray(floor + (1 - floor) * (np.arange(number) + 0.5) / number)
 
-    def subset(self, schedules: NDArray[np.int64]) -> Table:
-        """The same for some schedules."""
-        return Table(
-            self.search[schedules],
-            self.held_out[schedules],
-            self.costs[schedules],
-            self.groups,
-            self.counts[schedules],
-            self.n_visual,
-            self.n_text,
-            self.shape,
-            self.method,
-        )
-
 
 def load(path: str, n_visual: int = 64, n_text: int = 10) -> Table:
     """A recorded table of the demo; prompts are taken to have one length."""
@@ -107,15 +90,13 @@ class Replay:
     beyond: int
 
 
-def replay_one(
-    seed: int, table: Table, n: int, options: RacingOptions, whole_groups: bool, strict: bool = False
-) -> Replay:
-    """Race on ``n`` samples in an order drawn from ``seed``; ``strict`` asks the guarantee for all budgets."""
+def replay_one(seed: int, table: Table, n: int, options: RacingOptions) -> Replay:
+    """Race on ``n`` samples in an order drawn from ``seed``."""
     rows = drawn(table, n, seed)
-    order = shuffled([[table.groups[row] for row in rows]], seed, whole_groups=whole_groups)
+    order = shuffled([[table.groups[row] for row in rows]], seed, whole_groups=False)
     rows = rows[order.row]
     scores, budgets = table.search[:, rows], table.budgets()
-    race = Race(table.costs, order, options, None if strict else budgets, block_ends(n))
+    race = Race(table.costs, order, options, budgets, block_ends(n))
     spent, begin = 0, 0
     for stage in race.stages:
         running = ~race.stopped
@@ -166,27 +147,9 @@ def trials(
     ]
 
 
-def replay(
-    table: Table,
-    seeds: Sequence[int],
-    options: RacingOptions | None = None,
-    n: int | None = None,
-    *,
-    whole_groups: bool = False,
-    strict: bool = False,
-    processes: int = 1,
-) -> list[Replay]:
-    """A race per seed, on ``n`` samples of the table (all by default)."""
-    one = partial(
-        replay_one,
-        table=table,
-        n=n or table.search.shape[1],
-        options=options or RacingOptions(),
-        whole_groups=whole_groups,
-        strict=strict,
-    )
-    if processes == 1:
-        return [one(seed) for seed in seeds]
+def replay(table: Table, seeds: Sequence[int], n: int, processes: int) -> list[Replay]:
+    """A race for each seed, on ``n`` samples of the table."""
+    one = partial(replay_one, table=table, n=n, options=RacingOptions())
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         return list(pool.map(one, seeds, chunksize=5))
 
@@ -217,42 +180,3 @@ def figures(runs: Sequence[Replay]) -> dict[str, float]:
         "stopped of the full front, mean": np.mean([run.off_front for run in runs]),
         "replays with one stopped beyond the margin": sum(run.beyond > 0 for run in runs),
     }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table")
-    parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--samples", type=int, nargs="*", default=[4096, 512])
-    parser.add_argument("--margin", type=float, default=RacingOptions().margin)
-    parser.add_argument("--alpha", type=float, default=RacingOptions().alpha)
-    parser.add_argument("--reserve", type=int, default=RacingOptions().reserve)
-    parser.add_argument("--whole-groups", action="store_true")
-    parser.add_argument("--strict", action="store_true", help="guarantee for all budgets")
-    parser.add_argument("--schedules", type=int, help="replay on so many schedules, drawn anew for each seed")
-    parser.add_argument("--processes", type=int, default=2)
-    given = parser.parse_args()
-    table = load(given.table)
-    options = RacingOptions(margin=given.margin, alpha=given.alpha, reserve=given.reserve)
-    failed = False
-    for n in given.samples:
-        kind = {"whole_groups": given.whole_groups, "strict": given.strict}
-        if given.schedules:
-            runs = []
-            for seed in range(given.seeds):
-                some = np.random.default_rng([seed, 2]).choice(len(table.costs), given.schedules, replace=False)
-                runs += replay(table.subset(np.sort(some)), [seed], options, n, **kind)
-        else:
-            runs = replay(table, range(given.seeds), options, n, **kind, processes=given.processes)
-        print(f"{n} samples, {options!r}")
-        for name, value in figures(runs).items():
-            print(f"  {name}: {value:.4g}")
-        if n == 4096:
-            holds = good(runs) >= OFTEN * len(runs)
-            failed |= not holds
-            print(f"  {LESS:g}x less and budget_score within {WITHIN} in {OFTEN:.0%}: {'holds' if holds else 'FAILS'}")
-    return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

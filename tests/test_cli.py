@@ -6,11 +6,6 @@ import csv
 import io
 import json
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -365,34 +360,6 @@ def test_other_mistakes_are_one_line(cli: Cli, ran: tuple[str, Path], tmp_path: 
         assert (code, out) == (2, ""), (arguments, err)
         assert len(err.splitlines()) == 1, err
         assert message in err, err
-
-
-def test_dashboard_lists_each_study_with_both_metrics(ran: tuple[str, Path]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, *VISPCO, "dashboard", "--storage", ran[0], "--port", str(port)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE)
-    try:
-        base = f"http://127.0.0.1:{port}/api/studies"
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                listed = json.load(urllib.request.urlopen(base, timeout=5))["study_summaries"]
-                break
-            except OSError:
-                assert server.poll() is None, server.stderr.read() if server.stderr else ""
-                assert time.monotonic() < deadline
-                time.sleep(0.3)
-        assert {study["study_name"] for study in listed} == {"small/lagrangian", "small/tpe", "small: comparison"}
-        for study in listed:
-            detail = json.load(urllib.request.urlopen(f"{base}/{study['study_id']}", timeout=30))
-            assert detail["objective_names"] == ["accuracy", "flops_ratio"]
-            assert detail["directions"] == ["maximize", "minimize"]
-            assert detail["trials"]
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def test_no_public_name_but_the_namespaces_is_a_module() -> None:

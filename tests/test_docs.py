@@ -310,6 +310,8 @@ def test_commands_about_the_dashboard_serve(tmp_path: Path) -> None:
             finally:
                 server.terminate()
     assert listed[-1]["study_name"] == "quickstart: comparison"
+    assert detail["objective_names"] == ["accuracy", "flops_ratio"]
+    assert detail["directions"] == ["maximize", "minimize"]
     assert "`<experiment>: comparison`" in page
     assert detail["artifacts"]
     assert all(f"`{artifact['filename']}`" in page for artifact in detail["artifacts"])

@@ -374,11 +374,12 @@ def test_prumerge_takes_32_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vispco.pruning.methods.prumerge.NEIGHBOURS", 3)
     found = seen("prumerge", 5)
     keys = F.normalize(found.last_keys, dim=-1)
-    for place, i in enumerate(found.kept):
+    own = found.pseudo.topk(4).indices.tolist()
+    assert set(own) < set(found.kept)
+    for i in own:
         near = (keys[i] @ keys.T).index_fill(0, torch.tensor(i), -2.0).topk(3).indices
         expected = found.plain[i] + (found.pseudo[near, None] * found.plain[near]).sum(dim=0)
-        if i in found.pseudo.topk(4).indices.tolist():
-            assert torch.allclose(found.pruned[place], expected, atol=1e-3)
+        assert torch.allclose(found.pruned[found.kept.index(i)], expected, atol=1e-3)
 
 
 def test_prumerge_plus_spreads_three_quarters() -> None:

@@ -573,10 +573,6 @@ def test_a_picture_that_the_processor_refuses(cli: Cli, tmp_path: Path, monkeypa
     assert re.search(r"line 7 of rows.jsonl: the model's processor refuses it: .*aspect ratio.*; change", last), err
 
 
-def test_there_are_thirty() -> None:
-    assert len(CASES) >= 30
-
-
 def everything(folder: Path) -> dict[str, bytes]:
     """All files below ``folder``."""
     return {path.as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

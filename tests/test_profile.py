@@ -362,11 +362,18 @@ def test_a_decision_lands_on_the_edge_of_a_staircase(old: Store) -> None:
     profile = planted_profile(described("demo").shape, (), "demo")
     comparison = Comparison(old, "old")
     pricing = Pricing(comparison, profile)
-    chosen = decide(comparison, Question(30.0, "prefill_ms"), pricing)["chosen"]
-    for search in comparison.searches:
-        for trial in search.trials:
-            price = pricing.of("prefill_ms", search, trial)
-            assert price is not None
-            assert trial.values is not None
-            if price.share <= chosen["cost_ratio"]:
-                assert trial.values[0] <= chosen["accuracy"]
+    shared = 0
+    for drop in range(5, 60, 5):
+        chosen = decide(comparison, Question(float(drop), "prefill_ms"), pricing)["chosen"]
+        flops = set()
+        for search in comparison.searches:
+            for trial in search.trials:
+                price = pricing.of("prefill_ms", search, trial)
+                assert price is not None
+                assert trial.values is not None
+                if price.share <= chosen["cost_ratio"]:
+                    assert trial.values[0] <= chosen["accuracy"]
+                if price.share == pytest.approx(chosen["cost_ratio"]):
+                    flops.add(trial.values[1])
+        shared += len(flops) > 1
+    assert shared

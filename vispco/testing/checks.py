@@ -221,10 +221,12 @@ def check_cache_lengths(model: Any, batch: Batch, policy: Policy, cache: Any, ne
         assert layer.keys.shape[-2] == expected, f"layer {number} holds {layer.keys.shape[-2]}, not {expected}"
 
 
+def has_relaxed(model: Any, method: Method) -> bool:
+    return method.differentiable and not any(map(adapter_for(model).recurrent, range(LAYERS)))
+
+
 def check_relaxed(model: Any, batch: Batch, method: Method, schedule: Schedule) -> None:
-    """With a hard mask the relaxed model is the pruned one, for methods and decoders that have one."""
-    if not method.differentiable or any(map(adapter_for(model).recurrent, range(LAYERS))):
-        return
+    """With a hard mask the relaxed model is the pruned one."""
     with torch.no_grad():
         with prune(model, method=method, schedule=schedule):
             pruned = model(**batch, use_cache=False).logits[:, -1]
