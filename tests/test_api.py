@@ -13,7 +13,7 @@ import pytest
 import vispco
 from conftest import SMALL, fresh
 from report_data import fill
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, ScheduleError
 from vispco.problem import Problem
 from vispco.pruning.methods import METHODS, make_method
 from vispco.storage.store import Store
@@ -89,5 +89,11 @@ def test_an_exported_schedule_is_priced_and_run_by_its_own_method(problem: Probl
     own = vispco.flops_ratio(problem.model, loaded, loaded.make_method(), **sizes)
     assert vispco.flops_ratio(problem.model, loaded, **sizes) == own
     assert own != vispco.flops_ratio(problem.model, loaded, "fastv", **sizes)
+    for text, why in (
+        ("step(layer=2, keep=0.5, resolution=0.5)", "is for smaller pictures"),
+        ("step(layer=0, keep=0.5)", "there is none before layer 0"),
+    ):
+        with pytest.raises(ScheduleError, match=why):
+            vispco.flops_ratio(problem.model, text, **sizes)
     with vispco.prune(problem.model, schedule=loaded, heads=2) as session:
         assert session.method.parameters() == {**loaded.make_method().parameters(), "heads": 2}

@@ -63,12 +63,22 @@ def test_every_cost_has_a_suite() -> None:
 # --- exact where claimed -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def _held(layer: Any) -> list[torch.Tensor]:
+    """Tensors that a layer of a cache keeps."""
+    if hasattr(layer, "recurrent_states"):
+        return [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return [layer.keys, layer.values]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "qwen3_5", "qwen3_5 in bfloat16"])
 @pytest.mark.parametrize("schedule", [None, Step(2, 0.5), Ratios([1, 0.75, 0.3, 0.1])], ids=str)
 def test_kv_bytes_are_those_of_the_cache(family: str, schedule: Schedule | None) -> None:
-    """Grouped heads and sliding windows, with a prompt longer than the window."""
-    tiny = TINY[family]
+    """Grouped heads and sliding windows, with a prompt longer than the window, and states of linear attention, one of
+    which stays in float32."""
+    tiny = TINY[family.split()[0]]
     model, batch = tiny.model(), tiny.batch([(9, 2, 12)])
+    if "bfloat16" in family:
+        model.to(torch.bfloat16)
     setting = Setting.of(adapter_for(model))
     visual = np.array([int(adapter_for(model).visual_mask(batch["input_ids"], None).sum())])
     text = np.array([batch["input_ids"].shape[1]]) - visual
@@ -79,7 +89,7 @@ def test_kv_bytes_are_those_of_the_cache(family: str, schedule: Schedule | None)
         else:
             with vispco.prune(model, method="random", schedule=schedule):
                 out = model(**batch, use_cache=True)
-    kept = [(layer.keys.nbytes, layer.values.nbytes) for layer in out.past_key_values.layers]
+    kept = [[held.nbytes for held in _held(layer)] for layer in out.past_key_values.layers]
     if family == "gemma3":
         assert text[0] + visual[0] > min(window for window in setting.windows if window)
     assert make_cost("kv_bytes").of(setting, counts, visual, text).tolist() == [sum(map(sum, kept))]
@@ -108,6 +118,31 @@ def test_total_flops_are_those_of_generation(tiny_llava: Any) -> None:
             tiny_llava.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
         cost = make_cost("total_flops").of(replace(setting, answer_tokens=tokens), counts, visual, text)
         assert cost.tolist() == [counter.get_total_flops()]
+
+
+@pytest.mark.parametrize("text", [2, 5, 12])
+def test_steps_read_no_more_than_a_window(text: int) -> None:
+    """Of a pruned layer whose window the whole answer leaves room in, is filled by it, or was full before."""
+    tiny, schedule = TINY["gemma3"], Step(2, 0.0)
+    model, batch = tiny.model(), tiny.batch([(text, 1, text)])
+    adapter = adapter_for(model)
+    with torch.no_grad():
+        features = adapter.encode_images(batch)
+        inputs = adapter.with_features(batch, features)
+    visual = np.array([len(features)])
+    other = np.array([batch["input_ids"].shape[1]]) - visual
+    setting = replace(Setting.of(adapter), answer_tokens=5)
+    counter = FlopCounterMode(display=False)
+    with (
+        torch.no_grad(),
+        vispco.prune(model, method="random", schedule=schedule),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        counter,
+    ):
+        model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    assert (other[0] > 12, other[0] + 4 > 12) == (text == 12, text > 2)
+    counts = schedule.counts(visual, setting.shape.layers)
+    assert make_cost("total_flops").of(setting, counts, visual, other).tolist() == [counter.get_total_flops()]
 
 
 def test_flops_are_prefill_flops() -> None:

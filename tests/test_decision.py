@@ -425,7 +425,11 @@ def test_export_wants_one_of_budget_and_drop(
     assert "one of --budget" in cli("export", "gridded", "--storage", url)[2]
     both = cli("export", "gridded", "--storage", url, "--budget", "0.5", "--max-drop", "1")
     assert "one of --budget" in both[2]
-    assert "belong to --max-drop" in cli("export", "gridded", "--storage", url, "--budget", "0.5", "--cost", "flops")[2]
+    for options in (["--cost", "flops"], ["--batch", "4"], ["--answer-tokens", "9"], ["--sure", "0.95"]):
+        code, _, err = cli("export", "gridded", "--storage", url, "--budget", "0.5", *options)
+        assert (code, f"{options[0]} belongs to --max-drop" in err) == (2, True), err
+    code, _, err = cli("export", "gridded", "--storage", url, "--max-drop", "90", "--target", "vllm")
+    assert (code, "--target vllm belongs to --budget; leave out --max-drop" in err) == (2, True), err
 
 
 def test_one_sample_more_is_not_worth_half_the_compute(gridded: tuple[Comparison, Run]) -> None:

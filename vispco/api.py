@@ -8,7 +8,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vispco.errors import ConfigError
+from vispco.errors import ConfigError, ScheduleError
 
 if TYPE_CHECKING:
     from vispco.analysis.comparison import Comparison
@@ -156,19 +156,30 @@ def flops_ratio(
         visual, text: visual tokens and other tokens of the prompt.
 
     Raises:
-        ScheduleError: the schedule does not fit the model.
+        ScheduleError: the schedule does not fit the model or the method, or is for smaller pictures.
+        ModelError: the model lacks what the method needs.
     """
     import numpy as np
 
     from vispco.costs import flops_ratio as ratio
     from vispco.models.families import adapter_for
+    from vispco.pruning.forward.counts import checked_counts
     from vispco.pruning.methods.base import make_method
+    from vispco.pruning.needs import check_needs
     from vispco.pruning.schedule_file import ScheduleFile
-    from vispco.pruning.schedules import parse_schedule
+    from vispco.pruning.schedules import parse_schedule, policy_text, resolution_of
 
-    shape, visuals = adapter_for(model).shape(), np.array([visual])
+    adapter, visuals = adapter_for(model), np.array([visual])
+    shape = adapter.shape()
     given = parse_schedule(schedule) if isinstance(schedule, str) else schedule
     if method is None:
         method = given.make_method() if isinstance(given, ScheduleFile) else "fastv"
     chosen = make_method(method) if isinstance(method, str) else method
-    return ratio(shape, given.counts(visuals, shape.layers), visuals, np.array([text]), chosen)
+    if resolution_of(given) not in (None, 1.0):
+        raise ScheduleError(
+            f"{policy_text(given)} is for smaller pictures, and visual={visual} says nothing of how many tokens the "
+            "whole ones have; give the schedule without its resolution, for a share of the smaller pictures' prefill"
+        )
+    check_needs(chosen, adapter)
+    counts = checked_counts(given.counts(visuals, shape.layers), visuals, shape.layers, chosen)
+    return ratio(shape, counts, visuals, np.array([text]), chosen)

@@ -147,12 +147,16 @@ def together(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
-    """One experiment's object, or several under ``experiments`` that share the lowest reference point.
+    """:func:`side_by_side` of experiments by their names.
 
     Raises:
         StorageError: no such experiment, or one without results.
     """
-    comparisons = [Comparison(store, name) for name in experiments]
+    return side_by_side([Comparison(store, name) for name in experiments])
+
+
+def side_by_side(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """One experiment's object, or several under ``experiments`` that share the lowest reference point."""
     if len(comparisons) == 1:
         return comparisons[0].to_dict()
     shared = min(comparison.reference_point() for comparison in comparisons)

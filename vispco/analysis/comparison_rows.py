@@ -20,7 +20,6 @@ def comparison_object(comparison: Comparison, reference: tuple[float, float]) ->
     """Numbers of one experiment; hypervolumes reach up to ``reference``."""
     unpruned, unpruned_held = comparison.reference("unpruned", "search"), comparison.reference("unpruned", "held_out")
     no_image = comparison.reference("no_image", "held_out")
-    samples = sum(len(s) for s in unpruned.scores.values()) if unpruned else 0
     return {
         "experiment": comparison.experiment,
         "spec_hash": comparison.stored.spec_hash,
@@ -30,7 +29,7 @@ def comparison_object(comparison: Comparison, reference: tuple[float, float]) ->
         "unpruned": {
             "accuracy": unpruned.accuracy if unpruned else None,
             "accuracy_held_out": unpruned_held.accuracy if unpruned_held else None,
-            "flops": unpruned.flops / samples if unpruned else None,
+            "flops": comparison.pricing.unpruned("flops") if unpruned else None,
             "tasks": _by_task(unpruned_held),
             **({} if comparison.unpruned_cost is None else {"cost": comparison.unpruned_cost}),
         },

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from vispco.analysis.limits import own_bounds, own_drops
 from vispco.analysis.noninferiority import NonInferiority, noninferiority
 from vispco.analysis.pricing import Price, Pricing
-from vispco.costs.bounds import TASKS, Bound, minimised, parse_bound
+from vispco.costs.bounds import Bound, minimised
 from vispco.errors import ConfigError, ScheduleError, StorageError
-from vispco.fronts import within_limits
 from vispco.pruning.schedules import parse_schedule
 from vispco.registry import suggest
 
@@ -82,7 +82,8 @@ class Candidate:
 
 
 def decide(comparison: Comparison, question: Question, pricing: Pricing | None = None) -> dict[str, Any]:
-    """The answer to a question, from the database alone. The experiment's own limits are kept too.
+    """The answer to a question, from the database alone. The experiment's own limits are kept too, by ``pricing``,
+    where the question has none on the same cost or task.
 
     ``chosen`` has ``search`` None where nothing may be pruned at all. ``confirmed`` is None where it cannot be known:
     the schedule is not measured on the held-out split, or a task's samples are one group; ``why`` says which.
@@ -93,7 +94,9 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         StorageError: the experiment lacks the unpruned model.
     """
     pricing = pricing or Pricing(comparison)
-    question = _with_own_limits(question, comparison)
+    asked_about = {bound.cost for bound in question.limits}
+    own = [bound for bound in own_bounds(comparison) if bound.cost not in asked_about]
+    question = replace(question, limits=(*question.limits, *own))
     unpruned = comparison.reference("unpruned", "search")
     if unpruned is None:
         raise StorageError(
@@ -102,7 +105,7 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         )
     tasks = _tasks(question, list(unpruned.tasks))
     left_out: Counter[str] = Counter()
-    candidates = feasible(comparison, question, pricing, unpruned, tasks, left_out)
+    candidates = feasible(comparison, question, pricing, unpruned, {**own_drops(comparison), **tasks}, left_out)
     if not candidates:
         asked = "; ".join(f"{bound.cost} {bound.text()}" for bound in question.limits)
         raise ConfigError(
@@ -134,14 +137,6 @@ def decide(comparison: Comparison, question: Question, pricing: Pricing | None =
         "left_out": dict(left_out),
         **_confirmation(comparison, question, best, tasks),
     }
-
-
-def _with_own_limits(question: Question, comparison: Comparison) -> Question:
-    """The experiment's limits on costs hold for every question; a trial says itself whether it keeps them."""
-    asked = {bound.cost for bound in question.limits}
-    own = {name: given for name, given in comparison.facts.get("limits", {}).items() if name != TASKS}
-    more = [parse_bound(name, given) for name, given in own.items() if name not in asked]
-    return replace(question, limits=(*question.limits, *more))
 
 
 def _schedules(candidates: Sequence[Candidate]) -> int:
@@ -189,9 +184,7 @@ def _candidates(
         for trial in search.trials:
             if trial.accuracy < least - SLACK:
                 continue
-            if not within_limits(trial):
-                left_out[OVER] += 1
-            elif not holds(comparison, search, trial):
+            if not holds(comparison, search, trial):
                 left_out[NO_FILE] += 1
             elif (price := pricing.of(question.cost, search, trial)) is None:
                 left_out[NO_PRICE] += 1

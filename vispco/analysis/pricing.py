@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vispco.config import CostConfig
 from vispco.costs import Profile, Prompts, Setting, make_cost
 from vispco.costs.flops import plain_flops
 from vispco.costs.profile import parse_profile
@@ -42,7 +43,7 @@ class Pricing:
 
     Args:
         profile: default: the one that is stored with the experiment, if there is one.
-        answer_tokens, batch: default: those of the study's cost.
+        answer_tokens, batch: default: those of the study's cost. ``own``: whether all three are the study's.
 
     Raises:
         ConfigError: the profile is of another model.
@@ -57,14 +58,15 @@ class Pricing:
         batch: int | None = None,
     ) -> None:
         self.comparison = comparison
-        terms = comparison.facts.get("cost_terms", {})
-        answer_tokens, batch = answer_tokens or terms.get("answer_tokens", 16), batch or terms.get("batch", 1)
-        self._own = terms and (terms["answer_tokens"], terms["batch"]) == (answer_tokens, batch) and profile is None
+        study = {**CostConfig().model_dump(), **comparison.stored.identity.get("cost", {})}
+        self.answer_tokens: int = study["answer_tokens"] if answer_tokens is None else answer_tokens
+        self.batch: int = study["batch"] if batch is None else batch
+        same = (self.answer_tokens, self.batch) == (study["answer_tokens"], study["batch"])
+        self.own = same and profile is None
         stored = comparison.facts.get("profile")
         self.given = profile
         self.profile = profile or (parse_profile(stored, "the stored profile") if stored else None)
-        self.answer_tokens, self.batch = answer_tokens, batch
-        self._prices: dict[tuple[str, str, str, str], Price | None] = {}
+        self._prices: dict[tuple[Any, ...], Price | None] = {}
         if profile is not None:
             profile.check_model(self._model, self.setting.shape)
 
@@ -75,18 +77,15 @@ class Pricing:
     @cached_property
     def setting(self) -> Setting:
         """What costs depend on, without a method."""
-        more: dict[str, Any] = {
-            "answer_tokens": self.answer_tokens,
-            "batch": self.batch,
-            "profile": self.profile,
-        }
+        more: dict[str, Any] = {"answer_tokens": self.answer_tokens, "batch": self.batch}
         known = self.comparison.facts.get("costs")
         if known:
-            return Setting.from_dict(known, **more)
+            return Setting.from_dict(known, **more).on(self.profile)
         from vispco.costs.described import described
 
         model = self.comparison.stored.identity.get("model", {})
-        return replace(described(self._model, model.get("device", "cpu"), model.get("dtype", "auto")), **more)
+        found = described(self._model, model.get("device", "cpu"), model.get("dtype", "auto"))
+        return replace(found, **more).on(self.profile)
 
     def noise(self, cost: str) -> float | None:
         """Of a cost in time, how far repetitions differed while its profile was measured
@@ -161,14 +160,14 @@ class Pricing:
         self, cost: str, origin: StudyResult, ratios: Sequence[float] | None, text: str, split: str
     ) -> Price | None:
         """From the schedule's text, or its keep ratios; each once."""
-        key = (cost, split, str(origin.method_key), text)
+        key = (cost, split, str(origin.method_key), text, *(ratios or ()))
         if key not in self._prices:
             self._prices[key] = self._price(cost, text, ratios, origin.make_method(), split)
         return self._prices[key]
 
     def _is_own(self, cost: str) -> bool:
         """Whether it is what the experiment's budgets are in, by the same profile, batch and length of answers."""
-        return bool(self._own) and cost == self.comparison.facts.get("cost") == self.comparison.cost
+        return self.own and cost == self.comparison.facts.get("cost") == self.comparison.cost
 
     def of_published(self, cost: str, name: str, split: str = "search") -> Price | None:
         """Of a published default; None where it has none here, as where the profile does not have its method."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.limits import excesses
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.study_result import StudyResult
 from vispco.costs import Profile
@@ -57,13 +58,23 @@ class Repriced(Comparison):
         self.load_held_out((search, trial) for search in self.searches for trial in self.shown(search))
 
     def _repriced(self, pricing: Pricing, cost: str, search: StudyResult) -> StudyResult:
-        priced = [(trial, pricing.of(cost, search, trial)) for trial in search.trials]
+        priced = [(trial, pricing.of(cost, search, trial)) for trial in self._judged(pricing, search)]
         trials = [replace(t, values=(t.accuracy, price.share)) for t, price in priced if price is not None]
         without = [trial for trial, price in priced if price is None]
         if without:
             self.unpriced[search.name] = len(without)
         # They cost what they cost.
         return replace(search, trials=trials, stopped=[*search.stopped, *without])
+
+    def _judged(self, pricing: Pricing, search: StudyResult) -> list[TrialRecord]:
+        """Trials whose ``limit_excess`` is by ``pricing``; what that cannot say stays as it was stored."""
+        if pricing.own or "limits" not in self.facts:
+            return list(search.trials)
+        over = excesses(self, pricing, search)
+        return [
+            t if over[t.number] is None else replace(t, user_attrs={**t.user_attrs, "limit_excess": over[t.number]})
+            for t in search.trials
+        ]
 
     def to_dict(self, reference_point: tuple[float, float] | None = None) -> dict[str, Any]:
         return {**super().to_dict(reference_point), **({"unpriced": self.unpriced} if self.unpriced else {})}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, together
+from vispco.analysis.comparison import Comparison, side_by_side
 from vispco.analysis.decision import EVERY, Question, decide, nothing_cheaper, points_in_words
 from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
@@ -59,7 +59,7 @@ def repriced(store: Store, experiments: Sequence[str], cost: str | None, profile
     """``vispco compare`` under another cost, which may differ from experiment to experiment if none is given."""
     given = read_profile(profile) if profile is not None else None
     default = {name: cost or Comparison(store, name).cost for name in experiments}
-    return together([Repriced(store, name, default[name], given).to_dict() for name in experiments])
+    return side_by_side([Repriced(store, name, default[name], given) for name in experiments])
 
 
 def print_decision(decision: dict[str, Any], storage: str | None = None) -> None:

@@ -85,6 +85,11 @@ class Setting:
         shape = ModelShape(**{**data["shape"], "each": each})
         return cls(shape, tuple(data.get("windows", ())), **known, **more)
 
+    def on(self, profile: Profile | None) -> Setting:
+        """With the times of the profile's machine, and values as wide as it has them."""
+        wide = None if profile is None else profile.bytes_per_value
+        return replace(self, profile=profile, bytes_per_value=wide or self.bytes_per_value)
+
     def with_method(self, method: Method | None) -> Setting:
         return replace(self, method=method)
 

@@ -44,6 +44,11 @@ class Bound:
         slack = SLACK * max(1.0, abs(self.value))
         return given >= self.value - slack if make_cost(self.cost).larger_is_better else given <= self.value + slack
 
+    def excess(self, absolute: float, share: float) -> float:
+        """By how much a schedule exceeds it, as a share of it; at most 0 within it."""
+        over = ((share if self.relative else absolute) - self.value) / self.value
+        return -over if make_cost(self.cost).larger_is_better else over
+
     def text(self) -> str:
         return f"{self.value:g}" if self.relative else f"{self.value:g} {make_cost(self.cost).unit}"
 

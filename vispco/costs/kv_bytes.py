@@ -1,4 +1,4 @@
-"""``kv_bytes``: keys and values that a prefill leaves in the cache, and those of the answer."""
+"""``kv_bytes``: what a prefill leaves in the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def kv_cache_bytes(
     bytes_per_value: int,
     windows: tuple[int | None, ...] = (),
 ) -> NDArray[np.int64]:
-    """Bytes of keys and values that each sample's prefill leaves in the cache, int64 [B]; ``windows`` as in
+    """Bytes that each sample's prefill leaves in the cache, int64 [B]; ``windows`` as in
     :class:`Setting`."""
     counts, n_text = np.asarray(counts, dtype=np.int64), np.asarray(n_text, dtype=np.int64)
     setting = Setting(shape, windows, bytes_per_value)
@@ -39,13 +39,23 @@ def held(setting: Setting, layer: int, tokens: Any) -> Any:
     return tokens if window is None else tokens.clip(max=window - 1)
 
 
+def cached(setting: Setting, layer: int, tokens: Any) -> Any:
+    """Bytes in the cache of ``layer`` once ``tokens`` went through: keys and values, or the states of linear attention,
+    which have one size."""
+    states = setting.shape.each[layer] if setting.shape.each else None
+    fixed = 0 if states is None else states.recent * setting.bytes_per_value + 4 * states.state
+    return token_bytes(setting, layer) * held(setting, layer, tokens) + fixed
+
+
 @COSTS.register("kv_bytes")
 class KvBytes(CostModel):
     """Exact: equals the bytes of the cache that the pruned prefill returns (a test)."""
 
     name: ClassVar[str] = "kv_bytes"
     unit: ClassVar[str] = "bytes"
-    about: ClassVar[str] = "keys and values in the cache after the prefill; grouped heads and sliding windows counted"
+    about: ClassVar[str] = (
+        "cache after the prefill; grouped heads, sliding windows and states of linear attention counted"
+    )
 
     def layer(self, setting: Setting, layer: int, tokens: Any) -> Any:
-        return token_bytes(setting, layer) * held(setting, layer, tokens)
+        return cached(setting, layer, tokens)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vispco.costs.base import COSTS, CostModel, Floats, Setting
-from vispco.costs.kv_bytes import held, token_bytes
+from vispco.costs.kv_bytes import cached
 from vispco.pruning.schedules import Counts
 
 
@@ -34,9 +34,9 @@ class PeakBytes(CostModel):
     def of(self, setting: Setting, counts: Counts, visual: Counts, text: Counts) -> Floats:
         tokens = np.asarray(counts, dtype=np.int64) + np.asarray(text, dtype=np.int64)[:, None]
         layers = range(tokens.shape[1])
-        cached = np.stack([token_bytes(setting, n) * held(setting, n, tokens[:, n]) for n in layers], axis=1)
+        before = np.stack([cached(setting, n, tokens[:, n]) for n in layers], axis=1)
         held_now = np.stack([self.layer(setting, n, tokens[:, n]) for n in layers], axis=1)
-        peak = (cached.cumsum(axis=1) + held_now).max(axis=1)
+        peak = (before.cumsum(axis=1) + held_now).max(axis=1)
         return np.asarray(setting.batch * peak, dtype=np.float64)
 
     def relaxed(self, setting: Setting, kept: Any, visual: Any, text: Any) -> Any:
@@ -44,6 +44,6 @@ class PeakBytes(CostModel):
 
         tokens = kept + text[..., None]
         layers = range(setting.shape.layers)
-        cached = torch.stack([token_bytes(setting, n) * held(setting, n, tokens[..., n]) for n in layers], dim=-1)
+        before = torch.stack([cached(setting, n, tokens[..., n]) for n in layers], dim=-1)
         held_now = torch.stack([self.layer(setting, n, tokens[..., n]) for n in layers], dim=-1)
-        return setting.batch * (cached.cumsum(dim=-1) + held_now).amax(dim=-1)
+        return setting.batch * (before.cumsum(dim=-1) + held_now).amax(dim=-1)

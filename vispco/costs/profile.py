@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
 VERSION = 2  # 1 had no pick, pair, step, reference and start of an answer
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NOISY = 0.1  # of the median: the spread of repetitions beyond which the machine was busy
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -162,6 +163,11 @@ class Profile(Part):
                 if missing := sorted(set(self.kinds) - where.keys()):
                     raise ValueError(f"no times of layers of kind {missing[0]!r} at batch {batch}")
         return self
+
+    @property
+    def bytes_per_value(self) -> int | None:
+        """Width of the values of its dtype; None of an unknown one."""
+        return BYTES.get(self.dtype)
 
     def at(self, batch: int) -> Timings:
         """Times at a batch size.

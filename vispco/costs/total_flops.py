@@ -6,12 +6,24 @@ from typing import Any, ClassVar
 
 from vispco.costs.base import COSTS, Setting
 from vispco.costs.flops import Flops, decode_flops
-from vispco.costs.kv_bytes import held
+
+
+def _read(setting: Setting, layer: int, tokens: Any) -> Any:
+    """Keys that all decode steps of an answer read after ``tokens`` of a prompt: the sum over j of n + j, at most a
+    window's width."""
+    steps = setting.answer_tokens - 1
+    window = setting.windows[layer] if setting.windows else None
+    if window is None:
+        return steps * tokens + steps * (steps + 1) // 2
+    growing = (window - tokens).clip(0, steps)
+    growing = growing - growing % 1  # whole steps, of real tokens too
+    return growing * tokens + growing * (growing + 1) / 2 + (steps - growing) * window
 
 
 @COSTS.register("total_flops")
 class TotalFlops(Flops):
-    """Decode step j reads a cache of the prompt's tokens and j more: ``2(2Hhd + 2Hgd + 3HI) + 4hd(n + j)`` per layer.
+    """Decode step j reads a cache of the prompt's n tokens and j more, at most those of a sliding window:
+    ``2(2Hhd + 2Hgd + 3HI) + 4hd(n + j)`` per layer.
 
     A layer of linear attention takes one step of its recurrence, in which torch counts the convolution alone. The head
     is counted once per token of the answer, which is what generation computes.
@@ -24,8 +36,7 @@ class TotalFlops(Flops):
         own, steps = setting.shape.at(layer), setting.answer_tokens - 1
         width = own.heads * own.head_dim
         per_token = decode_flops(setting.shape, layer)
-        read = steps * held(setting, layer, tokens) + steps * (steps + 1) // 2
-        return super().layer(setting, layer, tokens) + steps * per_token + 4 * width * read
+        return super().layer(setting, layer, tokens) + steps * per_token + 4 * width * _read(setting, layer, tokens)
 
     def constant(self, setting: Setting, visual: Any, text: Any) -> Any:
         head = 2 * setting.shape.hidden * setting.vocabulary * setting.answer_tokens

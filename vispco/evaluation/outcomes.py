@@ -24,7 +24,8 @@ def evaluation_of(costs: PromptCosts, job: Job, pending: Pending, seconds: float
             "flops_ratio": float(sample.ratio.mean()),
         }
         flops += int(sample.flops.sum())
-        kv_bytes.append(kv_cache_bytes(shape, counts, part.n_text, setting.bytes_per_value, setting.windows))
+        held = kv_cache_bytes(shape, counts, part.n_text, setting.bytes_per_value, setting.windows)
+        kv_bytes.append(float(held.mean()))
     return Evaluation(
         id=pending.id,
         split=job.split,
@@ -35,7 +36,7 @@ def evaluation_of(costs: PromptCosts, job: Job, pending: Pending, seconds: float
         flops_ratio=float(np.mean([task["flops_ratio"] for task in tasks.values()])),
         flops=flops,
         spent_flops=pending.spent_flops,
-        kv_bytes=float(np.concatenate(kv_bytes).mean()),
+        kv_bytes=float(np.mean(kv_bytes)),
         tasks=tasks,
         scores=scores,
         seconds=seconds,

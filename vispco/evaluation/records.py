@@ -19,7 +19,7 @@ class Evaluation:
         flops: sum over samples of their pruned prefills: what this evaluation costs when nothing is cached.
         spent_flops: what it did cost, after cache and sharing: layers that several policies share are paid by the
             first of them; 0 if it came from a cache.
-        kv_bytes: of the cache after the prefill, mean over samples.
+        kv_bytes: of the cache after the prefill, mean over tasks of means over samples.
         tasks: accuracy and flops_ratio of each task.
         scores: of each task's samples, in the order of the split.
         seconds: its share of the time; 0 if it came from a cache.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from vispco.search.progress import in_flops
 
 DRAWN = 32  # points of a family's grid that stand for what a sampler will draw
 PROBES = 3
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KEPT, RECOMPUTED = 2.4, 6.0  # a gradient step's memory over that of one layer's forward: per layer, and in all
 
 
@@ -193,11 +191,8 @@ class PeakMemory:
         parts = evaluator.prepared("search")
         longest = max(((int(v), int(t)) for p in parts for v, t in zip(p.n_visual, p.n_text, strict=True)), key=sum)
         self._visual, self._text = np.array([longest[0]]), np.array([longest[1]])
-        self._setting = Setting.of(problem.adapter, batch=problem.study.batch_size)
+        self._setting = Setting.of(problem.adapter, batch=problem.study.batch_size).on(problem.profile)
         wide = self._setting.bytes_per_value
-        if problem.profile is not None:
-            wide = BYTES.get(problem.profile.dtype, wide)
-            self._setting = replace(self._setting, bytes_per_value=wide)
         # Weights that are no floating-point numbers are quantised, and stay so.
         sizes = ((one.numel(), wide if one.is_floating_point() else one.element_size()) for one in _weights(problem))
         self._weights = sum(count * size for count, size in sizes)

@@ -21,7 +21,7 @@ from vispco.experiment.facts import cost_facts, profile_facts, study_facts
 from vispco.experiment.held_out import HeldOut
 from vispco.experiment.planning import Planned, plan, plan_in, resolutions
 from vispco.experiment.progress import Progress, Silent
-from vispco.experiment.unchanged import check_unchanged, content_of
+from vispco.experiment.unchanged import check_prices, check_unchanged, content_of
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
 from vispco.provenance import provenance
@@ -89,6 +89,8 @@ class Run:
                 self._check_entries_fit()
                 known = self.store.experiment(self.study.experiment)
                 content = content_of(self.evaluator, self.store, self.progress.say)
+                priced = self.cost.facts()
+                check_prices(self.store, known, priced, self.progress.say)
                 self._save(content, provenance(self.study.model.device))
                 advance(1, 3, "references")
                 facts = self._references()
@@ -97,7 +99,7 @@ class Run:
             facts.update(
                 accounting=ACCOUNTING, floor=floor, budgets=budgets, **study_facts(self.problem, self.store, self.cost)
             )
-            facts.update(costs=cost_facts(self.evaluator), **profile_facts(self.problem), **self.cost.facts())
+            facts.update(costs=cost_facts(self.evaluator), **profile_facts(self.problem), **priced)
             facts.update(model_type=self.problem.model.config.model_type)
             if checkpoints:
                 facts.update(anytime=checkpoints)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vispco.config import content_hash, parse_study
@@ -15,8 +16,11 @@ from vispco.experiment.planning import plan, plan_in
 from vispco.problem import Problem
 from vispco.search import SEARCHES
 from vispco.search.study_cost import has_plain_cost
+from vispco.storage.experiment_record import StoredExperiment
 from vispco.storage.importing import IMPORTED
 from vispco.storage.store import Store
+
+WAY_OUT = "give the study another experiment name, or start over with --fresh"
 
 
 def check_unchanged(problem: Problem, store: Store) -> None:
@@ -24,7 +28,6 @@ def check_unchanged(problem: Problem, store: Store) -> None:
     stored = store.experiment(problem.study.experiment)
     if stored is None:
         return
-    way_out = "give the study another experiment name, or start over with --fresh"
     now = problem.study.identity()
     for key in dict.fromkeys((*now, *stored.identity)):
         if key == "content":
@@ -36,7 +39,7 @@ def check_unchanged(problem: Problem, store: Store) -> None:
             raise ConfigError(
                 f"experiment {problem.study.experiment!r} in this database has another {key!r} "
                 f"({_short(stored.identity.get(key))} there, {_short(value)} here); "
-                f"its trials cannot be mixed: {way_out}"
+                f"its trials cannot be mixed: {WAY_OUT}"
             )
     for item in plan_in(store, problem.study):
         if stored.studies.get(item.study, {}).get("kind") == IMPORTED:
@@ -49,7 +52,7 @@ def check_unchanged(problem: Problem, store: Store) -> None:
         if changed and store.trial_log(item.study).complete():
             raise ConfigError(
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with another version of its "
-                f"plug-in ({changed}); put the file back, rename the entry, {way_out}"
+                f"plug-in ({changed}); put the file back, rename the entry, {WAY_OUT}"
             )
     earlier = parse_study(stored.spec_text, "stored study").searches if stored.spec_text else {}
     for item in plan_in(store, problem.study):
@@ -60,7 +63,7 @@ def check_unchanged(problem: Problem, store: Store) -> None:
         if known is not None and known != fixed_settings(problem.study.searches[item.entry]):
             raise ConfigError(
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} was run with other settings; "
-                f"only seeds and trials may change: rename the entry, {way_out}"
+                f"only seeds and trials may change: rename the entry, {WAY_OUT}"
             )
     for item in plan_in(store, problem.study):
         before = earlier[item.entry].options.get("trials") if item.entry in earlier else None
@@ -73,6 +76,37 @@ def check_unchanged(problem: Problem, store: Store) -> None:
                 f"entry {item.entry!r} of experiment {problem.study.experiment!r} began with trials: {before}; where "
                 "trials stop each other, new ones cannot join them: put the number back, or name a new entry"
             )
+
+
+def check_prices(
+    store: Store, stored: StoredExperiment | None, now: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Refuse trials that an earlier version counted otherwise, and say where it judged limits otherwise.
+
+    Args:
+        now: what :meth:`StudyCost.facts` says.
+    """
+    if stored is None or not any(store.trial_log(name).complete() for name in store.study_names(stored.name)):
+        return
+    before, after = _unpruned(stored.facts), _unpruned(now)
+    for cost in before.keys() & after.keys():
+        if not math.isclose(before[cost], after[cost], rel_tol=1e-9):
+            raise ConfigError(
+                f"experiment {stored.name!r} in this database has {before[cost]:.6g} as the unpruned model's {cost}, "
+                f"and this version counts {after[cost]:.6g}; its trials cannot be mixed: {WAY_OUT}"
+            )
+    if stored.facts.get("limit_rules") != now.get("limit_rules"):
+        say(
+            f"{stored.name}: its trials were judged by what an earlier version took limits to be, and may differ from "
+            "new ones where prompts differ in length or the profile is of another dtype; vispco choose judges all "
+            "anew, --fresh starts over"
+        )
+
+
+def _unpruned(facts: Mapping[str, Any]) -> dict[str, float]:
+    """What the unpruned model has of each cost that is minimised, FLOPs apart."""
+    own = {facts["cost"]: facts["cost_terms"]["unpruned"]["search"]} if "cost" in facts else {}
+    return {**own, **facts.get("further_costs", {})}
 
 
 def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -> Content:
@@ -108,8 +142,7 @@ def content_of(evaluator: Evaluator, store: Store, say: Callable[[str], None]) -
     if differ := changes(before, content):
         raise ConfigError(
             f"experiment {name!r} in this database was measured with other content under the same names: "
-            f"{listed(differ)}; its trials cannot be mixed: put it back, give the study another "
-            "experiment name, or start over with --fresh"
+            f"{listed(differ)}; its trials cannot be mixed: put it back, {WAY_OUT}"
         )
     return merged(before, content)
 

@@ -31,4 +31,5 @@ class Qwen35Adapter(Qwen25VLAdapter):
         chunk = heads * (4 * CHUNK**2 * key + 2 * CHUNK**2 * value + 6 * CHUNK * key * value)
         kernel = mixer.conv_kernel_size
         spread = 2 * mixer.conv_dim * kernel
-        return LayerShape(0, 0, 0, self._layer_weights[number], chunk, spread, kernel - 1)
+        recent, state = mixer.conv_dim * kernel, heads * key * value
+        return LayerShape(0, 0, 0, self._layer_weights[number], chunk, spread, kernel - 1, recent, state)

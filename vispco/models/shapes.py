@@ -24,6 +24,8 @@ class LayerShape:
             sent to.
         chunk: FLOPs of linear attention for every 64 tokens started.
         spread: FLOPs of its convolution for every token, and ``beyond`` times as many at the ends.
+        recent: values of its last tokens that the cache keeps for the convolution, as wide as hidden states.
+        state: values of its recurrent state, which the cache keeps in float32.
     """
 
     heads: int
@@ -33,6 +35,8 @@ class LayerShape:
     chunk: int = 0
     spread: int = 0
     beyond: int = 0
+    recent: int = 0
+    state: int = 0
 
 
 @dataclass(frozen=True)

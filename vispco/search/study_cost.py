@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TIE = 1e-12
 UNEVEN = 0.005  # of the unpruned model's FLOPs
 FLOPS = "flops"
+RULES = 2  # of what limits mean; by 1, shares were means of each prompt's, and bytes as wide as on the search's machine
 
 
 def bounds_of(study: Study) -> list[Bound]:
@@ -109,9 +110,9 @@ class Row:
 class StudyCost:
     """The cost of policies on a split.
 
-    ``flops`` without ``cost:`` is ``flops_ratio``, a mean of each prompt's share. Other costs are a mean over tasks of
-    means over prompts, and their ratio is that mean over the unpruned model's, so that a budget in ms and one as a
-    share are the same bound. Limits that are shares are means of each prompt's share, as in ``vispco choose``.
+    A share of ``flops`` is ``flops_ratio``, a mean of each prompt's share. Other costs are a mean over tasks of means
+    over prompts, and their share is that mean over the unpruned model's, so that a bound in ms and one as a share are
+    the same. Budgets, limits and ``vispco choose`` agree in this.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -121,7 +122,7 @@ class StudyCost:
         self.further: list[CostModel] = [minimised(name) for name in study.cost.also]
         self.bounds, self.drops = bounds_of(study), drops_of(study)
         self.unpruned_tasks: dict[str, float] = {}
-        self._whole: dict[str, float] = {}
+        self._whole: dict[tuple[str, str], float] = {}
         self._vision: dict[float, float] = {}
 
     @property
@@ -148,16 +149,9 @@ class StudyCost:
         problem = self._evaluator.problem
         if problem.profile is not None:
             problem.profile.check_model(problem.study.model.name, problem.shape)
-        wanted = {self.name, *(model.name for model in self.further), *(bound.cost for bound in self.bounds)}
-        tower = vision_flops(problem) if "total_flops" in wanted else 0.0
-        terms = self.terms
-        return Setting.of(
-            problem.adapter,
-            vision_flops=tower,
-            answer_tokens=terms.answer_tokens,
-            batch=terms.batch,
-            profile=problem.profile,
-        )
+        terms = {"answer_tokens": self.terms.answer_tokens, "batch": self.terms.batch}
+        # Always: nobody knows which costs of plug-ins read it.
+        return Setting.of(problem.adapter, vision_flops=vision_flops(problem), **terms).on(problem.profile)
 
     # --- the cost ------------------------------------------------------------------------------------
 
@@ -173,13 +167,14 @@ class StudyCost:
 
     def whole(self, split: str = "search") -> float:
         """The unpruned model's."""
-        if split not in self._whole:
-            self._whole[split] = self.value(keep_all(), None, split)
-        return self._whole[split]
+        return self.whole_of(self.model, split)
 
-    def whole_of(self, model: CostModel) -> float:
-        """Another cost of the unpruned model on the search split."""
-        return self._mean(model, self._distinct(keep_all(), None, "search"), None)[0]
+    def whole_of(self, model: CostModel, split: str = "search") -> float:
+        """Any cost of the unpruned model."""
+        key = (model.name, split)
+        if key not in self._whole:
+            self._whole[key] = self._mean(model, self._distinct(keep_all(), None, split), None)[0]
+        return self._whole[key]
 
     def ratio_of_counts(self, counts: Sequence[Counts], method: Method) -> float:
         """:meth:`ratio` from counts [S, L] of each task's samples of the search split."""
@@ -260,8 +255,9 @@ class StudyCost:
             found = self.priced(cheapest, method)
             for bound in self.bounds:
                 if found.excess[bound.cost] > TIE:
-                    share = self._mean(make_cost(bound.cost), self._distinct(cheapest, method, "search"), method)
-                    reached = f"{share[1]:.4f}" if bound.relative else f"{share[0]:.4g} {make_cost(bound.cost).unit}"
+                    model = make_cost(bound.cost)
+                    absolute, share = self._priced(model, self._distinct(cheapest, method, "search"), method)
+                    reached = f"{share:.4f}" if bound.relative else f"{absolute:.4g} {model.unit}"
                     raise ConfigError(
                         f"limits.{bound.cost} = {bound.text()} is out of reach: the cheapest schedule of family "
                         f"{family.name!r} with {method.name!r} has {reached}; loosen the limit"
@@ -327,7 +323,7 @@ class StudyCost:
         if self.further:
             found["further_costs"] = {model.name: self.whole_of(model) for model in self.further}
         limits = self._evaluator.problem.study.limits
-        return {**found, **({"limits": limits} if limits else {})}
+        return {**found, **({"limits": limits, "limit_rules": RULES} if limits else {})}
 
     # --- parts ---------------------------------------------------------------------------------------
 
@@ -378,12 +374,15 @@ class StudyCost:
 
         return model.averaged(mean, np.concatenate(values), np.concatenate(unpruned))
 
+    def _priced(self, model: CostModel, rows: Sequence[Row], method: Method | None) -> tuple[float, float]:
+        """A cost on the search split in its unit, and as a share of the unpruned model's."""
+        absolute, each = self._mean(model, rows, method)
+        return absolute, each if model.name == FLOPS else absolute / self.whole_of(model)
+
     def _over(self, bound: Bound, rows: Sequence[Row], method: Method) -> tuple[float, float]:
         """A limited cost in its unit, and by how much it exceeds its limit."""
-        model = make_cost(bound.cost)
-        absolute, share = self._mean(model, rows, method)
-        over = ((share if bound.relative else absolute) - bound.value) / bound.value
-        return absolute, -over if model.larger_is_better else over
+        absolute, share = self._priced(make_cost(bound.cost), rows, method)
+        return absolute, bound.excess(absolute, share)
 
     # --- for gradients -------------------------------------------------------------------------------
 
@@ -396,7 +395,12 @@ class StudyCost:
                 weights[pair] = weights.get(pair, 0.0) + 1 / (len(part.samples) * len(parts))
         return replace(self.setting, method=None), weights
 
-    def added_by_pruning(self, model: CostModel, family: ScheduleFamily, method: Method) -> float:
-        """What scoring and hooks add to a schedule in the middle of the family, which the relaxed form leaves out."""
+    def added_by_pruning(
+        self, model: CostModel, family: ScheduleFamily, method: Method, *, each: bool = False
+    ) -> float:
+        """What scoring and hooks add to a schedule in the middle of the family, which the relaxed form leaves out.
+
+        ``each``: as a mean of shares, prompt by prompt.
+        """
         rows = self._distinct(family.discrete(family.start()), method, "search")
-        return self._mean(model, rows, method)[0] - self._mean(model, rows, None)[0]
+        return self._mean(model, rows, method)[each] - self._mean(model, rows, None)[each]

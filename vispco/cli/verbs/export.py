@@ -12,9 +12,12 @@ from vispco.cli.options import BatchSize, CostName, Limit, ProfileFile, Storage,
 from vispco.cli.output import print_json
 from vispco.errors import ConfigError
 
+QUESTION = ("cost", "limit", "max_task_drop", "sure", "profile", "answer_tokens", "batch")
+
 
 @app.command()
 def export(
+    context: typer.Context,
     experiment: str,
     budget: Annotated[
         Optional[float], typer.Option(help="Upper bound on the cost, as a share of the unpruned model's.")
@@ -32,7 +35,7 @@ def export(
     output: Annotated[Optional[Path], typer.Option("-o", "--output", help="File [default: print it].")] = None,
     target: Annotated[
         Optional[str],
-        typer.Option(help="Only schedules that run there, and what that server takes as YAML [default: any, as JSON]."),
+        typer.Option(help="Of --budget: only schedules that run there, as that server takes them [default: any]."),
     ] = None,
     storage: Storage = None,
 ) -> None:
@@ -50,8 +53,12 @@ def export(
 
     if (budget is None) == (max_drop is None):
         raise ConfigError("give one of --budget, a share of the unpruned compute, and --max-drop, points of accuracy")
-    if budget is not None and (cost or limit or max_task_drop or profile):
-        raise ConfigError("--cost, --limit, --max-task-drop and --profile belong to --max-drop; leave out --budget")
+    asked_with = [f"--{name.replace('_', '-')}" for name in QUESTION if _is_given(context, name)]
+    if budget is not None and asked_with:
+        belong = "belong" if len(asked_with) > 1 else "belongs"
+        raise ConfigError(f"{', '.join(asked_with)} {belong} to --max-drop; leave out --budget")
+    if max_drop is not None and target is not None:
+        raise ConfigError(f"--target {target} belongs to --budget; leave out --max-drop")
     with open_store(storage, read_only=True) as store:
         comparison = Comparison(store, experiment)
         if max_drop is None:
@@ -74,6 +81,11 @@ def export(
     else:
         write_output(output, json.dumps(found, indent=1) + "\n", JSON, own=json_with("format", FORMAT))
     print(output.resolve())
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command("export-model")

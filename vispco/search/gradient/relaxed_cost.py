@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vispco.costs import CostModel, decoder_flops, make_cost, plain_flops
+from vispco.search.study_cost import FLOPS, StudyCost
 
 if TYPE_CHECKING:
     from vispco.evaluation.evaluator import Evaluator
     from vispco.pruning.families import ScheduleFamily
     from vispco.pruning.methods.base import Method
-    from vispco.search.study_cost import StudyCost
 
 REACH = 80.0
 HALVINGS = 48
@@ -54,16 +55,21 @@ class RelaxedCost:
 class RelaxedShare:
     """Any cost of real-valued keep ratios on the search split, as a share of ``whole``, differentiable.
 
+    ``each``: the mean of each prompt's share of its own unpruned cost, which ``whole`` is then a part of.
+
     What scoring and hooks add is a constant, ``added``, in the cost's unit: the relaxed model drops nothing. Piecewise
     linear through the points of a profile, so that the slope at a step of a staircase is that of the step.
     """
 
-    def __init__(self, cost: StudyCost, model: CostModel, whole: float, added: float) -> None:
+    def __init__(self, cost: StudyCost, model: CostModel, whole: float, added: float, *, each: bool = False) -> None:
         self._model, self._whole, self._added = model, whole, added
         self._setting, weights = cost.relaxed_parts()
         lengths = torch.tensor(list(weights), dtype=torch.float64)
         self._visual, self._text = lengths[:, 0], lengths[:, 1]
         self._weight = torch.tensor(list(weights.values()), dtype=torch.float64)
+        if each:
+            visual, text = np.array(list(weights)).T
+            self._weight /= torch.from_numpy(model.unpruned(self._setting, visual, text))
 
     def __call__(self, ratios: Tensor) -> Tensor:
         """float64 [...] of ``ratios`` [..., L]."""
@@ -88,8 +94,9 @@ def relaxed_limits(cost: StudyCost, family: ScheduleFamily, method: Method) -> l
     found: list[Relaxed] = []
     for bound in cost.bounds:
         model = make_cost(bound.cost)
-        most = bound.value * (cost.whole_of(model) if bound.relative else 1.0)
-        one = RelaxedShare(cost, model, most, cost.added_by_pruning(model, family, method))
+        each = bound.relative and model.name == FLOPS  # as StudyCost has it
+        most = bound.value * (cost.whole_of(model) if bound.relative and not each else 1.0)
+        one = RelaxedShare(cost, model, most, cost.added_by_pruning(model, family, method, each=each), each=each)
         found.append(_inverse(one) if model.larger_is_better else one)
     return found
 
