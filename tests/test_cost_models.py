@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
 
 import vispco
+from conftest import SMALL
 from vispco.costs import COSTS, Prompts, Setting, make_cost, prefill_flops, read_profile, unpruned_flops
 from vispco.costs.bounds import parse_bound
 from vispco.costs.profile import Curve, parse_profile
 from vispco.errors import ConfigError
+from vispco.evaluation.prepared import vision_flops
 from vispco.models.families import adapter_for
 from vispco.models.shapes import LayerShape
+from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing import CostConformance
@@ -108,6 +112,18 @@ def test_total_flops_are_those_of_generation(tiny_llava: Any) -> None:
             tiny_llava.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
         cost = make_cost("total_flops").of(replace(setting, answer_tokens=tokens), counts, visual, text)
         assert cost.tolist() == [counter.get_total_flops()]
+
+
+def test_the_towers_attention_is_counted_whatever_computes_it() -> None:
+    """Torch counts nothing of a flash kernel; here of a function that multiplies nothing at all."""
+    problem = Problem.from_text(SMALL)
+    plain, tower = vision_flops(problem), problem.adapter.model.model.vision_tower.config
+    AttentionInterface.register("unseen", lambda module, query, key, value, *_, **__: (value.transpose(1, 2), None))
+    own, decoder = dict(vars(problem.adapter.model.config)), problem.adapter.attention()
+    tower._attn_implementation = "unseen"
+    assert vision_flops(problem) == plain
+    assert (tower._attn_implementation, problem.adapter.attention()) == ("unseen", decoder)
+    assert dict(vars(problem.adapter.model.config)) == own
 
 
 def test_flops_are_prefill_flops() -> None:
