@@ -103,6 +103,21 @@ def test_a_profile_stands_in_for_the_studys(cli: Callable[..., tuple[int, str, s
     assert (code, err.count("\n")) == (0, 1)
 
 
+def test_a_profile_lies_beside_its_study(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is given; what is seen from the working directory alone is taken too."""
+    for folder, device in (("studies", "cpu"), ("here", "cuda")):
+        (tmp_path / folder).mkdir()
+        of_another_machine(tmp_path / folder, device=device)
+    study = tmp_path / "studies" / "study.yaml"
+    study.write_text(f"{STUDY}profile: theirs.json\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert "(cpu)" in cli("plan", study)[2]
+    (tmp_path / "studies" / "theirs.json").unlink()
+    assert "(cuda)" in cli("plan", study)[2]
+
+
 BAD = {
     "no file": ({}, "cannot read profile"),
     "of another depth": ({"shape": {"layers": 6}, "kinds": ["full"] * 6}, "6 decoder layers, and 'demo' has 8"),

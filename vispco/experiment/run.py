@@ -6,7 +6,6 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from vispco.costs.profile import parse_profile
@@ -213,12 +212,16 @@ class Run:
 
     def _recall_profile(self) -> None:
         """A stored hardware profile stays where the study, or this machine, has none."""
-        if self.study.profile is not None and Path(self.study.profile).exists():
+        file = self.problem.profile_file
+        if file is not None and file.exists():
             return
         stored = self.store.experiment(self.study.experiment)
         known = stored.facts.get("profile") if stored else None
         if known is not None:
             self.problem.profile = parse_profile(known, "the stored profile")
+            if file is not None:
+                kept = "the profile stored with the experiment is used"
+                self.progress.say(f"{self.study.experiment}: there is no file {str(file)!r}; {kept}")
 
     def _search(self, item: Planned, budgets: list[float], title: str) -> None:
         log = self.store.trial_log(item.study)
