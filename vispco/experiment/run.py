@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from vispco.costs.held import held, told_apart
 from vispco.costs.profile import parse_profile
 from vispco.errors import LockedError, MeasurementError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
@@ -86,6 +87,8 @@ class Run:
                 floor = self.cost.floor(self.problem.family(), self.problem.default_method)
                 budgets = self.cost.budgets(floor)
                 self._check_entries_fit()
+                if (made := self.problem.profile) and (apart := told_apart(made, held(self.problem.adapter))):
+                    self.progress.say(f"{self.study.experiment}: {apart}")
                 known = self.store.experiment(self.study.experiment)
                 content = content_of(self.evaluator, self.store, self.progress.say)
                 self._save(content, provenance(self.study.model.device))

@@ -13,6 +13,7 @@ import numpy as np
 from vispco.config import CostConfig, Study
 from vispco.costs import CostModel, Setting, make_cost
 from vispco.costs.bounds import TASKS, Bound, Priced, minimised, parse_bound
+from vispco.costs.held import held
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
@@ -147,7 +148,7 @@ class StudyCost:
         """
         problem = self._evaluator.problem
         if problem.profile is not None:
-            problem.profile.check_model(problem.study.model.name, problem.shape)
+            problem.profile.check_model(problem.study.model.name, problem.shape, held(problem.adapter))
         wanted = {self.name, *(model.name for model in self.further), *(bound.cost for bound in self.bounds)}
         tower = vision_flops(problem) if "total_flops" in wanted else 0.0
         terms = self.terms
