@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
 
 import vispco
+from conftest import SMALL
 from vispco.costs import COSTS, Prompts, Setting, make_cost, prefill_flops, read_profile, unpruned_flops
 from vispco.costs.bounds import parse_bound
-from vispco.costs.profile import Curve, parse_profile
+from vispco.costs.held import held, held_in, told_apart
+from vispco.costs.profile import Curve, Profile, parse_profile
 from vispco.errors import ConfigError
+from vispco.evaluation.content import _settings
+from vispco.evaluation.prepared import vision_flops
 from vispco.models.families import adapter_for
 from vispco.models.shapes import LayerShape
+from vispco.problem import Problem
 from vispco.pruning.methods import make_method
 from vispco.pruning.schedules import Ratios, Schedule, Step
 from vispco.testing import CostConformance
@@ -145,6 +152,18 @@ def test_steps_read_no_more_than_a_window(text: int) -> None:
     assert make_cost("total_flops").of(setting, counts, visual, other).tolist() == [counter.get_total_flops()]
 
 
+def test_the_towers_attention_is_counted_whatever_computes_it() -> None:
+    """Torch counts nothing of a flash kernel; here of a function that multiplies nothing at all."""
+    problem = Problem.from_text(SMALL)
+    plain, tower = vision_flops(problem), problem.adapter.model.model.vision_tower.config
+    AttentionInterface.register("unseen", lambda module, query, key, value, *_, **__: (value.transpose(1, 2), None))
+    own, decoder = dict(vars(problem.adapter.model.config)), problem.adapter.attention()
+    tower._attn_implementation = "unseen"
+    assert vision_flops(problem) == plain
+    assert (tower._attn_implementation, problem.adapter.attention()) == ("unseen", decoder)
+    assert dict(vars(problem.adapter.model.config)) == own
+
+
 def test_flops_are_prefill_flops() -> None:
     counts, visual, text = some_counts(7)
     for name in ("fastv", "sparsevlm", "divprune", "stride"):
@@ -242,6 +261,65 @@ def test_a_profile_of_the_first_version_is_read() -> None:
     assert parse_profile({**data, "version": 1}, "p.json").batches == planted_profile().batches
 
 
+def test_a_profile_of_the_second_version_is_read_and_stays_as_it_was() -> None:
+    """It does not say how its model was held. Experiments know their profile by the hash of its data."""
+    data = {**json.loads(planted_profile().to_json()), "version": 2}
+    read = parse_profile(data, "p.json")
+    assert "held" not in data
+    assert read.model_dump(mode="json") == data
+    now = {
+        "model_type": "llava",
+        "vision_config.depth": "4",
+        "quantization": "quanto",
+        "adapter": "",
+        "attention": "sdpa",
+    }
+    read.check_model("mine", SHAPE, now)
+    assert told_apart(read, now) == ""
+
+
+def test_a_model_that_is_held_otherwise_is_refused_or_told() -> None:
+    known = {"model_type": "llava", "vision_config.depth": "24", "quantization": "", "adapter": ""}
+    profile = planted_profile().model_copy(update={"held": known})
+    now = {**known, "attention": "sdpa", "dtype": "float32"}
+    profile.check_model("mine", SHAPE, now)
+    assert told_apart(profile, now) == ""
+    for key, other in (("model_type", "qwen2_vl"), ("vision_config.depth", "27")):
+        with pytest.raises(ConfigError, match=rf"'made' \({key} {known[key]}\), and 'mine' has {key} {other}"):
+            profile.check_model("mine", SHAPE, {**now, key: other})
+    for key, other, then in (
+        ("quantization", "quanto weights=int8", "none"),
+        ("adapter", "LORA r=8", "none"),
+        ("attention", "eager", "sdpa"),
+    ):
+        profile.check_model("mine", SHAPE, {**now, key: other})
+        assert told_apart(profile, {**now, key: other}) == f"the model was timed with {key} {then} instead of {other}"
+    assert read_held(profile) == known
+
+
+def read_held(profile: Profile) -> dict[str, str]:
+    return parse_profile(json.loads(profile.to_json()), "p.json").held
+
+
+def test_how_a_model_is_held_is_read_alike_from_it_and_from_an_experiment() -> None:
+    """Of a model in 8 bits with an adapter: settings as transformers and PEFT keep them, and as a database does."""
+    model = TINY["qwen2_5_vl"].build()
+    model.config.quantization_config = {"quant_method": "quanto", "weights": "int8", "activations": None}
+    wrapped = SimpleNamespace(to_dict=lambda: {"peft_type": "LORA", "r": 8, "lora_alpha": 16})
+    model.peft_config = {"default": wrapped}
+    found = held(adapter_for(model))
+    assert found["model_type"] == "qwen2_5_vl"
+    assert found["vision_config.depth"] == str(model.config.vision_config.depth)
+    assert (found["quantization"], found["adapter"]) == ("quanto weights=int8", "LORA r=8")
+    content = {
+        "model": {"attention": found["attention"], "dtype": "torch.float32"},
+        "configuration": _settings(model.config),
+        "adapters": _settings({**model.peft_config, "active": ["default"]}),
+    }
+    assert {**held_in({"content": content}), "dtype": "float32"} == found
+    assert held_in({}) == {}
+
+
 def _broken(change: Any) -> dict[str, Any]:
     data = json.loads(planted_profile().to_json())
     change(data)
@@ -262,7 +340,7 @@ TIMES = "batches.1.layers.full"
         (lambda d: d["batches"]["1"]["layers"].pop("sliding"), "no times of layers of kind 'sliding'"),
         (lambda d: d["kinds"].pop(), "5 kinds for 6 layers"),
         (lambda d: d.pop("dtype"), "dtype: Field required"),
-        (lambda d: d.update(version=3), "reads up to 2; upgrade"),
+        (lambda d: d.update(version=4), "reads up to 3; upgrade"),
         (lambda d: d.update(format="x"), "is no hardware profile"),
         (lambda d: d.update(batches={}), "batches"),
     ],

@@ -103,6 +103,33 @@ def test_a_profile_stands_in_for_the_studys(cli: Callable[..., tuple[int, str, s
     assert (code, err.count("\n")) == (0, 1)
 
 
+def test_a_plan_says_how_the_timed_model_was_held(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY)
+    held = {"model_type": "llava", "quantization": "quanto weights=int8", "adapter": ""}
+    code, _, err = cli("plan", study, "--profile", of_another_machine(tmp_path, held=held, attention="eager"))
+    told = "the model was timed with quantization quanto weights=int8 instead of none, attention eager instead of sdpa"
+    assert (code, err.endswith(f"batch 4; {told}\n")) == (0, True)
+    code, _, err = cli("plan", study, "--profile", of_another_machine(tmp_path, held={"model_type": "llava_next"}))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "(model_type llava_next), and 'demo' has model_type llava" in err
+
+
+def test_a_profile_lies_beside_its_study(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is given; what is seen from the working directory alone is taken too."""
+    for folder, device in (("studies", "cpu"), ("here", "cuda")):
+        (tmp_path / folder).mkdir()
+        of_another_machine(tmp_path / folder, device=device)
+    study = tmp_path / "studies" / "study.yaml"
+    study.write_text(f"{STUDY}profile: theirs.json\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert "(cpu)" in cli("plan", study)[2]
+    (tmp_path / "studies" / "theirs.json").unlink()
+    assert "(cuda)" in cli("plan", study)[2]
+
+
 BAD = {
     "no file": ({}, "cannot read profile"),
     "of another depth": ({"shape": {"layers": 6}, "kinds": ["full"] * 6}, "6 decoder layers, and 'demo' has 8"),

@@ -23,13 +23,13 @@ from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.costs import read_profile
 from vispco.costs.base import Setting, make_cost
-from vispco.costs.checking import Check, summary
+from vispco.costs.checking import Check, _prompts, other_machine, summary
 from vispco.costs.described import described
 from vispco.costs.edges import search_edges, token_grid
-from vispco.costs.measuring import curve_of, random_schedule
+from vispco.costs.measuring import Effort, curve_of, device_name, measure_profile, random_schedule
 from vispco.costs.profile import Curve, Scoring, busy
-from vispco.costs.prompter import Prompted
-from vispco.costs.rounds import in_turn
+from vispco.costs.prompter import SIZE, Prompted, Prompter
+from vispco.costs.rounds import Turns, in_turn
 from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import stamped
 from vispco.fronts import front
@@ -265,6 +265,92 @@ def test_random_schedules_fit_the_decoder() -> None:
         assert min(ratios) < 1
 
 
+def prompter_of(tokens: Callable[[int], int]) -> Prompter:
+    """Of a processor that makes a picture of so many pixels a side into ``tokens`` visual tokens."""
+
+    def make(pictures: int, words: Any, batch: int, size: int = SIZE) -> Prompted:
+        text = 5 + (words if isinstance(words, int) else max(words))
+        return Prompted({}, pictures * tokens(size), text, pictures=pictures, size=size)
+
+    made = object.__new__(Prompter)
+    made.make = make  # type: ignore[method-assign]
+    return made
+
+
+def test_a_tower_that_looks_at_whole_pictures_is_timed_on_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: time square in a picture's tokens, as in Qwen2-VL's tower. What is priced is one picture, and a
+    straight line from four small ones is half of what it takes."""
+    tower = lambda tokens: tokens + tokens**2 / 500  # noqa: E731
+
+    def in_turn(probes: dict[Any, Any], *_: Any, **__: Any) -> Turns:
+        def times(key: Any) -> Any:
+            what, tokens = key[:2] if isinstance(key, tuple) else ("layers", key)
+            if what in ("layers", "decode"):
+                return np.ones((3, 2))
+            return np.full(3, tower(tokens) if what == "tower" else 1e4)
+
+        return Turns({key: times(key) for key in probes}, 1.0)
+
+    monkeypatch.setattr("vispco.costs.measuring.in_turn", in_turn)
+    monkeypatch.setattr("vispco.costs.measuring.Prompter", lambda *_: prompter_of(lambda size: (size // 28) ** 2))
+    made = measure_profile(TINY["llava"].model(), None, "tiny", effort=Effort(max_tokens=4096))
+    assert made.longest(1) == 4096
+    for tokens in (150, 600, 2048, 4096):
+        assert made.at(1).tower(np.array([tokens]))[0] == pytest.approx(tower(tokens), rel=0.06)
+    assert made.held["model_type"] == "llava"
+
+
+def test_pictures_of_one_size_are_timed_several_at_a_time() -> None:
+    """And the largest that there is, where sizes differ up to a cap; the last has as many tokens as were asked for."""
+    one_size = prompter_of(lambda size: 576)
+    assert [one.pictures for one in one_size.pictured(4096, 1)] == [1, 2, 4, 8]
+    assert [one.pictures for one in one_size.pictured(576, 1)] == [1]
+    capped = prompter_of(lambda size: min(size // 28, 20) ** 2).pictured(1500, 1)
+    assert [(one.pictures, one.visual) for one in capped[-3:]] == [(1, 400), (2, 800), (4, 1600)]
+    assert max(one.visual for one in capped[:-3]) < 400
+    steps = prompter_of(lambda size: 64 * max(1, size // 448) ** 2).pictured(500, 1)  # a tile at a time
+    assert [(one.pictures, one.visual) for one in steps] == [(1, 64), (1, 256), (1, 576)]
+    assert prompter_of(lambda size: 16).pictured(4096, 1)[-1].pictures == 16
+
+
+def test_a_check_draws_sizes_of_pictures() -> None:
+    """Up to what the profile has room for, and none that was measured; pictures of one size by their number."""
+    prompter = prompter_of(lambda size: (size // 28) ** 2)
+    measured = {one.size for one in prompter.pictured(2000, 1)}
+    usual, *others = _prompts(prompter, 2000, 1, random.Random(0), ragged=False)
+    assert usual.size == SIZE
+    assert measured.isdisjoint(one.size for one in others)
+    assert 1000 < max(one.length for one in others) <= 2000
+    several = _prompts(prompter_of(lambda size: 64), 300, 2, random.Random(0), ragged=True)
+    assert several[0].pictures == 1
+    assert several[-1].pictures == 4
+    assert all(one.length <= 300 for one in several)
+    assert len(_prompts(prompter_of(lambda size: 64), 60, 1, random.Random(0), ragged=False)) == 3
+
+
+def test_a_check_says_where_it_runs_on_another_machine() -> None:
+    """Of the same kind, which is no reason to refuse; threads are of a processor."""
+    model, profile = TINY["llava"].model(), planted_profile()
+    name, threads = device_name(torch.device("cpu")), torch.get_num_threads()
+    here = profile.model_copy(update={"device": "cpu", "device_name": name, "threads": threads})
+    assert other_machine(model, here) == other_machine(model, profile) == ""
+    for change, told in (
+        ({"device_name": "Some CPU"}, "Some CPU, "),
+        ({"threads": threads + 1}, f"{threads + 1} th"),
+    ):
+        said = other_machine(model, here.model_copy(update=change))
+        assert told in said
+        assert f"this is {name or 'a processor'}, {threads} threads" in said
+
+
+def test_ranks_are_among_schedules_on_the_same_pictures() -> None:
+    """A large picture takes longer than a small one whatever is pruned, which is no merit of a profile."""
+    rows = [Check("a", "prefill_ms", n, 1, n + p, n + m, n) for n in (1, 100) for p, m in ((3, 1), (2, 2), (1, 3))]
+    found = summary(rows)
+    assert found["rank_correlation"] == pytest.approx(-1.0)
+    assert found["ratio_error"] > 0
+
+
 @pytest.mark.slow
 def test_profile_command_and_check(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
@@ -284,9 +370,15 @@ def test_profile_command_and_check(cli: Cli, tmp_path: Path) -> None:
     assert cli("profile", "demo", "--check", "--method", "divprune", "-o", file)[2].startswith(
         "vispco: the profile of 'demo' has no times of method 'divprune'"
     )
-    held = json.loads(file.read_text())
+    assert made.held["model_type"] == "llava"
+    data = json.loads(file.read_text())
+    data["held"]["quantization"] = "quanto weights=int8"
+    (tmp_path / "held.json").write_text(json.dumps(data))
+    assert "measured with quantization quanto weights=int8, and the model now has none" in " ".join(
+        cli("profile", "demo", "--check", "-o", tmp_path / "held.json")[2].split()
+    )
     for key, other in (("dtype", "bfloat16"), ("attention", "eager"), ("device", "cuda")):
-        (tmp_path / "held.json").write_text(json.dumps({**held, key: other}))
+        (tmp_path / "held.json").write_text(json.dumps({**json.loads(file.read_text()), key: other}))
         assert f"measured with {key} {other}" in cli("profile", "demo", "--check", "-o", tmp_path / "held.json")[2]
     assert "more than --max-tokens 20" in cli("profile", "demo", "--max-tokens", 20, "-o", tmp_path / "b.json")[2]
     other = tmp_path / "study.json"

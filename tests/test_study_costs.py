@@ -25,6 +25,7 @@ from vispco.costs import make_cost
 from vispco.costs.bounds import parse_bound
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.fronts import choose
@@ -38,6 +39,7 @@ from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
 
 KV = 0.5
+HELD = "the model was timed with attention eager instead of sdpa"
 
 STUDY = """
 experiment: timed
@@ -62,7 +64,8 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("timed")
     text = STUDY.replace("PROFILE", str(folder / "profile.json"))
     shape = Problem.from_text(STUDY).shape
-    (folder / "profile.json").write_text(planted_profile(shape, (), "demo").to_json())
+    planted = planted_profile(shape, (), "demo").model_copy(update={"attention": "eager"})
+    (folder / "profile.json").write_text(planted.to_json())
     problem = Problem.from_text(text)
     store = Store(f"sqlite:///{folder}/a.db")
     Run(problem, store).run()
@@ -243,7 +246,7 @@ def test_the_experiments_own_limits_hold_for_every_decision(timed: Any, cli: Cli
         assert found["chosen"]["search"] is not None
         assert found["chosen"]["schedule"] not in {t.user_attrs["schedule"] for t in over}
         assert found["limits"][0]["share"] <= KV + 1e-9
-        assert found["times_of"] == "times are of demo in float32 on none"
+        assert found["times_of"] == f"times are of demo in float32 on none; {HELD}"
     assert over
     code, _, err = cli("report", "timed", "--storage", timed[0].url, "--max-drop", "0", "-o", tmp_path / "r.html")
     assert code == 0, err
@@ -312,6 +315,35 @@ def test_times_are_of_a_method_as_it_was_measured() -> None:
         made.scoring(1, make_method("sparsevlm", {"release": "1.5"}))
 
 
+class Said(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_profile_of_a_model_that_is_held_otherwise_is_told(timed: Any, cli: Cli, tmp_path: Path) -> None:
+    """By choose and compare, in a line; of another model type it is refused."""
+    store, problem = timed
+    planted = planted_profile(problem.shape, (), "demo").model_copy(update={"attention": "flex_attention"})
+    (tmp_path / "p.json").write_text(planted.to_json())
+    where = ("timed", "--storage", store.url, "--cost", "prefill_ms", "--profile", tmp_path / "p.json")
+    line = "the model was timed with attention flex_attention instead of sdpa"
+    for verb in (("choose", *where, "--max-drop", "90"), ("compare", *where)):
+        code, out, err = cli(*verb)
+        assert (code, line in " ".join(out.split())) == (0, True), err
+    held = {"model_type": "llava", "quantization": "", "adapter": "LORA r=8"}
+    (tmp_path / "p.json").write_text(planted.model_copy(update={"attention": "sdpa", "held": held}).to_json())
+    assert "with adapter LORA r=8 instead of none" in " ".join(cli("choose", *where, "--max-drop", "90")[1].split())
+    (tmp_path / "p.json").write_text(planted.model_copy(update={"held": {"model_type": "qwen2_vl"}}).to_json())
+    code, _, err = cli("choose", *where, "--max-drop", "90")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "(model_type qwen2_vl), and 'demo' has model_type llava" in err
+
+
 def test_a_finished_study_has_nothing_to_do_and_takes_no_other_profile(
     timed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +352,11 @@ def test_a_finished_study_has_nothing_to_do_and_takes_no_other_profile(
     monkeypatch.setattr("vispco.experiment.run.provenance", lambda _: {"versions": {"torch": "of another machine"}})
     assert Run(problem, store).run() == 0
     assert store.require_experiment("timed").provenance == ran
-    assert Run(Problem.from_text(problem.text.replace("profile: /", "profile: /nowhere/")), store).run() == 0
+    said = Said()
+    assert Run(Problem.from_text(problem.text.replace("profile: /", "profile: /nowhere/")), store, said).run() == 0
+    file = f"/nowhere{problem.study.profile}"
+    used = f"timed: there is no file {file!r}; the profile stored with the experiment is used"
+    assert said.lines == [used, f"timed: {HELD}"]
     other = planted_profile(problem.shape, (), "demo").model_dump(mode="json")
     other["batches"]["1"]["rest"]["ms"] = [0.1, 0.6]
     (tmp_path / "other.json").write_text(json.dumps(other))

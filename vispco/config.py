@@ -210,7 +210,7 @@ class Study(Frozen):
     ``score``: what accuracy means: the tasks' own numbers, or how far answers stay those of the plain model
     (:mod:`vispco.evaluation.agreement`).
     ``target``: where schedules must be able to run (:data:`vispco.pruning.targets.TARGETS`).
-    ``profile``: file of a hardware profile, which is stored with the experiment.
+    ``profile``: file of a hardware profile, which is stored with the experiment; relative to the study's file.
     ``plugins``: Python files, relative to the study's, that register methods, tasks, ... of one's own.
     ``anytime``: shares of the dense grid's naive cost at which what a search would have chosen by then is measured on
     the held-out split too; True for the usual ones.

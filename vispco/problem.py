@@ -53,6 +53,7 @@ class Problem:
     ) -> None:
         self.study = study
         self._profile = profile
+        self._folder = Path()
         self.text = text
         self._given = (model, processor) if model is not None else None
         self._given_tasks = list(tasks) if tasks is not None else None
@@ -90,7 +91,9 @@ class Problem:
         """
         study, text = load_study(path, overrides)
         load_plugins(study.plugins, Path(path).parent)
-        return cls(study, text, **kwargs)
+        made = cls(study, text, **kwargs)
+        made._folder = Path(path).parent
+        return made
 
     @classmethod
     def from_text(cls, text: str, source: str = "study", **kwargs: Any) -> Problem:
@@ -148,6 +151,15 @@ class Problem:
         return self.adapter.shape()
 
     @property
+    def profile_file(self) -> Path | None:
+        """The study's hardware profile: beside its file, or else as seen from the working directory."""
+        named = self.study.profile
+        if named is None:
+            return None
+        beside = self._folder / named
+        return beside if beside.exists() else Path(named)
+
+    @property
     def profile(self) -> Profile | None:
         """The hardware profile that costs in time are read from: the study's file, or the one that is given.
 
@@ -156,8 +168,7 @@ class Problem:
         """
         from vispco.costs.profile import read_profile
 
-        path = self.study.profile
-        if self._profile is None and path is not None:
+        if self._profile is None and (path := self.profile_file) is not None:
             self._profile = read_profile(path)
         return self._profile
 

@@ -12,6 +12,7 @@ import numpy as np
 from vispco.config import CostConfig
 from vispco.costs import Profile, Prompts, Setting, make_cost
 from vispco.costs.flops import plain_flops
+from vispco.costs.held import held_in, told_apart
 from vispco.costs.profile import parse_profile
 from vispco.errors import ConfigError, ScheduleError
 from vispco.models.shapes import ModelShape
@@ -68,7 +69,7 @@ class Pricing:
         self.profile = profile or (parse_profile(stored, "the stored profile") if stored else None)
         self._prices: dict[tuple[Any, ...], Price | None] = {}
         if profile is not None:
-            profile.check_model(self._model, self.setting.shape)
+            profile.check_model(self._model, self.setting.shape, held_in(comparison.stored.identity))
 
     @property
     def _model(self) -> str:
@@ -103,7 +104,7 @@ class Pricing:
         told = f"times are of {self.profile.about()}"
         if self.profile.model != self._model or (dtype and dtype != self.profile.dtype):
             told += f"; the experiment measured accuracies with {self._model}{f' in {dtype}' if dtype else ''}"
-        return told
+        return told + (f"; {apart}" if (apart := told_apart(self.profile, held_in(identity))) else "")
 
     def prompts(self, split: str) -> Prompts:
         """Lengths of a split's prompts.

@@ -24,7 +24,7 @@ class Repriced(Comparison):
     :meth:`to_dict`, ``budget`` and ``floor`` are shares of this cost, and so is ``cost_ratio`` beside ``flops_ratio``.
 
     Trials without a price are left out: imported ones whose schedule is not known, and policies that read the prompt.
-    ``unpriced`` says how many, by search.
+    ``unpriced`` says how many, by search; ``times_of`` what times were measured on.
 
     Raises:
         ConfigError: a rate, a cost that needs a profile, or one of another model.
@@ -77,7 +77,8 @@ class Repriced(Comparison):
         ]
 
     def to_dict(self, reference_point: tuple[float, float] | None = None) -> dict[str, Any]:
-        return {**super().to_dict(reference_point), **({"unpriced": self.unpriced} if self.unpriced else {})}
+        more = {"unpriced": self.unpriced, "times_of": self.pricing.times_of(self.cost)}
+        return {**super().to_dict(reference_point), **{key: value for key, value in more.items() if value}}
 
     def flops_ratio(self, search: StudyResult, trial: TrialRecord) -> float | None:
         return self._flops.get((search.study, trial.number))

@@ -35,6 +35,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     for name, count in comparison.get("unpriced", {}).items():
         what = "trials without a price are" if count > 1 else "trial without a price is"
         print_text(f"{name}: {count} {what} left out (a policy that reads the prompt, or an unknown schedule)")
+    if comparison.get("times_of"):
+        print_text(comparison["times_of"])
     if comparison.get("limits"):
         print_text(f"within limits: {_limits(comparison['limits'])}")
     plain, blind = unpruned["accuracy_held_out"], no_image["accuracy"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vispco.cli.output import print_json, print_rows
-from vispco.costs.checking import Check, check_profile, summary
+from vispco.costs.checking import Check, check_profile, other_machine, summary
 from vispco.costs.measuring import Effort, measure_profile
 from vispco.costs.profile import FORMAT, busy, read_profile
 from vispco.models.loading import load_model
@@ -53,6 +53,8 @@ def check_file(
     """Predict schedules from a profile, measure them, and print by how much it is wrong."""
     known = read_profile(file)
     model, processor = load_model(name, **place)
+    if said := other_machine(model, known):
+        print(f"{name}: {said}", file=sys.stderr)
     told: list[tuple[dict[str, Any], list[Check]]] = []
     for method in methods:
         for batch in batches:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from vispco.costs.base import Setting, make_cost
 from vispco.costs.edges import search_edges, token_grid
+from vispco.costs.held import held
 from vispco.costs.profile import Curve, Decode, Profile, Scoring, Timings
-from vispco.costs.prompter import SIZE, Prompted, Prompter
+from vispco.costs.prompter import Prompted, Prompter
 from vispco.costs.rounds import in_turn
 from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import is_cuda, stamped, timed_call
@@ -87,12 +88,11 @@ def measure_profile(
         shape={key: getattr(shape, key) for key in SIZES},
         kinds=kinds,
         device=device.type,
-        device_name=torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        device_name=device_name(device),
         threads=torch.get_num_threads(),
         dtype=str(adapter.dtype()).removeprefix("torch."),
         attention=adapter.attention(),
+        held={key: value for key, value in held(adapter).items() if key not in Profile.model_fields},
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         batches={batch: nothing_known(kinds) for batch in batches},
@@ -110,6 +110,12 @@ def nothing_known(kinds: Sequence[str]) -> Timings:
     zero = Curve(tokens=[1], ms=[0.0])
     each = dict.fromkeys(kinds, zero)
     return Timings(layers=each, rest=zero, tower=zero, decode=Decode(layers=each))
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:
@@ -140,7 +146,10 @@ class Measuring:
     def timings(self, methods: Sequence[str]) -> Timings:
         self.say("edges of the staircase")
         grid = self._grid()
-        pictures, prompts = self._pictures(), self._prompts()
+        pictures = self.prompter.pictured(self.effort.max_tokens, self.batch)
+        if (end := pictures[-1].visual) < self.effort.max_tokens:
+            self.say(f"the tower was timed up to {end} tokens; beyond, time is a straight line through 0")
+        prompts = self._prompts(pictures)
         draws = {name: self._draws(prompts) for name in methods}
         probes: dict[Any, Probe] = {("layers", n): self._decoder(n) for n in grid}
         probes |= {("tower", one.visual): self._tower(one) for one in pictures}
@@ -241,20 +250,16 @@ class Measuring:
             self.say(f"not all edges were found {why}: time is a straight line from {told} tokens, where it jumps")
         return sorted(times)
 
-    def _pictures(self) -> list[Prompted]:
-        """From a small picture, where the processor keeps sizes apart, to several."""
-        made = [self.prompter.make(1, 1, self.batch, size) for size in (SIZE // 4, SIZE // 2)]
-        made += [self.prompter.make(pictures, 1, self.batch) for pictures in (1, 2, 4)]
-        most = max(self.effort.max_tokens, self.one.visual)
-        return list({one.visual: one for one in made if one.visual <= most}.values())
-
-    def _prompts(self) -> list[Prompted]:
-        """From short to long ones, of one picture and of two where there is room."""
-        room = self.effort.max_tokens - self.one.length
-        words = sorted({4, *(4 + int(room * share) for share in (0.1, 0.4, 0.8))})
+    def _prompts(self, pictures: Sequence[Prompted]) -> list[Prompted]:
+        """From short to long ones; of one usual picture, and of what has twice its tokens and more where there is
+        room."""
+        one, most = self.one, self.effort.max_tokens
+        words = sorted({4, *(4 + int((most - one.length) * share) for share in (0.1, 0.4, 0.8))})
+        larger = [more for more in pictures if 2 * one.visual <= more.visual and more.length + 8 <= most]
         made = [self.prompter.make(1, some, self.batch) for some in words]
-        made.append(self.prompter.make(2, 8, self.batch))
-        return [one for one in made if one.length <= self.effort.max_tokens]
+        for more in larger[:: max(1, len(larger) - 1)]:
+            made.append(self.prompter.make(more.pictures, 8, self.batch, more.size))
+        return [one for one in made if one.length <= most]
 
     def _cached(self) -> list[int]:
         lengths = [n for n in token_grid(self.effort.max_tokens) if n < self.effort.max_tokens]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
+from vispco.costs.held import TOWER
 from vispco.errors import ConfigError
 from vispco.files import read_text
 from vispco.json_text import parse_json
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from vispco.pruning.methods.base import Method
 
 FORMAT: Literal["vispco-profile"] = "vispco-profile"
-VERSION = 2  # 1 had no pick, pair, step, reference and start of an answer
+VERSION = 3  # 1 had no pick, pair, step, reference and start of an answer; 2 did not say how the model was held
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NOISY = 0.1  # of the median: the spread of repetitions beyond which the machine was busy
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -138,7 +140,8 @@ class Timings(Part):
 
 
 class Profile(Part):
-    """What ``vispco profile`` writes. ``kinds``: of each decoder layer, ``full`` or ``sliding``."""
+    """What ``vispco profile`` writes. ``kinds``: of each decoder layer, ``full`` or ``sliding``. ``held``: the model
+    type, the tower's sizes, quantization and adapter (:func:`vispco.costs.held.held`); {} in older ones."""
 
     format: Literal["vispco-profile"] = FORMAT
     version: int = VERSION
@@ -150,6 +153,7 @@ class Profile(Part):
     threads: int = 0
     dtype: str
     attention: str
+    held: dict[str, str] = {}
     versions: dict[str, str] = {}
     created: str = ""
     batches: Annotated[dict[int, Timings], Field(min_length=1)]
@@ -168,6 +172,15 @@ class Profile(Part):
     def bytes_per_value(self) -> int | None:
         """Width of the values of its dtype; None of an unknown one."""
         return BYTES.get(self.dtype)
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without what an older one did not have: experiments know their profile by its hash."""
+        return {key: value for key, value in dump(self).items() if key != "held" or value}
+
+    def longest(self, batch: int) -> int:
+        """Tokens of the longest prompt that it is for."""
+        return min(curve.tokens[-1] for curve in self.at(batch).layers.values())
 
     def at(self, batch: int) -> Timings:
         """Times at a batch size.
@@ -210,11 +223,14 @@ class Profile(Part):
             )
         return self.method(batch, method.name)
 
-    def check_model(self, name: str, shape: ModelShape) -> None:
+    def check_model(self, name: str, shape: ModelShape, held: Mapping[str, str] | None = None) -> None:
         """Refuse a profile of another model.
 
+        Args:
+            held: what is known of how this one is held.
+
         Raises:
-            ConfigError: sizes of the decoder differ.
+            ConfigError: sizes of decoder or tower, or the model type differ.
         """
         if self.shape["layers"] != shape.layers:
             raise ConfigError(
@@ -226,6 +242,13 @@ class Profile(Part):
                 raise ConfigError(
                     f"the profile is of {self.model!r} ({key} {self.shape.get(key)}), and {name!r} has {key} "
                     f"{getattr(shape, key)}; measure it: vispco profile {name}"
+                )
+        for key, value in (held or {}).items():
+            known = self.held.get(key, value)
+            if known != value and (key == "model_type" or key.startswith(TOWER)):
+                raise ConfigError(
+                    f"the profile is of {self.model!r} ({key} {known}), and {name!r} has {key} {value}; measure it: "
+                    f"vispco profile {name}"
                 )
 
     def about(self) -> str:

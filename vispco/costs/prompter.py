@@ -12,17 +12,22 @@ from torch import Tensor
 from vispco.models.families import adapter_for
 
 SIZE = 336
+GROWTH, SMALLER = 1.25, 6  # of sides, from one to the next; steps from the smallest to SIZE
+WIDER = 4  # times the largest side that gave more tokens, beyond which none will
+SEVERAL = (2, 4, 8, 16)  # pictures whose tower is timed together
 
 
 @dataclass(frozen=True, eq=False)
 class Prompted:
     """A batch as the model takes it: ``inputs`` with pixels, and the tokens of its longest row. ``texts``: of each row
-    where they differ; all have equally many visual tokens."""
+    where they differ; all have equally many visual tokens. ``pictures`` of ``size`` pixels a side in each."""
 
     inputs: dict[str, Any]
     visual: int
     text: int
     texts: tuple[int, ...] = ()
+    pictures: int = 1
+    size: int = SIZE
 
     @property
     def length(self) -> int:
@@ -59,4 +64,25 @@ class Prompter:
                 inputs[key] = value.to(self.adapter.dtype())
         visual = int(self.adapter.visual_mask(inputs["input_ids"], None)[0].sum())
         found = (inputs["attention_mask"].sum(dim=1) - visual).tolist()
-        return Prompted(inputs, visual, max(found), tuple(found) if len(set(found)) > 1 else ())
+        return Prompted(inputs, visual, max(found), tuple(found) if len(set(found)) > 1 else (), pictures, size)
+
+    def pictured(self, most: int, batch: int) -> list[Prompted]:
+        """Pictures of few visual tokens to ``most`` or more, as far as they go, each with a word beside them.
+
+        One picture as long as a larger one has more tokens: a tower that looks at all of a picture at once takes longer
+        for a large one than for several with as many tokens. Then several of the largest.
+        """
+        sides: list[int] = []
+        side, reached = SIZE / GROWTH**SMALLER, 0
+        while reached < most and side <= WIDER * max([SIZE, *sides]):
+            visual = self.make(1, 1, 1, round(side)).visual
+            if visual > reached:
+                sides.append(round(side))
+                reached = visual
+            side *= GROWTH
+        found = [self.make(1, 1, batch, side) for side in sides]
+        for pictures in SEVERAL:
+            if found[-1].visual < most:
+                more = self.make(pictures, 1, batch, sides[-1])
+                found += [more] if more.visual > found[-1].visual else []
+        return found

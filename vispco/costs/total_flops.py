@@ -26,7 +26,8 @@ class TotalFlops(Flops):
     ``2(2Hhd + 2Hgd + 3HI) + 4hd(n + j)`` per layer.
 
     A layer of linear attention takes one step of its recurrence, in which torch counts the convolution alone. The head
-    is counted once per token of the answer, which is what generation computes.
+    is counted once per token of the answer, which is what generation computes. What a method reads off the tower is not
+    in it: without a CLS token, two products of queries and keys of all patches, or four (hiprune).
     """
 
     name: ClassVar[str] = "total_flops"

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import random
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -307,10 +308,28 @@ def vision_flops(problem: Problem, split: str = "search") -> float:
         prompt = {row: render_prompt(problem.processor, samples[row])}
         values = _processed(problem, task, samples, prompt, [row], [list(samples[row].images)])
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.no_grad(), _countable(problem.adapter.model), sdpa_kernel(SDPBackend.MATH), counter:
             features = problem.adapter.encode_images(values)
         return float(counter.get_total_flops() / len(features))
     return 0.0
+
+
+@contextmanager
+def _countable(model: Any) -> Iterator[None]:
+    """Inside, attention is made of operations that torch counts: of a flash kernel, or one of somebody's own, it sees
+    nothing."""
+    from transformers import PreTrainedConfig
+
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    before = {id(one): (one, one._attn_implementation) for one in configs if isinstance(one, PreTrainedConfig)}
+    try:
+        for one, name in before.values():
+            if name not in (None, "eager", "sdpa"):
+                one._attn_implementation = {"": "sdpa"}  # of a mapping, parts that it does not name keep theirs
+        yield
+    finally:
+        for one, name in before.values():  # from the outside in
+            one._attn_implementation = {"": name}
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from vispco.config import SearchConfig
 from vispco.costs import Profile, Prompts, Setting, make_cost, plain_flops, relaxed_backward_flops, unpruned_flops
+from vispco.costs.held import held, told_apart
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.records import Evaluation
@@ -65,7 +66,8 @@ def machine(problem: Problem) -> str | None:
     if profile is None:
         return None
     named = f"{profile.device_name} ({profile.device})" if profile.device_name else profile.device
-    return f"minutes and memory are of {named}, {profile.dtype}, batch {_batch(problem, profile)}"
+    told = f"minutes and memory are of {named}, {profile.dtype}, batch {_batch(problem, profile)}"
+    return f"{told}; {differ}" if (differ := told_apart(profile, held(problem.adapter))) else told
 
 
 def in_words(rows: Sequence[dict[str, Any]]) -> str:
@@ -164,7 +166,7 @@ def _seconds_per_flop(problem: Problem, evaluator: Evaluator, measured: Evaluati
         return measured.seconds / measured.spent_flops
     profile = problem.profile
     if profile is not None:
-        profile.check_model(problem.study.model.name, problem.shape)
+        profile.check_model(problem.study.model.name, problem.shape, held(problem.adapter))
         parts = [(part.n_visual, part.n_text) for part in evaluator.prepared("search")]
         prompts, cost = Prompts.of(parts), make_cost("prefill_ms")
         setting = Setting.of(problem.adapter, profile=profile, batch=_batch(problem, profile))

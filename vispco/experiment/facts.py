@@ -7,6 +7,7 @@ from typing import Any
 
 from vispco.config import SearchConfig
 from vispco.costs import Prompts, Setting
+from vispco.costs.held import held
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
 from vispco.experiment.planning import Planned, plan_in, resolutions
@@ -46,7 +47,7 @@ def profile_facts(problem: Problem) -> dict[str, Any]:
     made = problem.profile
     if made is None:
         return {}
-    made.check_model(problem.study.model.name, problem.shape)
+    made.check_model(problem.study.model.name, problem.shape, held(problem.adapter))
     return {"profile": made.model_dump(mode="json")}
 
 

@@ -6,9 +6,9 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
+from vispco.costs.held import held, told_apart
 from vispco.costs.profile import parse_profile
 from vispco.errors import LockedError, MeasurementError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
@@ -87,6 +87,8 @@ class Run:
                 floor = self.cost.floor(self.problem.family(), self.problem.default_method)
                 budgets = self.cost.budgets(floor)
                 self._check_entries_fit()
+                if (made := self.problem.profile) and (apart := told_apart(made, held(self.problem.adapter))):
+                    self.progress.say(f"{self.study.experiment}: {apart}")
                 known = self.store.experiment(self.study.experiment)
                 content = content_of(self.evaluator, self.store, self.progress.say)
                 priced = self.cost.facts()
@@ -215,12 +217,16 @@ class Run:
 
     def _recall_profile(self) -> None:
         """A stored hardware profile stays where the study, or this machine, has none."""
-        if self.study.profile is not None and Path(self.study.profile).exists():
+        file = self.problem.profile_file
+        if file is not None and file.exists():
             return
         stored = self.store.experiment(self.study.experiment)
         known = stored.facts.get("profile") if stored else None
         if known is not None:
             self.problem.profile = parse_profile(known, "the stored profile")
+            if file is not None:
+                kept = "the profile stored with the experiment is used"
+                self.progress.say(f"{self.study.experiment}: there is no file {str(file)!r}; {kept}")
 
     def _search(self, item: Planned, budgets: list[float], title: str) -> None:
         log = self.store.trial_log(item.study)

@@ -13,6 +13,7 @@ import numpy as np
 from vispco.config import CostConfig, Study
 from vispco.costs import CostModel, Setting, make_cost
 from vispco.costs.bounds import TASKS, Bound, Priced, minimised, parse_bound
+from vispco.costs.held import held
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import vision_flops
@@ -148,7 +149,7 @@ class StudyCost:
         """
         problem = self._evaluator.problem
         if problem.profile is not None:
-            problem.profile.check_model(problem.study.model.name, problem.shape)
+            problem.profile.check_model(problem.study.model.name, problem.shape, held(problem.adapter))
         terms = {"answer_tokens": self.terms.answer_tokens, "batch": self.terms.batch}
         # Always: nobody knows which costs of plug-ins read it.
         return Setting.of(problem.adapter, vision_flops=vision_flops(problem), **terms).on(problem.profile)

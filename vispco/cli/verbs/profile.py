@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from vispco.cli.app import app
-from vispco.cli.options import AnswerTokens, Json
+from vispco.cli.options import Adapter, AnswerTokens, Json, Quantization
 
 
 @app.command("profile")
@@ -37,13 +37,17 @@ def profile_model(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto: by device.")] = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, eager or flash_attention_2.")] = "sdpa",
+    adapter: Adapter = None,
+    quantization: Quantization = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a model's layers, scoring, vision tower and decode steps cost on this device."""
+    from vispco.cli.evaluating import quantization_given
     from vispco.cli.profiling import check_file, write_profile
     from vispco.costs.measuring import Effort
 
     place = {"device": device, "dtype": dtype, "attn_implementation": attention}
+    place |= {"adapter": adapter, "quantization": quantization_given(quantization)}
     effort = Effort(repeats=repeats, max_tokens=max_tokens, edge_seconds=edge_seconds)
     if check:
         asked = (method or ["fastv"], batch or [1], schedules, answer_tokens, effort, as_json, ragged)
