@@ -335,6 +335,12 @@ def test_your_own_pictures_go_through_the_quickstart(cli: Cli, tmp_path: Path, m
     assert [row["image"] for row in shown] == [row["image"] for row in written[: len(shown)]]
     for i, row in enumerate(written):
         Image.new("RGB", (90 + i, 60), (12 * i, 80, 200)).save(tmp_path / "shop" / row["image"])
+    mosaics = Problem.from_text(SMALL.replace("search: 12", "search: 17")).tasks[0].samples("search")
+    for row, known in zip(written[len(shown) :], mosaics, strict=True):  # what the demo can answer
+        row.update(question=known.question, answer=known.answers[0])
+        for other in ("answers", "options"):
+            row.pop(other, None)
+        known.images[0].save(tmp_path / "shop" / row["image"])
     (tmp_path / "shop/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
     quickstart = (ROOT / "studies/quickstart.yaml").read_text()
     named = quickstart.replace("experiment: quickstart", "experiment: shop")
@@ -352,6 +358,8 @@ def test_your_own_pictures_go_through_the_quickstart(cli: Cli, tmp_path: Path, m
         if line.startswith("vispco run"):
             assert all(name in out for name in ("grid", "lagrangian", "random", "tpe"))
     assert re.search("^data +shop/questions.jsonl$", out, flags=re.MULTILINE)
+    (score,) = re.findall(r"^mean score +([\d.]+)", out, flags=re.MULTILINE)
+    assert float(score) >= 0.5
     assert json.loads((tmp_path / "best.json").read_text())["flops_ratio"] <= 0.8
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import SMALL
+from conftest import SMALL, Told, fresh
+from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.allowances import Allowances
 from vispco.experiment.estimate import estimate
 from vispco.experiment.run import Run
+from vispco.experiment.speed import speed_of
 from vispco.problem import Problem
 from vispco.storage.store import Store
 from vispco.testing.costs import planted_profile
@@ -34,6 +39,79 @@ def test_a_grids_plan_counts_its_points_and_a_samplers_is_near_its_charge(proble
     assert planned["trials"] == len(store.trial_log("small/tpe").complete())
     assert planned["pflops"] * 1e15 == pytest.approx(charged, rel=0.35)
     assert planned["minutes"] > 0
+    store.engine.dispose()
+
+
+GRIDS = (
+    "family: multistep\nsearches: {grid: {kind: grid}, ",
+    "searches: {grid: {kind: grid, family: constant, method: divprune}, ",
+)
+
+
+@pytest.mark.parametrize("searches", GRIDS)
+def test_a_share_of_compute_is_one_of_the_runs_own_grid(searches: str, problem: Any, tmp_path: Path) -> None:
+    made = fresh(problem, STUDY.split("searches:")[0] + searches + "random: {kind: random, compute: 0.25}}")
+    planned = {row["study"]: row["pflops"] for row in estimate(made)}["small/random"]
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    assert planned * 1e15 == pytest.approx(0.25 * Allowances(Evaluator(made), store).grid_flops, rel=1e-12)
+    store.engine.dispose()
+
+
+def test_gradients_are_planned_as_they_are_charged(problem: Any, tmp_path: Path) -> None:
+    """A network that reads prompts has no check, several methods have a network each and no budgets between, and a
+    climb takes no more than what is planned for it."""
+    steps = "kind: lagrangian, dual_steps: 2, primal_steps: 2, batch: 8"
+    entries = (
+        f"{{input: {{{steps}, predictor: input, check: 16, measure: 2}}, "
+        f"several: {{{steps}, check: 8, between: 2, measure: 2, method: [fastv, fitprune]}}, "
+        f"climbing: {{{steps}, check: 8, climb: 3, between: 1, enough: never}}}}"
+    )
+    made = fresh(problem, STUDY.split("searches:")[0] + f"searches: {entries}\n")
+    planned = {row["study"]: row for row in estimate(made)}
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    Run(made, store).run()
+    for name, (least, most) in {"input": (0.8, 1.25), "several": (0.8, 1.6), "climbing": (1.0, 4.0)}.items():
+        log = store.trial_log(f"small/{name}")
+        assert planned[f"small/{name}"]["trials"] == len(log.complete()), name
+        assert least < planned[f"small/{name}"]["pflops"] * 1e15 / log.charged_flops() < most, name
+    store.engine.dispose()
+
+
+def test_answers_references_and_held_out_are_planned(problem: Any) -> None:
+    """Of 5 tokens, by the planted profile: 4 steps, each of 8 layers that read what is cached in the middle one."""
+    made = fresh(problem, STUDY)
+    made.profile = planted_profile(made.shape, (), "demo")
+    before = {row["study"]: row for row in estimate(made)}
+    made.tasks[0].max_new_tokens = 5
+    after = {row["study"]: row for row in estimate(made)}
+    (part,) = Evaluator(made).prepared("search")
+    cached = part.n_visual + part.n_text + 2
+    ms = float((4 * (8 * (0.1 + 0.4 * (cached - 1) / 199) + 0.3)).sum())
+    # 12 trials; three references on both splits, of 8 and 12 samples; 3 budgets' schedules on held_out.
+    for name, answers in {"small/tpe": 12, "references": 3 * 2.5, "held_out": 3 * 1.5}.items():
+        assert after[name]["minutes"] - before[name]["minutes"] == pytest.approx(answers * ms / 60_000, rel=1e-9)
+        assert after[name]["pflops"] == before[name]["pflops"] > 0
+    assert after["total"]["minutes"] == pytest.approx(sum(after[name]["minutes"] for name in after if name != "total"))
+
+
+def test_probed_answers_take_time_and_a_measurement_says_how_much(problem: Any) -> None:
+    made = fresh(problem, STUDY)
+    evaluator = Evaluator(made)
+    assert speed_of(made, evaluator).answers == 0
+    made.tasks[0].max_new_tokens = 20
+    probed = speed_of(made, evaluator)
+    assert probed.answers > 0
+    measured = evaluator.unpruned("search")
+    timed = speed_of(made, evaluator, replace(measured, seconds=7.0, spent_flops=measured.flops))
+    assert timed.seconds(measured.flops, 1) == pytest.approx(7)
+    assert timed.answers > 0
+
+
+def test_the_run_says_about_how_long_it_takes(problem: Any, tmp_path: Path) -> None:
+    store, told = Store(f"sqlite:///{tmp_path}/a.db"), Told()
+    Run(fresh(problem, STUDY), store, told).run(announce=True)
+    (line,) = [line for line in told.said if "planned" in line]
+    assert re.search(r"12 trials planned, .*FLOPs, about .* min without sharing and early stops, \d+ MiB$", line)
     store.engine.dispose()
 
 
@@ -77,7 +155,8 @@ def test_a_profile_of_another_machine_says_what_that_one_takes(
     )
     profile = of_another_machine(tmp_path)
     code, out, err = cli("plan", study, "--profile", profile, "--json")
-    assert (code, err) == (0, "minutes and memory are of Some GPU (cuda), bfloat16, batch 4\n")
+    assert code == 0
+    assert err.startswith("minutes and memory are of Some GPU (cuda), bfloat16, batch 4; minutes without sharing")
     there = {row["study"]: row for row in json.loads(out)}
     here = {row["study"]: row for row in estimate(Problem.from_yaml(study))}
     for name, row in there.items():

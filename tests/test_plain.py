@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vispco
-from conftest import SMALL, Cli
+from conftest import SMALL, Cli, Told, fresh
 from hub_copies import COPIES, write_copy
 from processors import llava, qwen
 from test_tasks import _offline, study  # noqa: F401
@@ -20,7 +20,9 @@ from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation import plain
 from vispco.evaluation.letters import letter_tokens, likeliest_letters
 from vispco.evaluation.plain import evaluate_plain, plain_task, standard_error
+from vispco.experiment.run import Run
 from vispco.pruning.schedules import Step, keep_all
+from vispco.storage.store import Store
 from vispco.tasks.aggregation import parts
 from vispco.tasks.base import make_task
 from vispco.tasks.rendering import render_prompt
@@ -326,3 +328,31 @@ def test_where_likelihood_does_not_apply(copies: Any, problem: Any) -> None:
 def test_unpruned_is_the_default(problem: Any) -> None:
     found = evaluate_plain(DEMO, plain_task("mosaic-vqa", {}, 12), loaded=(problem.model, problem.processor))
     assert found.accuracy == vispco.Evaluator(problem).evaluate([keep_all()], "held_out")[0].accuracy
+
+
+def test_prompts_that_the_model_cannot_read_are_warned_of(cli: Cli, tmp_path: Path, problem: Any) -> None:
+    """Once by ``eval``, by ``validate`` and by a run; nothing is said where what is written after questions is left
+    out. The demo then answers mosaics as it does those of its own task."""
+    rows = []
+    for number, sample in enumerate(problem.tasks[0].samples("search")):
+        sample.images[0].save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": sample.question, "answer": sample.answers[0]})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval", "--model", "demo", "--task", "vqa-json", "--option", f"path={data}", "--json"]
+    _, out, err = cli(*command)
+    assert json.loads(out)["accuracy"] == 0
+    assert err.count("task 'vqa-json': the model's tokenizer does not know 4") == 1
+    _, out, err = cli(*command, "--option", "post_prompt=")
+    assert json.loads(out)["accuracy"] == vispco.Evaluator(problem).unpruned("search").accuracy > 0
+    assert "tokenizer" not in err
+    given = "{calibration: 2, search: 4, held_out: 4}"
+    text = f"experiment: own\nmodel: demo\ntasks: [{{name: vqa-json, splits: {given}, options: {{path: {data}}}}}]\n"
+    asked = tmp_path / "study.yaml"
+    asked.write_text(f"{text}budgets: 1\nsearches: {{random: {{kind: random, trials: 1}}}}\n")
+    assert "does not know" in cli("validate", asked)[1]
+    assert "does not know" in cli("eval", asked)[2]
+    store, told = Store(f"sqlite:///{tmp_path}/a.db"), Told()
+    Run(fresh(problem, asked.read_text()), store, told).run()
+    assert sum("does not know" in line for line in told.said) == 1
+    store.engine.dispose()

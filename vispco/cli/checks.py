@@ -19,7 +19,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     import numpy as np
 
     from vispco.evaluation.evaluator import Evaluator
-    from vispco.evaluation.prepared import check_prunable
+    from vispco.evaluation.prepared import check_prunable, unread
     from vispco.experiment.planning import plan, resolutions
     from vispco.experiment.validation import validate
     from vispco.problem import Problem
@@ -36,6 +36,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
     budgets = cost.budgets(floor)
     shape, studies = problem.shape, len(plan(problem.study))
     parts = evaluator.prepared("search")
+    told = unread(problem, parts)
     problem.check_calibration()
     gradients = problem.calibration_tasks if problem.study.calibration else []
     return [
@@ -49,6 +50,7 @@ def validate_study(path: Path, overrides: list[str] | None) -> list[dict[str, An
             }
             for part in parts
         ),
+        *([{"check": "prompts", "result": told}] if told else []),
         *(
             {
                 "check": f"resolution {share:g}",

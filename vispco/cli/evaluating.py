@@ -45,6 +45,7 @@ def evaluate_study(
     study: Path, schedule: str | None, method: str | None, split: str | None, overrides: list[str] | None, as_json: bool
 ) -> None:
     """Measure one schedule, or the plain model, on a split of a study."""
+    from vispco.cli.progress import TerminalProgress
     from vispco.experiment.run import evaluate_once
     from vispco.problem import Problem
     from vispco.registry import suggest
@@ -53,7 +54,8 @@ def evaluate_study(
     if split not in splits:
         raise ConfigError(f"unknown split {split!r}; {suggest(split, splits)}")
     needs_schedule(schedule, method)
-    evaluation = evaluate_once(Problem.from_yaml(study, overrides), schedule, split, method)
+    problem, say = Problem.from_yaml(study, overrides), TerminalProgress().say
+    evaluation = evaluate_once(problem, schedule, split, method, say)
     row = {
         "schedule": evaluation.schedule,
         "method": evaluation.method,
@@ -101,7 +103,8 @@ def evaluate_model(
     chosen = plain_task(task, said, samples)
     if log is not None:
         check_output(log, JSON_LINES, option="--log-samples")
-    with TerminalProgress().track(task) as advance:
+    progress = TerminalProgress()
+    with progress.track(task) as advance:
         evaluation = evaluate_plain(
             model,
             chosen,
@@ -109,6 +112,7 @@ def evaluate_model(
             method=method,
             batch_size=batch_size,
             watch=lambda done, total: advance(done, total, "samples"),
+            say=progress.say,
         )
     if log is not None:
         write_samples(evaluation, log)

@@ -15,6 +15,7 @@ from vispco.config import Study, first_problem
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.pixels import pixel_limits
+from vispco.evaluation.prepared import unread
 from vispco.models.loading import weights_hash
 from vispco.problem import Problem
 from vispco.provenance import versions
@@ -109,6 +110,7 @@ def evaluate_plain(
     batch_size: int = 8,
     loaded: tuple[Any, Any] | None = None,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> PlainEvaluation:
     """Measure a model on all samples of ``task``; nothing is stored.
 
@@ -121,6 +123,7 @@ def evaluate_plain(
         method: defaults to the schedule's own, or FastV.
         loaded: model and processor, if they are there already.
         watch: gets the numbers of samples done and in all.
+        say: gets what a person should know of the prompts.
 
     Raises:
         UserError: the data, the model or the schedule cannot be used; the message says why.
@@ -138,11 +141,13 @@ def evaluate_plain(
     for start in range(0, len(samples), TOGETHER):
         part = samples[start : start + TOGETHER]
         evaluator = Evaluator(Problem(study, tasks=[Part(task, part)], **given))
+        prepared = evaluator.prepared(SPLIT)[0]
+        if not start and (told := unread(whole, [prepared])):
+            say(told)
         evaluation = evaluator.evaluate([policy], SPLIT, chosen)[0]
         scores[start : start + len(part)] = evaluation.scores[task.name]
         for (_, _, number), answer in evaluator.runner.answers.items():
             answers[start + number] = answer
-        prepared = evaluator.prepared(SPLIT)[0]
         found.append(evaluation)
         lengths.append((prepared.n_visual, prepared.n_text))
         watch(start + len(part), len(samples))

@@ -154,6 +154,27 @@ def check_prunable(problem: Problem, parts: Sequence[PreparedSplit]) -> None:
             )
 
 
+UNREAD = 1 / 3  # of a task's words; a tokenizer that knows parts of words has none
+
+
+def unread(problem: Problem, parts: Sequence[PreparedSplit]) -> str:
+    """One line about the first task of whose prompts the tokenizer does not know many words; "" where there is none."""
+    tokenizer = problem.processor.tokenizer
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    marks = {*getattr(tokenizer, "all_special_ids", ())} - {unknown} | {*problem.adapter.visual_token_ids()}
+    for part in parts if unknown is not None else ():
+        read = [batch.inputs["input_ids"][batch.inputs["attention_mask"].bool()] for batch in part.batches]
+        words = [token for ids in read for token in ids.tolist() if token not in marks]
+        share = words.count(unknown) / max(1, len(words))
+        if share >= UNREAD:
+            return (
+                f"task {part.task.name!r}: the model's tokenizer does not know {share:.0%} of the words in prompts, "
+                "so answers mean little; leave out what is written around questions (post_prompt: ''), or take a model "
+                "that reads them"
+            )
+    return ""
+
+
 FIRST_BLOCK, LARGEST_BLOCK = 128, 256
 
 

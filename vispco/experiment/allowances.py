@@ -12,6 +12,7 @@ from vispco.config import SearchConfig
 from vispco.errors import ConfigError, ScheduleError
 from vispco.evaluation.evaluator import Evaluator
 from vispco.experiment.planning import Planned, plan_in
+from vispco.problem import Problem
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search import SEARCHES
@@ -100,7 +101,12 @@ class Allowances:
 
     @cached_property
     def dense_grid(self) -> tuple[list[Schedule], Method]:
-        """Of the study's first grid; where it has none, the dense step grid."""
-        entries = [entry for entry in self.problem.study.searches.values() if SEARCHES[entry.kind].is_reference]
-        entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
-        return list(self.problem.family(entry).dense_grid()), self.problem.method(entry)
+        """:func:`dense_grid`."""
+        return dense_grid(self.problem)
+
+
+def dense_grid(problem: Problem) -> tuple[list[Schedule], Method]:
+    """Of the study's first grid; where it has none, the dense step grid."""
+    entries = [entry for entry in problem.study.searches.values() if SEARCHES[entry.kind].is_reference]
+    entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
+    return list(problem.family(entry).dense_grid()), problem.method(entry)

@@ -12,7 +12,7 @@ from vispco.costs.held import held, told_apart
 from vispco.costs.profile import parse_profile
 from vispco.errors import LockedError, MeasurementError, StorageError, VispcoError
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.prepared import check_prunable
+from vispco.evaluation.prepared import check_prunable, unread
 from vispco.evaluation.records import Evaluation
 from vispco.evaluation.units import Executor
 from vispco.experiment.allowances import Allowances
@@ -84,6 +84,8 @@ class Run:
             with self.progress.track("prepare") as advance:
                 advance(0, 3, "model and samples")
                 check_prunable(self.problem, self.evaluator.prepared("search"))
+                if told := unread(self.problem, self.evaluator.prepared("search")):
+                    self.progress.say(f"{self.study.experiment}: {told}")
                 floor = self.cost.floor(self.problem.family(), self.problem.default_method)
                 budgets = self.cost.budgets(floor)
                 self._check_entries_fit()
@@ -271,13 +273,22 @@ class Run:
         return options
 
 
-def evaluate_once(problem: Problem, schedule: str | None, split: str, method: str | None = None) -> Evaluation:
+def evaluate_once(
+    problem: Problem,
+    schedule: str | None,
+    split: str,
+    method: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
     """Measure one schedule without a store; ``schedule`` as in :func:`named_schedule`, or None for the plain model."""
     policy, named = (
         named_schedule(schedule, problem.shape.layers, problem.model.config) if schedule else (keep_all(), None)
     )
     chosen = make_method(method) if method else named or problem.default_method
-    return Evaluator(problem).evaluate([policy], split, chosen)[0]
+    evaluator = Evaluator(problem)
+    if told := unread(problem, evaluator.prepared(split)):
+        say(told)
+    return evaluator.evaluate([policy], split, chosen)[0]
 
 
 def _one_line(error: Exception) -> str:

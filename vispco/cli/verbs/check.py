@@ -32,7 +32,7 @@ def plan_study(
     as_csv: Csv = False,
 ) -> None:
     """What a study will take: trials, PFLOPs, minutes and memory per entry, here or on the machine of a profile. Runs
-    at most one batch, measures nothing."""
+    at most one batch of each task, measures nothing."""
     from vispco.costs.profile import read_profile
     from vispco.experiment.estimate import estimate, machine
     from vispco.experiment.validation import validate
@@ -43,8 +43,7 @@ def plan_study(
         problem.profile = read_profile(profile)
     validate(problem)
     rows = estimate(problem)
-    if told := machine(problem):
-        print(told, file=sys.stderr)
+    print(machine(problem), file=sys.stderr)
     print_rows(rows, as_json=as_json, as_csv=as_csv)
 
 

@@ -26,6 +26,7 @@ from vispco.errors import MeasurementError
 from vispco.evaluation.decoding import answer_length, generated, stop_tokens
 from vispco.evaluation.evaluator import Evaluator
 from vispco.evaluation.prepared import Batch, prepare
+from vispco.models.shapes import ModelShape
 from vispco.plugin_files import loaded_sources
 from vispco.pruning.forward.counts import checked_counts
 from vispco.pruning.forward.relaxed import relaxed
@@ -145,14 +146,7 @@ class Calibration:
         return other
 
     def _relaxing(self, visual: NDArray[np.int64], text: NDArray[np.int64]) -> int:
-        """FLOPs of a relaxed forward and backward of prompts with these tokens, [B]."""
-        shape, method = self.problem.shape, self.method
-        plain = int(plain_flops(shape, visual + text).sum())
-        relaxing = plain + int(relaxed_backward_flops(shape, visual + text).sum())
-        for layer in range(1, shape.layers):
-            relaxing += int(method.scoring_flops(read_at(shape, layer, method), visual, text).sum())
-        relaxing += int(method.begin_flops(shape, visual, text).sum())
-        return relaxing + self.recompute * (plain - int(layer_flops(shape, visual + text, 0).sum()))
+        return relaxing_flops(self.problem.shape, self.method, visual, text, self.recompute)
 
     def _pay(self, charged: int, spent: int | None = None) -> None:
         self.charged += charged
@@ -355,6 +349,18 @@ class Calibration:
             rows.append(None if row is None else row + [0.0] * (self._widest * each - len(row)))
         found = self.team.collect(rows, self._widest * each)
         return [row[: len(self.micros[number]) * each] for number, row in zip(numbers, found, strict=bool(found))]
+
+
+def relaxing_flops(
+    shape: ModelShape, method: Method, visual: NDArray[np.int64], text: NDArray[np.int64], recompute: bool = False
+) -> int:
+    """FLOPs of a relaxed forward and backward of prompts with these tokens, [B]."""
+    plain = int(plain_flops(shape, visual + text).sum())
+    relaxing = plain + int(relaxed_backward_flops(shape, visual + text).sum())
+    for layer in range(1, shape.layers):
+        relaxing += int(method.scoring_flops(read_at(shape, layer, method), visual, text).sum())
+    relaxing += int(method.begin_flops(shape, visual, text).sum())
+    return relaxing + recompute * (plain - int(layer_flops(shape, visual + text, 0).sum()))
 
 
 def whole_rounds(problem: Problem, batches: int) -> int:
