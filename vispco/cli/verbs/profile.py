@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -46,7 +46,7 @@ def profile_model(
     from vispco.cli.profiling import check_file, write_profile
     from vispco.costs.measuring import Effort
 
-    place = {"device": device, "dtype": dtype, "attn_implementation": attention}
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "attn_implementation": attention}
     place |= {"adapter": adapter, "quantization": quantization_given(quantization)}
     effort = Effort(repeats=repeats, max_tokens=max_tokens, edge_seconds=edge_seconds)
     if check:
