@@ -328,10 +328,10 @@ class Said(Silent):
 def test_a_profile_of_a_model_that_is_held_otherwise_is_told(timed: Any, cli: Cli, tmp_path: Path) -> None:
     """By choose and compare, in a line; of another model type it is refused."""
     store, problem = timed
-    planted = planted_profile(problem.shape, (), "demo").model_copy(update={"attention": "flex_attention"})
+    planted = planted_profile(problem.shape, (), "demo").model_copy(update={"attention": "kernel"})
     (tmp_path / "p.json").write_text(planted.to_json())
     where = ("timed", "--storage", store.url, "--cost", "prefill_ms", "--profile", tmp_path / "p.json")
-    line = "the model was timed with attention flex_attention instead of sdpa"
+    line = "the model was timed with attention kernel instead of sdpa"
     for verb in (("choose", *where, "--max-drop", "90"), ("compare", *where)):
         code, out, err = cli(*verb)
         assert (code, line in " ".join(out.split())) == (0, True), err
