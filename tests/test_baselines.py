@@ -308,6 +308,10 @@ def test_they_can_be_compared_and_reported(finished: Store, tmp_path: Path) -> N
         ("{kind: gsearch, levels: 1}", r"searches.x.levels = 1"),
         ("{kind: gsearch, family: step}", r"searches.x.family = 'step': .*'gsearch' belong to family 'layerwise'"),
         ("{kind: fitprune_fit, samples: 0}", r"searches.x.samples = 0"),
+        (
+            "{kind: fitprune_fit, method: fastv}",
+            r"searches.x: kind 'fitprune_fit' .* not of 'fastv'; write method: fitprune",
+        ),
         ("{kind: vtw, eta: []}", r"searches.x.eta = \[\]"),
         ("{kind: vtw, eta: [0.1, -1]}", r"searches.x.eta.1 = -1: .*greater than or equal to 0"),
         ("{kind: vtw, eta: [0.1, 0.1]}", r"searches.x.eta = \[0.1, 0.1\]: values repeat"),

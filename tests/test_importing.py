@@ -57,7 +57,8 @@ def test_a_study_that_says_nothing_is_compared(store: Store) -> None:
     before = Comparison(store, "exp").to_dict()
     done = import_trials(store, "their study", "exp")
     assert (done.study, done.trials, done.known) == ("exp/their-study", 5, 0)
-    assert len(done.notes) == 2
+    assert len(done.notes) == 3
+    assert "objective 1 as flops_ratio, the share of the unpruned model's FLOPs" in done.notes[0]
     found = Comparison(store, "exp").to_dict()
     assert found["searches"][:2] == before["searches"]
     theirs = found["searches"][2]

@@ -15,6 +15,7 @@ from conftest import SMALL, Cli, Told, fresh
 from hub_copies import COPIES, write_copy
 from processors import llava, qwen
 from test_tasks import _offline, study  # noqa: F401
+from vispco.cli.evaluating import print_plain
 from vispco.config import content_hash
 from vispco.errors import ConfigError, DataError, ModelError
 from vispco.evaluation import plain
@@ -171,8 +172,9 @@ def test_parts_add_up(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert at_once.costs["flops_ratio"] == pytest.approx(known.flops_ratio)
 
 
-def test_benchmarks_that_are_no_means(copies: Any) -> None:
-    """Groups that are cut in two by what is measured together count all the same."""
+def test_benchmarks_that_are_no_means(copies: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Groups that are cut in two by what is measured together count all the same; no such number is printed as a
+    mean."""
     model = TINY["llava"].build()
     for name, metric in (("mme", "mme_perception_score"), ("mmbench-en", "circular")):
         task = plain_task(name, {"path": copies(name), "max_new_tokens": 1})
@@ -183,6 +185,10 @@ def test_benchmarks_that_are_no_means(copies: Any) -> None:
         assert found.standard_error == standard_error(parts(task.rule or "", found.scores, groups), groups)
         assert found.accuracy == pytest.approx(parts(task.rule or "", found.scores, groups).mean())
         assert metric in found.metrics
+        print_plain(found)
+        shown = capsys.readouterr().out
+        assert f"accuracy ({task.rule})  " in shown
+        assert "mean score" not in shown
         assert found.protocol["samples"] == len(found.answers) == task.available("held_out")
 
 

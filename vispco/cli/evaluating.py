@@ -191,8 +191,11 @@ def write_samples(evaluation: PlainEvaluation, path: Path) -> None:
 
 def print_plain(evaluation: PlainEvaluation) -> None:
     """The published numbers, then the protocol."""
+    from vispco.tasks.aggregation import MEAN
+
     protocol = dict(evaluation.protocol)
-    wide = max(map(len, (*evaluation.metrics, *protocol, "mean score")))
+    score = "mean score" if evaluation.rule == MEAN else f"accuracy ({evaluation.rule})"
+    wide = max(map(len, (*evaluation.metrics, *protocol, score)))
 
     def line(name: str, value: Any) -> None:
         print(f"{name:{wide}s}  {_shown(value)}")
@@ -202,7 +205,7 @@ def print_plain(evaluation: PlainEvaluation) -> None:
     for name, value in evaluation.metrics.items():
         line(name, value)
     if evaluation.standard_error is not None:
-        line("mean score", f"{evaluation.accuracy:.4f} +/- {evaluation.standard_error:.4f} (standard error)")
+        line(score, f"{evaluation.accuracy:.4f} +/- {evaluation.standard_error:.4f} (standard error)")
     line("samples", protocol.pop("samples"))
     if evaluation.pruning is not None:
         line("schedule", evaluation.pruning["schedule"])

@@ -22,7 +22,7 @@ from vispco.provenance import versions
 from vispco.pruning.methods.base import make_method
 from vispco.pruning.published import named_schedule
 from vispco.pruning.schedules import keep_all
-from vispco.tasks.aggregation import parts
+from vispco.tasks.aggregation import MEAN, parts
 from vispco.tasks.base import Sample, Task, make_task
 from vispco.tasks.rendering import render_prompt
 
@@ -35,7 +35,8 @@ class PlainEvaluation:
     """Numbers of one model on one task.
 
     ``metrics``: as published, by their usual names and on their usual scales. ``accuracy``: the one number in [0, 1]
-    that searches use, with its standard error over groups of samples (None if it cannot be known).
+    that searches use, with its standard error over groups of samples (None if it cannot be known). ``rule``: by which
+    scores add up to it, None if it is the task's own.
     ``pruning``: None, or schedule, method, realised keep ratio per layer. ``protocol``: all that must be the same
     before two numbers may be compared. ``answers``, ``scores``: of each sample.
     """
@@ -51,6 +52,7 @@ class PlainEvaluation:
     samples: Sequence[Sample]
     answers: Sequence[str]
     scores: NDArray[np.float64]
+    rule: str | None = MEAN
 
     def record(self) -> dict[str, Any]:
         """Plain data, without the samples."""
@@ -178,6 +180,7 @@ def evaluate_plain(
         samples=samples,
         answers=answers,
         scores=scores,
+        rule=task.rule,
     )
 
 

@@ -197,7 +197,10 @@ def _store(store: Store, experiment: str, name: str, facts: Mapping[str, Any], t
 
 
 def _notes(finished: Sequence[FrozenTrial], total: int, indices: tuple[int, int]) -> list[str]:
-    notes = []
+    notes = [
+        f"objective {indices[0]} is taken as accuracy, and objective {indices[1]} as flops_ratio, the share of the "
+        "unpruned model's FLOPs; a study of another cost does not belong on one front with these"
+    ]
     if total > len(finished):
         notes.append(f"{total - len(finished)} trials are not finished yet; import again when they are")
     measured = [trial.values for trial in finished if trial.state == TrialState.COMPLETE]

@@ -63,7 +63,7 @@ def import_study(
     as_json: Json = False,
     as_csv: Csv = False,
 ) -> None:
-    """Take any Optuna study with an accuracy and a cost into an experiment, to compare with."""
+    """Take any Optuna study with an accuracy and a flops_ratio into an experiment, to compare with."""
     from dataclasses import asdict
 
     from vispco.storage.importing import import_trials

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from vispco.costs import prefill_flops, unpruned_flops
+from vispco.errors import ConfigError
 from vispco.models.shapes import ModelShape
+from vispco.pruning.families import ScheduleFamily
 from vispco.pruning.forward.prefill import Path, Prefill
 from vispco.pruning.methods.base import Method, ScoreContext
 from vispco.pruning.methods.fitprune import FitPrune, received
@@ -58,6 +60,14 @@ class FitPruneFit(FittingSearch):
     Options: ClassVar[type[Options]] = FitPruneOptions
     steps: ClassVar[int] = 128
     _seen: list[tuple[Observed, Totals]] | None = None
+
+    @classmethod
+    def check(cls, options: Any, method: Method, family: ScheduleFamily) -> None:
+        if method.name != FitPrune.name:
+            raise ConfigError(
+                f"kind 'fitprune_fit' fits schedules of method 'fitprune', not of {method.name!r}; "
+                "write method: fitprune"
+            )
 
     def fit(self, number: int) -> Fit:
         alpha, (seen, flops) = number / self.steps, self._ready()
