@@ -331,7 +331,8 @@ def test_deepstack_behind_any_layers(indexes: list[int], method: str) -> None:
         for policy in policies:
             checks.check_dropping(model, batch, chosen, policy)
     checks.check_sharing(model, tiny.batch(checks.RAGGED), chosen, policies)
-    checks.check_relaxed(model, tiny.batch(checks.RAGGED), chosen, policies[1])
+    if checks.has_relaxed(model, chosen):
+        checks.check_relaxed(model, tiny.batch(checks.RAGGED), chosen, policies[1])
 
 
 def test_deepstack_is_the_models_own_to_the_bit() -> None:

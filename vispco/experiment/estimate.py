@@ -75,8 +75,8 @@ def in_words(rows: Sequence[dict[str, Any]]) -> str:
     left_out = [row["study"].partition("/")[2] for row in studies if row["pflops"] is None]
     known = [row for row in studies if row["pflops"] is not None]
     pflops, minutes = sum(row["pflops"] for row in known), sum(row["minutes"] for row in known)
-    told = f"{total['trials']} trials planned, {in_flops(pflops * 1e15)}, about {minutes:.2g} min without sharing and "
-    told += f"early stops, {total['peak_mib']:.0f} MiB"
+    told = f"{total['trials']} trials planned, {in_flops(pflops * 1e15)}, about {minutes:.2g} min without sharing, "
+    told += f"{total['peak_mib']:.0f} MiB"
     return told + (f", without {', '.join(left_out)}" if left_out else "")
 
 
