@@ -286,9 +286,10 @@ def evaluate_once(
     )
     chosen = make_method(method) if method else named or problem.default_method
     evaluator = Evaluator(problem)
+    evaluation = evaluator.evaluate([policy], split, chosen)[0]
     if told := unread(problem, evaluator.prepared(split)):
         say(told)
-    return evaluator.evaluate([policy], split, chosen)[0]
+    return evaluation
 
 
 def _one_line(error: Exception) -> str:
