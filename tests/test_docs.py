@@ -306,12 +306,14 @@ def test_commands_about_the_dashboard_serve(tmp_path: Path) -> None:
                 told = server.stderr.readline()
                 (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", told)
                 listed = json.load(urllib.request.urlopen(f"{address}api/studies"))["study_summaries"]
-                detail = json.load(urllib.request.urlopen(f"{address}api/studies/{listed[-1]['study_id']}"))
+                details = [json.load(urllib.request.urlopen(f"{address}api/studies/{s['study_id']}")) for s in listed]
             finally:
                 server.terminate()
     assert listed[-1]["study_name"] == "quickstart: comparison"
-    assert detail["objective_names"] == ["accuracy", "flops_ratio"]
-    assert detail["directions"] == ["maximize", "minimize"]
+    for detail in details:
+        assert detail["objective_names"] == ["accuracy", "flops_ratio"]
+        assert detail["directions"] == ["maximize", "minimize"]
+        assert detail["trials"]
     assert "`<experiment>: comparison`" in page
     assert detail["artifacts"]
     assert all(f"`{artifact['filename']}`" in page for artifact in detail["artifacts"])

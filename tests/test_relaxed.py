@@ -13,10 +13,17 @@ from vispco.errors import ModelError
 from vispco.models.families import adapter_for
 from vispco.pruning.forward.relaxed import kept_counts, relaxed
 from vispco.pruning.methods import make_method
-from vispco.pruning.schedules import keep_count
+from vispco.pruning.schedules import Step, keep_count
 from vispco.testing import checks
 
 ROWS = [(3, 1, 5), (1, 1, 9), (2, 2, 3)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("schedule", [Step(3, 0.0), Step(2, 1.0)], ids=str)
+def test_hard_mask_is_the_pruned_forward_at_both_ends(tiny_llava: Any, schedule: Step, attention: str) -> None:
+    tiny_llava.set_attn_implementation(attention)
+    checks.check_relaxed(tiny_llava, make_batch(ROWS, "left"), make_method("fastv"), schedule)
 
 
 def test_gradient_is_the_effect_of_keeping_more(tiny_llava: Any) -> None:

@@ -144,9 +144,11 @@ def evaluate_plain(
         part = samples[start : start + TOGETHER]
         evaluator = Evaluator(Problem(study, tasks=[Part(task, part)], **given))
         prepared = evaluator.prepared(SPLIT)[0]
+        if not start:
+            evaluator.counts(policy, SPLIT, chosen)  # a schedule that does not fit is refused first, and alone
+            if told := unread(whole, [prepared]):
+                say(told)
         evaluation = evaluator.evaluate([policy], SPLIT, chosen)[0]
-        if not start and (told := unread(whole, [prepared])):
-            say(told)
         scores[start : start + len(part)] = evaluation.scores[task.name]
         for (_, _, number), answer in evaluator.runner.answers.items():
             answers[start + number] = answer

@@ -161,11 +161,13 @@ def unread(problem: Problem, parts: Sequence[PreparedSplit]) -> str:
     """One line about the first task of whose prompts the tokenizer does not know many words; "" where there is none."""
     tokenizer = problem.processor.tokenizer
     unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None:
+        return ""
     marks = {*getattr(tokenizer, "all_special_ids", ())} - {unknown} | {*problem.adapter.visual_token_ids()}
-    for part in parts if unknown is not None else ():
-        read = [batch.inputs["input_ids"][batch.inputs["attention_mask"].bool()] for batch in part.batches]
-        words = [token for ids in read for token in ids.tolist() if token not in marks]
-        share = words.count(unknown) / max(1, len(words))
+    for part in parts:
+        read = torch.cat([batch.inputs["input_ids"][batch.inputs["attention_mask"].bool()] for batch in part.batches])
+        words = read[~torch.isin(read, torch.tensor(sorted(marks), device=read.device))]
+        share = int((words == unknown).sum()) / max(1, len(words))
         if share >= UNREAD:
             return (
                 f"task {part.task.name!r}: the model's tokenizer does not know {share:.0%} of the words in prompts, "

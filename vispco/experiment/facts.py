@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from vispco.config import SearchConfig
 from vispco.costs import Prompts, Setting
 from vispco.costs.held import held
 from vispco.evaluation.evaluator import Evaluator
-from vispco.evaluation.prepared import vision_flops
 from vispco.experiment.planning import Planned, plan_in, resolutions
 from vispco.plugin_files import code_of
 from vispco.problem import Problem
@@ -21,25 +19,25 @@ from vispco.search.study_cost import StudyCost
 from vispco.storage.store import Store
 
 
-def cost_facts(evaluator: Evaluator) -> dict[str, Any]:
+def cost_facts(evaluator: Evaluator, cost: StudyCost) -> dict[str, Any]:
     """What every cost of every trial follows from: sizes of the model and lengths of the prompts."""
-    setting = replace(Setting.of(evaluator.problem.adapter), vision_flops=vision_flops(evaluator.problem))
+    setting = Setting.of(evaluator.problem.adapter, vision_flops=cost.vision_flops(evaluator))
     prompts = {
         split: Prompts.of([(part.n_visual, part.n_text) for part in evaluator.prepared(split)]).to_list()
         for split in ("search", "held_out")
     }
     shares = resolutions(evaluator.problem.study)
-    smaller = {f"{share:g}": _resolution_facts(evaluator, share) for share in shares}
+    smaller = {f"{share:g}": _resolution_facts(evaluator, cost, share) for share in shares}
     return {**setting.to_dict(), "prompts": prompts, **({"resolutions": smaller} if smaller else {})}
 
 
-def _resolution_facts(evaluator: Evaluator, share: float) -> dict[str, Any]:
+def _resolution_facts(evaluator: Evaluator, cost: StudyCost, share: float) -> dict[str, Any]:
     """What costs at a resolution follow from: rows [visual, text, weight, visual and text of the whole picture]."""
     other, prompts = evaluator.at(share), {}
     for split in ("search", "held_out"):
         parts = zip(other.prepared(split), evaluator.prepared(split), strict=True)
         prompts[split] = Prompts.of([(a.n_visual, a.n_text, b.n_visual, b.n_text) for a, b in parts]).to_list()
-    return {"vision_flops": vision_flops(other.problem), "prompts": prompts}
+    return {"vision_flops": cost.vision_flops(other), "prompts": prompts}
 
 
 def profile_facts(problem: Problem) -> dict[str, Any]:

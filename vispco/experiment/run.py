@@ -103,7 +103,7 @@ class Run:
             facts.update(
                 accounting=ACCOUNTING, floor=floor, budgets=budgets, **study_facts(self.problem, self.store, self.cost)
             )
-            facts.update(costs=cost_facts(self.evaluator), **profile_facts(self.problem), **priced)
+            facts.update(costs=cost_facts(self.evaluator, self.cost), **profile_facts(self.problem), **priced)
             facts.update(model_type=self.problem.model.config.model_type)
             if checkpoints:
                 facts.update(anytime=checkpoints)
@@ -286,10 +286,10 @@ def evaluate_once(
     )
     chosen = make_method(method) if method else named or problem.default_method
     evaluator = Evaluator(problem)
-    evaluation = evaluator.evaluate([policy], split, chosen)[0]
+    evaluator.counts(policy, split, chosen)  # a schedule that does not fit is refused first, and alone
     if told := unread(problem, evaluator.prepared(split)):
         say(told)
-    return evaluation
+    return evaluator.evaluate([policy], split, chosen)[0]
 
 
 def _one_line(error: Exception) -> str:

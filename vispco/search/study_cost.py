@@ -152,7 +152,8 @@ class StudyCost:
             problem.profile.check_model(problem.study.model.name, problem.shape, held(problem.adapter))
         terms = {"answer_tokens": self.terms.answer_tokens, "batch": self.terms.batch}
         # Always: nobody knows which costs of plug-ins read it.
-        return Setting.of(problem.adapter, vision_flops=vision_flops(problem), **terms).on(problem.profile)
+        vision = self.vision_flops(self._evaluator)
+        return Setting.of(problem.adapter, vision_flops=vision, **terms).on(problem.profile)
 
     # --- the cost ------------------------------------------------------------------------------------
 
@@ -334,7 +335,7 @@ class StudyCost:
         home = evaluator.at(resolution_of(policy))
         if not isinstance(policy, Schedule) or home is not evaluator:
             return self._given(evaluator.counts(policy, split, method), split, home)
-        chosen, vision = method or evaluator.problem.default_method, self.setting.vision_flops
+        chosen, vision = method or evaluator.problem.default_method, self.vision_flops(evaluator)
         rows, layers = [], evaluator.problem.shape.layers
         for part in evaluator.prepared(split):
             visual, text, which = part.lengths
@@ -345,17 +346,15 @@ class StudyCost:
     def _given(self, counts: Sequence[Counts], split: str = "search", home: Evaluator | None = None) -> list[Row]:
         """Each sample's, at the resolution of ``home``."""
         home = home or self._evaluator
-        vision = self._vision_flops(home)
+        vision = self.vision_flops(home)
         parts = zip(counts, home.prepared(split), self._evaluator.prepared(split), strict=True)
         return [
             Row(given, part.n_visual, part.n_text, slice(None), (whole.n_visual, whole.n_text), vision)
             for given, part, whole in parts
         ]
 
-    def _vision_flops(self, home: Evaluator) -> float:
-        """Of the tower at a resolution, where the study asks for them."""
-        if home is self._evaluator or not self.setting.vision_flops:
-            return self.setting.vision_flops
+    def vision_flops(self, home: Evaluator) -> float:
+        """Of the tower per visual token, at the resolution of ``home``; counted once."""
         if home.resolution not in self._vision:
             self._vision[home.resolution] = vision_flops(home.problem)
         return self._vision[home.resolution]

@@ -139,7 +139,7 @@ class Run:
         return load_file(path) if made is None else made
 
     def compile_layers(self) -> None:
-        """A third less time a step; the layers share one compiled form, as they differ in their weights alone."""
+        """To save time a step. The layers share one compiled form, since they differ in their weights alone."""
         for layer in self.decoder.layers if self.options.compile else ():
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
