@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vispco
@@ -21,11 +22,12 @@ from vispco.analysis.pricing import Pricing
 from vispco.analysis.repriced import Repriced
 from vispco.config import parse_study
 from vispco.costs import COSTS, Setting, prefill_flops, unpruned_flops
-from vispco.errors import ConfigError, ScheduleError
+from vispco.errors import ConfigError, ModelError, ScheduleError
 from vispco.evaluation.prepared import vision_flops
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.exporting import export_schedule
+from vispco.models.grids import Grid, fixed_grids
 from vispco.models.resolution import rescaled, smaller
 from vispco.pruning.families import FAMILIES
 from vispco.pruning.families.step import StepFamily
@@ -43,13 +45,14 @@ def tokens(model: Any, processor: Any, picture: Any, share: float) -> int:
 
 # Of a picture of 160 x 160 at resolutions 1, 1/2 and 1/4; cells of 8 x 8 pixels, tiles of 16 x 16 with 4 tokens.
 # Qwen's and GLM's processors cap at 1600 pixels here: 40, 28.3 and 20 pixels a side are 5, 3.5 (4) and 2.5 (2) cells.
-# InternVL: 4 tiles and a thumbnail; 1 tile.
+# InternVL: 4 tiles and a thumbnail; 1 tile. LLaVA scales to 4 cells a side: 2.8 (3) and 2.
 EXPECTED = {
     "qwen2_5_vl": (25, 16, 4),
     "qwen3_vl": (25, 16, 4),
     "qwen3_5": (25, 16, 4),
     "glm4v": (25, 16, 4),
     "internvl": (20, 4, 4),
+    "llava": (16, 9, 4),
 }
 
 
@@ -80,9 +83,56 @@ def test_gemma_4_has_steps_of_its_own() -> None:
         rescaled(processor, [], 0.2)
 
 
-@pytest.mark.parametrize("name", ["llava", "gemma3"])
-def test_families_of_one_size_are_refused_in_one_line(name: str) -> None:
-    processor = PROCESSORS[name](TINY[name].build())
+@pytest.mark.parametrize("strategy", ["default", "full"])
+def test_a_smaller_picture_of_a_llava_has_interpolated_positions(strategy: str) -> None:
+    """What the evaluator reads is what transformers gives; a model of whole pictures never sees the difference."""
+    model = TINY["llava"].build()
+    model.config.vision_feature_select_strategy = strategy
+    processor = PROCESSORS["llava"](model)
+    processor.vision_feature_select_strategy = strategy
+    adapter = vispco.adapter_for(model)
+    images, sizes = rescaled(processor, [Image.effect_noise((160, 120), 64)], 0.5)
+    inputs = processor(images=[images], text=["<image> what"], return_tensors="pt", **sizes)
+    features = adapter.encode_images(inputs)
+    expected = model.get_image_features(inputs["pixel_values"], interpolate_pos_encoding=True)
+    assert torch.equal(features, expected.pooler_output[0])
+    visual = adapter.visual_mask(inputs["input_ids"], None)
+    cells = 9 + (strategy == "full")
+    assert len(features) == int(visual.sum()) == cells
+    with pytest.raises(ValueError, match="doesn't match model"):
+        model.generate(**inputs, max_new_tokens=1)
+    given = {**inputs, "mm_encoder_outputs": {"image": expected}}
+    del given["pixel_values"]
+    with vispco.prune(model, method="random", schedule="step(layer=1, keep=0.5)"):
+        model.generate(**given, max_new_tokens=2)
+    if strategy == "default":
+        for seen in (inputs, given):
+            assert torch.equal(adapter.coordinates(seen, visual)[visual][:, 2:], Grid(1, 3, 3).places()[:, 1:])
+
+
+def test_what_is_cut_off_around_a_picture_stays_cut_off() -> None:
+    """SigLIP scales to a square; CLIP scales the shorter edge, here to more than it keeps, and cuts."""
+    picture = Image.new("RGB", (336, 336))
+    clip = SimpleNamespace(size={"shortest_edge": 384}, crop_size={"height": 336, "width": 336}, do_center_crop=True)
+    siglip = SimpleNamespace(size={"height": 384, "width": 384})
+    kind = type("LlavaProcessor", (SimpleNamespace,), {})
+    _, sizes = rescaled(kind(image_processor=clip, patch_size=14), [picture], 0.25)
+    assert sizes["images_kwargs"] == {"size": {"shortest_edge": 192}, "crop_size": {"height": 168, "width": 168}}
+    _, sizes = rescaled(kind(image_processor=siglip, patch_size=16), [picture], 0.25)
+    assert sizes["images_kwargs"] == {"size": {"height": 192, "width": 192}}
+
+
+def test_pictures_side_by_side_are_told_apart_or_refused() -> None:
+    whole, small = Grid(1, 4, 4), Grid(1, 3, 3)
+    assert fixed_grids([16, 32, 9], 16) == [whole, whole, whole, small]
+    assert fixed_grids([6], 6) == [Grid(1, 1, 6)]
+    for run in (18, 20, 25):
+        with pytest.raises(ModelError, match=f"{run} visual tokens .* put text between"):
+            fixed_grids([run], 16)
+
+
+def test_a_family_of_one_size_is_refused_in_one_line() -> None:
+    processor = PROCESSORS["gemma3"](TINY["gemma3"].build())
     with pytest.raises(ConfigError, match=r"resolution 0\.5: this model makes every picture into the same number"):
         rescaled(processor, [Image.new("RGB", (64, 64))], 0.5)
 

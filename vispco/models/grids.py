@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from vispco.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,7 +51,19 @@ def run_lengths(visual: Tensor) -> list[int]:
 
 
 def fixed_grids(runs: Sequence[int], tokens: int) -> list[Grid]:
-    """Square grids of ``tokens`` cells for runs of one or more such pictures."""
-    side = math.isqrt(tokens)
-    grid = Grid(1, side, side) if side * side == tokens else Grid(1, 1, tokens)
-    return [grid for run in runs for _ in range(max(1, run // tokens))]
+    """Square grids of ``tokens`` cells for runs of one or more such pictures, or of one smaller picture.
+
+    Raises:
+        ModelError: a run is neither.
+    """
+    grids: list[Grid] = []
+    for run in runs:
+        cells, pictures = (tokens, run // tokens) if run % tokens == 0 else (run, 1)
+        side = math.isqrt(cells)
+        if cells != tokens and (side * side != cells or cells > tokens):
+            raise ModelError(
+                f"{run} visual tokens stand side by side, which is no number of pictures of {tokens} tokens, nor one "
+                "smaller square picture; put text between pictures"
+            )
+        grids += [Grid(1, side, side) if side * side == cells else Grid(1, 1, cells)] * pictures
+    return grids

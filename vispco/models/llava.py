@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from vispco.models.vision import EncoderWatch, VisionWatch
 
 
+# Towers with one position embedding a patch, which transformers interpolates for pictures of another size if asked.
+INTERPOLATED = ("clip_vision_model", "siglip_vision_model")
+
+
 @ADAPTERS.register("llava")
 class LlavaAdapter(ModelAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
@@ -28,7 +32,9 @@ class LlavaAdapter(ModelAdapter):
                 "a Pixtral tower makes another grid of every picture, and a LLaVA model does not say which, so methods "
                 "that read where tokens stand do not run on it; use one that reads attention or features"
             )
-        tokens = (vision.image_size // vision.patch_size) ** 2
+        pixels = inputs.get("pixel_values")
+        height, width = pixels.shape[-2:] if pixels is not None else (vision.image_size,) * 2
+        tokens = (height // vision.patch_size) * (width // vision.patch_size)
         if self.model.config.vision_feature_select_strategy == "full" and has_cls(tower):
             tokens += 1
         return fixed_grids(runs, tokens)
@@ -36,7 +42,10 @@ class LlavaAdapter(ModelAdapter):
     def encode_images(self, inputs: dict[str, Any]) -> Tensor:
         import torch
 
-        outputs = self.model.get_image_features(pixel_values=inputs["pixel_values"])
+        pixels, vision = inputs["pixel_values"], self.model.config.vision_config
+        other = pixels.shape[-2:] != (vision.image_size,) * 2 and vision.model_type in INTERPOLATED
+        more = {"interpolate_pos_encoding": True} if other else {}
+        outputs = self.model.get_image_features(pixel_values=pixels, **more)
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in outputs.pooler_output])
 
     def watch_vision(self) -> VisionWatch | None:

@@ -3,8 +3,9 @@
 Families differ in what a size does. Qwen's, GLM's and Mistral's processors make as many tokens as a picture is large
 and only cap it, and LLaVA-NeXT and LLaVA-OneVision choose tiles by its size: there the picture itself is made smaller,
 from what the processor would have used of it. Gemma 4 scales every picture to a number of tokens, InternVL cuts at most
-so many tiles, Idefics3 scales the longest edge to so many tiles: there that number is made smaller. Others make every
-picture into the same number of tokens.
+so many tiles, Idefics3 scales the longest edge to so many tiles: there that number is made smaller. LLaVA scales every
+picture to one size: there it is scaled to a smaller one, and the tower's position embeddings are interpolated
+(``ModelAdapter.encode_images``). Others make every picture into the same number of tokens.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def rescaled(processor: Any, images: Sequence[Any], share: float) -> Scaled:
     if getattr(pictures, "image_grid_pinpoints", None):
         largest = max(height * width for height, width in pictures.image_grid_pinpoints)
         return [smaller(image, share * min(image.width * image.height, largest)) for image in images], {}
+    if set(size) != {"longest_edge"} and type(processor).__name__ == "LlavaProcessor":
+        return list(images), {"images_kwargs": _one_size(pictures, size, processor.patch_size, share)}
     if set(size) == {"longest_edge"}:
         edge = size["longest_edge"]
         areas = (image.width * image.height * min(1, edge / max(image.size)) ** 2 for image in images)
@@ -63,6 +66,18 @@ def _by_area(pictures: Any, size: dict[str, int], images: Sequence[Any], share: 
     least = {"shortest_edge": min(size["shortest_edge"], cell * frames), "longest_edge": size["longest_edge"]}
     scaled = [smaller(image, max(cell, share * area)) for image, area in zip(images, areas, strict=True)]
     return scaled, {"images_kwargs": {"size": least}}
+
+
+def _one_size(pictures: Any, size: dict[str, int], patch: int, share: float) -> dict[str, dict[str, int]]:
+    """Whole patches along each side; what is cut off around the picture stays the same share of it."""
+    cut = {name: edge for name, edge in dict(getattr(pictures, "crop_size", None) or {}).items() if edge}
+    whole = min((cut if cut and getattr(pictures, "do_center_crop", False) else size).values())
+    edge = max(1, round(whole / patch * math.sqrt(share))) * patch
+    return {
+        key: {name: round(value * edge / whole) for name, value in given.items()}
+        for key, given in (("size", size), ("crop_size", cut))
+        if given
+    }
 
 
 def _soft_tokens(pictures: Any, share: float) -> int:

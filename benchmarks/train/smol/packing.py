@@ -69,12 +69,12 @@ def every_question(scene: Scene, rng: random.Random) -> list[Question]:
     return [question for kind in MAKERS if (question := ask(kind, scene, rng))]
 
 
-def pack(tokenizer: Any, batch: list[list[Question]]) -> Packed:
+def pack(tokenizer: Any, batch: list[list[Question]], visual_tokens: int = VISUAL_TOKENS) -> Packed:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
     image = tokenizer.convert_tokens_to_ids("<image>")
-    prefix = [*ids("<|im_start|>user\n"), *[image] * VISUAL_TOKENS, *ids("\n")]
+    prefix = [*ids("<|im_start|>user\n"), *[image] * visual_tokens, *ids("\n")]
     rows = []
     for questions in batch:
         row = [(token, place, -100, 0, 0.0) for place, token in enumerate(prefix)]

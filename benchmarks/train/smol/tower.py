@@ -32,10 +32,13 @@ INK = 8
 SHOWN, HINT = 0.05, 0.01  # share of a patch that must be ink to have a label, or to be nothing
 
 
-def pixel_values(scenes: list[Scene]) -> Tensor:
-    """float32 [B, 3, 224, 224], as the processor gives them."""
-    pixels = np.stack([draw(scene) for scene in scenes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+def pixel_values(scenes: list[Scene], side: int = GRID) -> Tensor:
+    """float32 [B, 3, P, P] with P of ``side`` patches, as the processor gives them."""
+    drawn = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2).float()
+    if side != GRID:
+        size = (side * PATCH_PIXELS,) * 2
+        drawn = nn.functional.interpolate(drawn, size, mode="bicubic", antialias=True).clamp(0, 255).round()
+    return drawn / 127.5 - 1.0
 
 
 def ink_of(scene: Scene) -> Iterator[tuple[Any, str, NDArray[np.float32]]]:

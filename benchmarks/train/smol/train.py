@@ -43,7 +43,7 @@ from benchmarks.train.smol.tower import (
     pixel_values,
     readers_loss,
 )
-from vispco.models.smol.build import build_model
+from vispco.models.smol.build import GRID, build_model
 from vispco.models.smol.language import load_language_model, load_tokenizer
 from vispco.tasks.scenes.layout import Scene, sample_crowd, sample_scene
 from vispco.tasks.scenes.questions import SHORT, Question
@@ -53,6 +53,8 @@ FEW_WORDS = 8192
 FIXED = re.compile(r"position_embedding|layers\.[01]\.self_attn\.[qk]_proj")
 STAGES = ("tower", "words", "together")
 RECORDED = ("stage", "step", "begun", "mix", "decay_from", "decay_steps", "seconds", "curve")
+# Patches along the side of smaller pictures: 0.86 to 0.25 of the visual tokens.
+SMALLER = (13, 12, 11, 10, 9, 8, 7)
 # New readers learn on a tower that is left alone by them for so many steps.
 SETTLE = 150
 
@@ -208,14 +210,15 @@ class Run:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    def hidden(self, scenes: list[Scene]) -> list[Tensor]:
-        """What enters the tower's first layer and what leaves each, [B, 196, H]."""
-        pixels = pixel_values(scenes).to(self.device, self.dtype)
-        return [states[:, 1:] for states in self.tower(pixels, output_hidden_states=True).hidden_states]
+    def hidden(self, scenes: list[Scene], side: int = GRID) -> list[Tensor]:
+        """What enters the tower's first layer and what leaves each, [B, side * side, H]."""
+        pixels = pixel_values(scenes, side).to(self.device, self.dtype)
+        found = self.tower(pixels, output_hidden_states=True, interpolate_pos_encoding=side != GRID)
+        return [states[:, 1:] for states in found.hidden_states]
 
-    def features(self, scenes: list[Scene]) -> Tensor:
-        """[B, 196, H] of the tower, as the projector reads them."""
-        return self.hidden(scenes)[-1]
+    def features(self, scenes: list[Scene], side: int = GRID) -> Tensor:
+        """[B, side * side, H] of the tower, as the projector reads them."""
+        return self.hidden(scenes, side)[-1]
 
     def rng(self) -> random.Random:
         return random.Random(f"smol/{self.options.seed}/{self.stage}/{self.step}/{self.rank}")
@@ -281,20 +284,29 @@ class Run:
         logits = nn.functional.linear(hidden[asked], self.head.weight[words])
         return logits, torch.searchsorted(words, labels), weights
 
+    def side(self) -> int:
+        """Patches along a picture's side in this step, the same in all processes."""
+        rng = random.Random(f"smol/{self.options.seed}/side/{self.step}")
+        return rng.choice(SMALLER) if rng.random() < self.options.smaller else GRID
+
     def together_step(self) -> dict[str, float]:
         rng = self.rng()
         scenes = [sample_scene("train", rng) for _ in range(self.options.batch)]
         questions = [questions_for(scene, rng, self.mix, self.options.short, self.options.long) for scene in scenes]
-        features = self.features(scenes)
+        side = self.side()
+        features = self.features(scenes, side)
         seen = self.projector(features)
-        logits, labels, weights = self.answer_logits(pack(self.tokenizer, questions), seen, few=True)
+        logits, labels, weights = self.answer_logits(pack(self.tokenizer, questions, side * side), seen, few=True)
         each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         loss = (each * weights).sum() / weights.sum()
-        settled = self.begun == 0 or self.step >= self.begun + SETTLE
-        reading, right = readers_loss(self.readers, features if settled else features.detach(), scenes, places=True)
-        kept, _ = readers_loss(self.seen_readers, seen if settled else seen.detach(), scenes, places=True)
-        total = loss + 0.3 * reading + 0.3 * kept
-        parts = {"loss": float(loss.detach()), "reading": float(reading.detach()), "kept": float(kept.detach())}
+        total, parts = loss, {"loss" if side == GRID else "smaller": float(loss.detach())}
+        right: dict[str, tuple[int, int]] = {}
+        if side == GRID:  # the readers' labels are of whole pictures' patches
+            settled = self.begun == 0 or self.step >= self.begun + SETTLE
+            reading, right = readers_loss(self.readers, features if settled else features.detach(), scenes, places=True)
+            kept, _ = readers_loss(self.seen_readers, seen if settled else seen.detach(), scenes, places=True)
+            total = loss + 0.3 * reading + 0.3 * kept
+            parts |= {"reading": float(reading.detach()), "kept": float(kept.detach())}
         if self.step % self.options.text_every == 0:
             away = distance(self.head, self.decoder, self.answers, rng, 4)
             total = total + self.options.text_weight * away
@@ -306,12 +318,13 @@ class Run:
         parts["norm"] = self.masters.step(factor)
         merge_updates(self.decoder)
         shares = {name: right[name][0] / right[name][1] for name in ("word", "place") if name in right}
-        return {**parts, "token": float((logits.argmax(-1) == labels).float().mean()), **shares}
+        right_tokens = float((logits.argmax(-1) == labels).float().mean())
+        return {**parts, "token" if side == GRID else "smaller_token": right_tokens, **shares}
 
     # --- measuring --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def examine(self, pictures: int = 32) -> dict[str, Any]:
+    def examine(self, pictures: int = 32, side: int = GRID) -> dict[str, Any]:
         """Teacher-forced exact match by question type on scenes of the search split."""
         scores: dict[str, list[float]] = defaultdict(list)
         tokens: list[float] = []
@@ -319,7 +332,8 @@ class Run:
             rng = random.Random(f"examine/{start}")
             scenes = [sample_scene("search", rng) for _ in range(4)]
             asked: list[list[Question]] = [every_question(scene, rng) for scene in scenes]
-            logits, labels, _ = self.answer_logits(pack(self.tokenizer, asked), self.projector(self.features(scenes)))
+            seen = self.projector(self.features(scenes, side))
+            logits, labels, _ = self.answer_logits(pack(self.tokenizer, asked, side * side), seen)
             right = (logits.argmax(-1) == labels).tolist()
             place = 0
             for question in (question for questions in asked for question in questions):
@@ -382,6 +396,8 @@ class Run:
             if self.step % self.options.examine_every == 0 and self.stage != "words":
                 found = {} if self.rank else self.examine() if self.stage == "together" else self.read()
                 self.note({"found": found})
+                if self.stage == "together" and self.options.smaller and not self.rank:
+                    self.note({"smaller": {side: self.examine(16, side)["short"] for side in SMALLER[1::2]}})
                 if self.stage == "together":
                     self.reweigh(found.get("kinds", {}))
             if time.monotonic() - last_saved > 200:
@@ -470,6 +486,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="pictures a process")
     parser.add_argument("--short", type=int, default=9, help="short questions a picture")
     parser.add_argument("--long", type=int, default=3, help="lists, sentences and questions of several steps a picture")
+    parser.add_argument(
+        "--smaller", type=float, default=0.4, help="share of the last stage's steps on smaller pictures"
+    )
     parser.add_argument("--text-every", type=int, default=8)
     parser.add_argument("--text-weight", type=float, default=1.0)
     parser.add_argument("--examine-every", type=int, default=100)
