@@ -1,7 +1,7 @@
-"""Write docs/resolution.json, its figure and its table of docs/findings.md: ``python docs/make_resolution.py [URL]``.
+"""Write docs/resolution.json, its figure and its table of docs/findings.md: ``python docs/make_resolution.py [MODEL]``.
 
-Runs studies/demo/resolution.yaml first; what is in the database already is not run again. ``--from-json`` draws and
-writes again what docs/resolution.json holds.
+Runs the studies first, or that of MODEL (demo-qwen, smol) alone; what is in the database already is not run again.
+``--from-json`` draws and writes again what docs/resolution.json holds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vispco.storage.store import Store, default_url
 
 ROOT = Path(__file__).parent.parent
 KEPT, PAGE = ROOT / "docs" / "resolution.json", ROOT / "docs" / "findings.md"
+STUDIES = {"demo-qwen": "demo/resolution.yaml", "smol": "testbed/resolution.yaml"}
 WORDS = {"size": "smaller pictures", "pruning": "pruned whole pictures", "both": "size and schedule together"}
 COLORS = {"size": "#4477aa", "pruning": "#cc3311", "both": "#228833"}
 
@@ -57,49 +58,53 @@ def figure(told: dict[str, Any], output: Path) -> None:
     def draw() -> Any:
         from matplotlib.figure import Figure
 
-        made = Figure(figsize=(4.2, 2.8))
-        axes = made.subplots()
-        for row in told["entries"]:
-            runs = list(zip(row["accuracy"], row["missed"], strict=True))
-            places = [
-                (budget, [accuracy[at] for accuracy, missed in runs if not missed[at]])
-                for at, budget in enumerate(told["budgets"])
-            ]
-            known = [(budget, values) for budget, values in places if values]
-            means = [sum(values) / len(values) for _, values in known]
-            color, x = COLORS[row["entry"]], [budget for budget, _ in known]
-            axes.plot(x, means, "o-", color=color, label=WORDS[row["entry"]])
-            low, high = ([pick(values) for _, values in known] for pick in (min, max))
-            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.axhline(told["unpruned"], color="black", linewidth=0.6, linestyle=":")
-        axes.set_xlabel("budget: total FLOPs over the whole picture's, unpruned")
-        axes.set_ylabel("held-out accuracy")
-        axes.legend(loc="lower right")
+        made = Figure(figsize=(6.9, 2.8))
+        for axes, (model, case) in zip(made.subplots(1, len(told), sharey=True), told.items(), strict=True):
+            draw_case(axes, case)
+            axes.set_title(model)
+        made.axes[0].set_ylabel("held-out accuracy")
+        made.axes[0].legend(loc="lower right")
         return made
 
     matplotlib_figures.save(draw, output)
 
 
+def draw_case(axes: Any, case: dict[str, Any]) -> None:
+    for row in case["entries"]:
+        runs = list(zip(row["accuracy"], row["missed"], strict=True))
+        places = [
+            (budget, [accuracy[at] for accuracy, missed in runs if not missed[at]])
+            for at, budget in enumerate(case["budgets"])
+        ]
+        known = [(budget, values) for budget, values in places if values]
+        means = [sum(values) / len(values) for _, values in known]
+        color, x = COLORS[row["entry"]], [budget for budget, _ in known]
+        axes.plot(x, means, "o-", color=color, label=WORDS[row["entry"]])
+        low, high = ([pick(values) for _, values in known] for pick in (min, max))
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.axhline(case["unpruned"], color="black", linewidth=0.6, linestyle=":")
+    axes.set_xlabel("budget: share of all FLOPs")
+
+
 def table(told: dict[str, Any]) -> str:
-    rows = ["| searched | `budget_score` | points above `both` | budgets missed |", "| --- | --- | --- | --- |"]
-    for row in sorted(told["entries"], key=lambda row: -row["budget_score"]):
-        low, high = row["difference_ci"] or (0, 0)
-        points = f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if row["difference"] else "-"
-        missed = f"{row['budgets_missed']:.1f}"
-        rows.append(f"| `{row['entry']}`: {WORDS[row['entry']]} | {row['budget_score']:.3f} | {points} | {missed} |")
+    rows = ["| model | searched | `budget_score` | points above `both` | budgets missed |", "| --- " * 5 + "|"]
+    for model, case in told.items():
+        for row in sorted(case["entries"], key=lambda row: -row["budget_score"]):
+            low, high = (100 * end for end in row["difference_ci"] or (0, 0))
+            points = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})" if row["difference"] else "-"
+            what, missed = f"`{row['entry']}`: {WORDS[row['entry']]}", f"{row['budgets_missed']:.1f}"
+            rows.append(f"| `{model}` | {what} | {row['budget_score']:.3f} | {points} | {missed} |")
     return "\n".join(rows)
 
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if arguments == ["--from-json"]:
-        told = json.loads(KEPT.read_text(encoding="utf-8"))
-    else:
-        problem = Problem.from_yaml(ROOT / "studies" / "demo" / "resolution.yaml")
-        store = Store(arguments[0] if arguments else default_url())
+    told = json.loads(KEPT.read_text(encoding="utf-8"))
+    for model in STUDIES if not arguments else set(arguments) & set(STUDIES):
+        problem, store = Problem.from_yaml(ROOT / "studies" / STUDIES[model]), Store(default_url())
         Run(problem, store).run()
-        told = measured(Comparison(store, problem.study.experiment))
-        told = json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
+        found = json.dumps(measured(Comparison(store, problem.study.experiment)))
+        told[model] = json.loads(found, parse_float=lambda text: round(float(text), 5))
         KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     figure(told, ROOT / "docs" / "resolution.png")
     text = PAGE.read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import vispco
 from conftest import Cli
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.decision import Question, decide
@@ -311,6 +312,15 @@ def test_pictures_of_one_size_are_timed_several_at_a_time() -> None:
     steps = prompter_of(lambda size: 64 * max(1, size // 448) ** 2).pictured(500, 1)  # a tile at a time
     assert [(one.pictures, one.visual) for one in steps] == [(1, 64), (1, 256), (1, 576)]
     assert prompter_of(lambda size: 16).pictured(4096, 1)[-1].pictures == 16
+
+
+def test_the_tower_is_timed_at_lower_resolutions() -> None:
+    """Where small pictures have as many visual tokens as large ones; elsewhere their own sizes are timed."""
+    tower = Prompter(*vispco.load_model("demo")).smaller(batch=2)
+    shapes = [(one.visual, tuple(one.inputs["pixel_values"].shape)) for one in tower]
+    assert shapes == [(n * n, (2, 3, 16 * n, 16 * n)) for n in (3, 4, 6, 7)]
+    assert [one.visual for one in Prompter(*vispco.load_model("demo-qwen")).smaller(1)] == [4, 16, 36, 49]
+    assert prompter_of(lambda size: (size // 28) ** 2).smaller(1) == []
 
 
 def test_a_check_draws_sizes_of_pictures() -> None:

@@ -152,7 +152,8 @@ class Measuring:
         prompts = self._prompts(pictures)
         draws = {name: self._draws(prompts) for name in methods}
         probes: dict[Any, Probe] = {("layers", n): self._decoder(n) for n in grid}
-        probes |= {("tower", one.visual): self._tower(one) for one in pictures}
+        towers = {one.visual: one for one in (*self.prompter.smaller(self.batch), *pictures)}
+        probes |= {("tower", visual): self._tower(one) for visual, one in sorted(towers.items())}
         probes |= {("decode", n): self._decode_steps(n) for n in self._cached()}
         probes |= {("plain", n): self._prefill(one) for n, one in enumerate(prompts)}
         probes |= {("answer", n, m): self._answer(one, m) for n, one in enumerate(prompts) for m in (1, 1 + STEPS)}

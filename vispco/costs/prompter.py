@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vispco.errors import ConfigError
 from vispco.models.families import adapter_for
 
 SIZE = 336
 GROWTH, SMALLER = 1.25, 6  # of sides, from one to the next; steps from the smallest to SIZE
 WIDER = 4  # times the largest side that gave more tokens, beyond which none will
 SEVERAL = (2, 4, 8, 16)  # pictures whose tower is timed together
+SHARES = (0.1, 0.25, 0.5, 0.75)  # of the visual tokens, of pictures that all have as many
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,24 +42,29 @@ class Prompter:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor, self.adapter = model, processor, adapter_for(model)
 
-    def make(self, pictures: int, words: int | Sequence[int], batch: int, size: int = SIZE) -> Prompted:
+    def make(
+        self, pictures: int, words: int | Sequence[int], batch: int, size: int = SIZE, share: float = 1.0
+    ) -> Prompted:
         """A batch of equal rows, or of one for each number in ``words``, filled on the left.
 
         Args:
             size: of a picture's sides, in pixels, where the processor keeps sizes apart.
+            share: of its visual tokens (:func:`~vispco.models.resolution.rescaled`).
         """
         from PIL import Image
 
+        from vispco.models.resolution import rescaled
         from vispco.tasks.base import Sample
         from vispco.tasks.rendering import render_prompt
 
         noise = np.random.default_rng(0).integers(0, 255, (pictures, size, size, 3), dtype=np.uint8)
-        images = [Image.fromarray(one) for one in noise]
+        images, sizes = rescaled(self.processor, [Image.fromarray(one) for one in noise], share)
         each = [words] * batch if isinstance(words, int) else list(words)
         asked = [Sample("s", "g", images, " ".join(["the"] * count), ("a",)) for count in each]
         texts = [render_prompt(self.processor, sample) for sample in asked]
         shown = [images] * len(each) if images else None
-        made = self.processor(images=shown, text=texts, return_tensors="pt", padding=True, padding_side="left")
+        padded: dict[str, Any] = {"padding": True, "padding_side": "left"}
+        made = self.processor(images=shown, text=texts, return_tensors="pt", **padded, **sizes)
         inputs = dict(made.to(self.model.device))
         for key, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point():
@@ -86,3 +93,17 @@ class Prompter:
                 more = self.make(pictures, 1, batch, sides[-1])
                 found += [more] if more.visual > found[-1].visual else []
         return found
+
+    def smaller(self, batch: int) -> list[Prompted]:
+        """One picture at lower resolutions, for the tower alone, where small pictures have as many visual tokens.
+
+        Empty where they have fewer, or the family has no lower resolution.
+        """
+        whole, small = (self.make(1, 1, 1, size).visual for size in (SIZE, round(SIZE / GROWTH**SMALLER)))
+        if small < whole:
+            return []
+        try:
+            found = {one.visual: one for one in (self.make(1, 1, batch, share=share) for share in SHARES)}
+        except ConfigError:
+            return []
+        return [one for visual, one in sorted(found.items()) if visual < whole]
