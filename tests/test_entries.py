@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from vispco.experiment.run import Run
 from vispco.fronts import choices_at, choose, fits
 from vispco.problem import Problem
 from vispco.pruning.families import StepFamily
-from vispco.pruning.schedules import Step
+from vispco.pruning.schedules import AtResolution, Step
 from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.reading import study_ids
 from vispco.storage.store import Store
@@ -624,3 +625,31 @@ def test_regret_is_told_against_everything_that_was_found(cli: Cli, tmp_path: Pa
     assert best_known(Comparison(store, "exp")).experiments == ["exp", "more"]
     store.save_facts("more", {**stored.facts, "budgets": [0.123]})
     assert best_known(Comparison(store, "exp")).experiments == ["exp"]
+
+
+def test_best_known_leaves_out_pictures_that_no_entry_searches(cli: Cli, tmp_path: Path) -> None:
+    """Another experiment's smaller pictures are cheaper than anything that this one can have."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill_entries(store, entries={name: ENTRIES[name] for name in ("grid", "dear")})
+    fill_entries(store, "pictures", {"good": ("nsga2", None, 4, 0.1, 0.25)})
+    rng, links = np.random.default_rng(2), {}
+    for split in SPLITS:
+        found = made(rng, f"small-{split}", split, 0.95, 0.21, 0.5)
+        links[split] = replace(found, schedule=AtResolution(Step(2, 0.5), 0.5).text())
+    store.put_evaluations(list(links.values()), GROUPS)
+    store.trial_log("pictures/good").add(links["search"], parameters={}, distributions={}, seconds=0.1)
+    store.link("pictures", "schedule", f"fastv|{links['held_out'].schedule}", links["held_out"])
+    best = best_known(Comparison(store, "exp"))
+    assert best.experiments == ["exp", "pictures"]
+    assert (best.left_out, links["held_out"].schedule in best.schedules) == (1, False)
+    code, out, _ = cli("compare", "exp", "--against", "best-known", "--storage", f"sqlite:///{tmp_path}/a.db")
+    assert code == 0
+    assert "not counting 1 trial at resolutions" in out
+    assert all(len(line) <= 80 for line in out.splitlines()), out
+    theirs = best_known(Comparison(store, "pictures"))
+    assert links["held_out"].schedule in theirs.schedules
+    facts = store.require_experiment("exp").facts
+    facts["studies"]["exp/grid"]["settings"] = {"resolution": [1.0, 0.5]}
+    store.save_facts("exp", facts)
+    best = best_known(Comparison(store, "exp"))
+    assert (best.left_out, links["held_out"].schedule in best.schedules) == (0, True)
