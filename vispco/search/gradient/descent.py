@@ -40,6 +40,8 @@ RESTORED_ON = 4  # mini-batches, where samples are read
 class Descent:
     """Where a descent stands: ``trajectory`` of each budget, and how many ``steps`` are done.
 
+    ``says_budgets``: whether its trials say for how many budgets it was trained; those of an older vispco do not.
+
     Args:
         module: budgets scaled to [0, 1] [K], and features [B, F] if it ``reads`` them -> free parameters.
         budgets: [K].
@@ -69,6 +71,7 @@ class Descent:
     limits: Limits = field(default_factory=lambda: Limits((), 0, 1.0, 1.0))
     steps: int = 0
     restored: int = -1
+    says_budgets: bool = True
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=self.options.learning_rate)
@@ -279,6 +282,7 @@ class Descent:
             {
                 "tensors": to_text(tensors),
                 "steps": self.steps,
+                "says_budgets": self.says_budgets,
                 "restored": self.restored,
                 "level": self.level,
                 "constraint": _finite(self.constraint.to_list()),
@@ -303,6 +307,7 @@ class Descent:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
         self.steps, self.level, self.trajectory = state["steps"], state["level"], state["trajectory"]
         self.restored = state["restored"]
+        self.says_budgets = state.get("says_budgets", False)
         self.constraint.restore(_infinite(state["constraint"]))
         if self.limits:
             self.limits.restore([_infinite(one) for one in state["limits"]])
