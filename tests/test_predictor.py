@@ -218,7 +218,10 @@ def test_groups_are_checked_together_as_each_alone() -> None:
         asked.append(len(schedules) * (last - first))
         return torch.stack([table[one][8 * first : 8 * last] for one in schedules]), torch.ones(8 * (last - first))
 
-    calibration: Any = SimpleNamespace(batches=list(range(8)), pruned_losses=losses)
+    def weights(first: int, last: int) -> Any:
+        return torch.ones(8 * (last - first))
+
+    calibration: Any = SimpleNamespace(batches=list(range(8)), pruned_losses=losses, even_weights=weights)
     shapes = list(table)
     groups = [shapes[:3], shapes[1:5], [shapes[6]], [*shapes[4:], shapes[4]]]
     alone = [nearest_of_each(calibration, [group], 1, 8)[0] for group in groups]

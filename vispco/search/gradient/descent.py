@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vispco.errors import MeasurementError
 from vispco.pruning.families import ScheduleFamily
 from vispco.search.gradient.constraints import Constraint, Limits
-from vispco.search.gradient.distillation import Calibration
+from vispco.search.gradient.distillation import Calibration, whole_rounds
 from vispco.search.gradient.predictor import RatioPredictor, from_text, to_text
 from vispco.search.gradient.relaxed_cost import Relaxed
 
@@ -180,6 +180,7 @@ class Descent:
         if not self.reads:
             return None
         assert self.calibration is not None
+        most = whole_rounds(self.calibration.problem, most)
         return torch.cat([self.calibration.features(n) for n in range(len(self.calibration.batches))[:most]])
 
     def standardise(self) -> None:
@@ -198,7 +199,7 @@ class Descent:
 
     def _step(self) -> None:
         assert self.calibration is not None
-        chosen = random.Random(f"{self.name}/{self.steps}").randrange(len(self.calibration.batches))
+        chosen = self.calibration.drawn(random.Random(f"{self.name}/{self.steps}"))
         features = self._features = self.calibration.features(chosen) if self.reads else None
         free = self.free(features)
         ratios = self.family.relaxed(free, self.sharpness)
