@@ -50,7 +50,9 @@ def print_against(record: dict[str, Any]) -> None:
             f"in {', '.join(best['experiments'])}; regret is minus the points"
         )
         if left := best["left_out"]:
-            print_text(f"not counting {left} trial{'' if left == 1 else 's'} at resolutions that no entry here searches")
+            print_text(
+                f"not counting {left} trial{'' if left == 1 else 's'} at resolutions that no entry searches"
+            )
     print("differences in points, with 95 % intervals over seeds and samples;")
     print(f"p after Holm's correction for {tests} comparison{'' if tests == 1 else 's'}\n")
     print_table(

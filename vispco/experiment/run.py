@@ -61,7 +61,7 @@ class Run:
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
         self.cost = StudyCost(self.evaluator)
-        self.allowances = Allowances(self.evaluator, store)
+        self.allowances = Allowances(self.evaluator, store, self.cost)
 
     def run(self, only: Sequence[str] | None = None, *, fresh: bool = False, announce: bool = False) -> int:
         """Bring the experiment to its end; returns how many trials were added.
