@@ -204,7 +204,7 @@ def test_budgets_that_are_not_held_are_reported() -> None:
     assert not_held(trials[:1]) == ""
     held, missed = trial(0.5, 0.505), trial(0.5, 0.6)
     held.user_attrs["method"], missed.user_attrs["method"] = "fastv", "fitprune"
-    assert not_held([held, missed]) == ("1 of 2 budgets not held within 2% before the snap: 0.500 with fitprune (+20%)")
+    assert not_held([held, missed]) == "1 of 2 budgets not held within 2% before the snap: 0.500 with fitprune (+20%)"
 
 
 def test_groups_are_checked_together_as_each_alone() -> None:

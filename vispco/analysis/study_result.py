@@ -35,6 +35,8 @@ class StudyResult:
         trials: the COMPLETE ones with finite values, the only ones that are on a front or chosen.
         stopped: the PRUNED ones, which cost something.
         owed: FLOPs for proposing what failed at the end, so that no trial bears them.
+        found_nothing: whether it came to its end without a schedule. One without trials that does not say so was not
+            run, or interrupted.
     """
 
     name: str
@@ -52,6 +54,7 @@ class StudyResult:
     trials: Sequence[TrialRecord]
     stopped: Sequence[TrialRecord]
     owed: Mapping[str, int] = field(default_factory=dict)
+    found_nothing: bool = False
 
     @classmethod
     def of(
@@ -81,6 +84,7 @@ class StudyResult:
             trials=trials,
             stopped=stopped,
             owed=owed or {},
+            found_nothing=bool(facts.get("found_nothing")) and not trials,
         )
 
     @property
