@@ -688,6 +688,14 @@ def test_a_seed_that_found_nothing_misses_every_budget(cli: Cli, tmp_path: Path)
     assert code == 0
     assert "few: 1 of 4 seeds ended without a schedule" in out
     assert "few@4" in out
+    record = comparison.to_dict()
+    runs = {one["name"]: one for one in record["searches"] if one["name"].startswith("few")}
+    assert sorted(runs) == ["few@0", "few@1", "few@2", "few@3"]
+    assert runs["few@3"]["budget_score"] == pytest.approx(blind.accuracy)
+    assert (runs["few@3"]["trials"], runs["few@3"]["budgets_missed"]) == (0, len(BUDGETS))
+    assert all(one["chosen"]["few@3"]["missed"] for one in record["by_budget"])
+    for command in (("compare", "exp"), ("compare", "exp", "--csv"), ("report", "exp", "-o", str(tmp_path / "a.html"))):
+        assert cli(*command, "--storage", f"sqlite:///{tmp_path}/a.db")[0] == 0, command
     assert all(len(line) <= 80 for line in out.splitlines()), out
 
 
