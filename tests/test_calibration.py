@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,8 +21,9 @@ from vispco.problem import Problem
 from vispco.pruning.forward.relaxed import relaxed
 from vispco.pruning.methods import make_method
 from vispco.pruning.prune import prune
-from vispco.pruning.schedules import MultiStep, Step, keep_all
+from vispco.pruning.schedules import MultiStep, Schedule, Step, keep_all
 from vispco.search.gradient.distillation import Calibration, _kl, whole_rounds
+from vispco.search.gradient.refine import nearest_of_each
 from vispco.tasks.mosaic_vqa import MosaicVQA
 
 
@@ -91,9 +95,42 @@ def test_a_part_of_the_mini_batches_holds_all_tasks(problem: Problem) -> None:
     calibration = Calibration(Evaluator(own), make_method("fastv"), 8, seed=0, micro=4)
     firsts = [batch[0] for batch in calibration.batches]
     assert sorted(n for batch in calibration.batches for n in batch) == list(range(4 + 8))
-    assert firsts == [4, 0, 6, 8, 2, 10], "one of the first task's mini-batches to two of the second's"
+    assert firsts == [0, 4, 2, 6, 8, 10], "one of each task, while they last"
+    _, weights = calibration.pruned_losses([keep_all()], 0, 5)
+    first, second = weights[[*range(8), *range(16, 24)]], weights[[*range(8, 16), *range(24, 40)]]
+    assert first.sum().item() == pytest.approx(second.sum().item())
+    assert torch.equal(calibration.even_weights(0, 5), weights)
+    drawn = Counter(calibration.drawn(Random(f"x/{step}")) for step in range(3000))
+    assert sorted(drawn) == list(range(6))
+    assert drawn[0] + drawn[2] == pytest.approx(1500, rel=0.1)
+    assert all(drawn[number] == pytest.approx(375, rel=0.25) for number in (1, 3, 4, 5))
     alone = Calibration(Evaluator(problem), make_method("fastv"), 8, seed=0, micro=4)
     assert alone.batches == [[0, 1], [2, 3]]
+    assert all(alone.drawn(Random(step)) == Random(step).randrange(2) for step in range(20))
+
+
+def test_a_short_comparison_leaves_no_small_task_out(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smaller task alone tells two schedules apart, and its one mini-batch comes among the first."""
+
+    class Other(MosaicVQA):
+        name = "other"
+
+    own = fresh(problem, SMALL)
+    own.__dict__["tasks"] = [MosaicVQA(problem.tasks[0].sizes), Other({**problem.tasks[0].sizes, "calibration": 64})]
+    calibration = Calibration(Evaluator(own), make_method("fastv"), 16, seed=0)
+    small, near, far = calibration._micros_of_tasks[0], Step(2, 0.5), Step(3, 0.5)
+
+    def losses(self: Calibration, numbers: Sequence[int], schedules: Sequence[Schedule]) -> list[list[float]]:
+        table = {far: {True: 1.0, False: 0.1}, near: {True: 0.1, False: 0.3}}
+        return [
+            [table[schedule][number in small] for schedule in schedules for _ in range(len(self.micros[number]))]
+            for number in numbers
+        ]
+
+    monkeypatch.setattr(Calibration, "share_of_pruned", losses)
+    rounds = whole_rounds(own, 1)
+    assert nearest_of_each(calibration, [[far, near]], rounds, rounds)[0][0] == near
+    assert nearest_of_each(calibration, [[far, near]], rounds, len(calibration.batches))[0][0] == near
 
 
 def test_tasks_weigh_the_same_where_schedules_are_compared(problem: Problem) -> None:

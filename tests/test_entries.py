@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from optuna.trial import TrialState, create_trial
 from vispco.dashboards import figures
 from vispco.dashboards import tables as report_tables
 
-from conftest import SMALL, Cli
+from conftest import SMALL, Cli, fresh
 from report_data import made_evaluation, study_facts
 from vispco.analysis.anytime import anytime
 from vispco.analysis.attainment import attainment_bands, attainment_surface
 from vispco.analysis.bootstrap import holm, mean_scores
 from vispco.analysis.comparison import Comparison
+from vispco.analysis.headline import answer
 from vispco.analysis.regret import best_known
 from vispco.analysis.seeds import against, compare_against, entries
 from vispco.analysis.two_level import estimate, resample
@@ -34,7 +36,7 @@ from vispco.experiment.run import Run
 from vispco.fronts import choices_at, choose, fits
 from vispco.problem import Problem
 from vispco.pruning.families import StepFamily
-from vispco.pruning.schedules import Step
+from vispco.pruning.schedules import AtResolution, Step
 from vispco.storage.optuna_sql.bulk import append
 from vispco.storage.reading import study_ids
 from vispco.storage.store import Store
@@ -624,3 +626,86 @@ def test_regret_is_told_against_everything_that_was_found(cli: Cli, tmp_path: Pa
     assert best_known(Comparison(store, "exp")).experiments == ["exp", "more"]
     store.save_facts("more", {**stored.facts, "budgets": [0.123]})
     assert best_known(Comparison(store, "exp")).experiments == ["exp"]
+
+
+def test_best_known_leaves_out_pictures_that_no_entry_searches(cli: Cli, tmp_path: Path) -> None:
+    """Another experiment's smaller pictures are cheaper than anything that this one can have."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill_entries(store, entries={name: ENTRIES[name] for name in ("grid", "dear")})
+    fill_entries(store, "pictures", {"good": ("nsga2", None, 4, 0.1, 0.25)})
+    rng, links = np.random.default_rng(2), {}
+    for split in SPLITS:
+        found = made(rng, f"small-{split}", split, 0.95, 0.21, 0.5)
+        links[split] = replace(found, schedule=AtResolution(Step(2, 0.5), 0.5).text())
+    store.put_evaluations(list(links.values()), GROUPS)
+    store.trial_log("pictures/good").add(links["search"], parameters={}, distributions={}, seconds=0.1)
+    store.link("pictures", "schedule", f"fastv|{links['held_out'].schedule}", links["held_out"])
+    best = best_known(Comparison(store, "exp"))
+    assert best.experiments == ["exp", "pictures"]
+    assert (best.left_out, links["held_out"].schedule in best.schedules) == (1, False)
+    code, out, _ = cli("compare", "exp", "--against", "best-known", "--storage", f"sqlite:///{tmp_path}/a.db")
+    assert code == 0
+    assert "not counting 1 trial at resolutions" in out
+    assert all(len(line) <= 80 for line in out.splitlines()), out
+    theirs = best_known(Comparison(store, "pictures"))
+    assert links["held_out"].schedule in theirs.schedules
+    facts = store.require_experiment("exp").facts
+    facts["studies"]["exp/grid"]["settings"] = {"resolution": [1.0, 0.5]}
+    store.save_facts("exp", facts)
+    best = best_known(Comparison(store, "exp"))
+    assert (best.left_out, links["held_out"].schedule in best.schedules) == (0, True)
+
+
+def test_a_seed_that_found_nothing_misses_every_budget(cli: Cli, tmp_path: Path) -> None:
+    """One that was not run, or was interrupted, is left out, and said to be."""
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    fill_entries(store, entries={name: ENTRIES[name] for name in ("grid", "few")})
+    found = row(against(Comparison(store, "exp"), "grid"), "few")
+    assert (found["seeds"], found["found_nothing"]) == ([0, 1, 2], 0)
+    stored = store.require_experiment("exp").facts
+    for seed, more in ((3, {"found_nothing": True}), (4, {}), (5, {})):
+        stored["studies"][f"exp/few@{seed}"] = {**stored["studies"]["exp/few@0"], "seed": seed, **more}
+        if seed != 5:  # which nobody has started
+            store.trial_log(f"exp/few@{seed}")
+    stored["anytime"] = {"shares": [0.3], "grid_flops": 8 * FLOPS}
+    store.save_facts("exp", stored)
+    comparison = Comparison(store, "exp")
+    blind = comparison.reference("no_image", "held_out")
+    assert blind is not None
+    table = against(comparison, "grid")
+    now = row(table, "few")
+    assert (now["seeds"], now["found_nothing"], table["not_run"]) == ([0, 1, 2, 3], 1, ["few@4", "few@5"])
+    assert now["budget_score"] == pytest.approx((3 * found["budget_score"] + blind.accuracy) / 4)
+    assert now["budgets_missed"] == pytest.approx((3 * found["budgets_missed"] + len(BUDGETS)) / 4)
+    assert now["charged_flops"] == pytest.approx(3 * found["charged_flops"] / 4)
+    curve = next(one for one in anytime(comparison)["entries"] if one["entry"] == "few")
+    assert curve["runs"] == 4
+    assert curve["end"]["score"] == pytest.approx(now["budget_score"])
+    assert curve["search_curve"][-1]["score"] < 0.9
+    (told,) = (one for one in answer(comparison)["entries"] if one["entry"] == "few")
+    assert (told["runs"], told["missed"]) == (4, 1)
+    code, out, _ = cli("compare", "exp", "--against", "grid", "--storage", f"sqlite:///{tmp_path}/a.db")
+    assert code == 0
+    assert "few: 1 of 4 seeds ended without a schedule" in out
+    assert "few@4" in out
+    record = comparison.to_dict()
+    runs = {one["name"]: one for one in record["searches"] if one["name"].startswith("few")}
+    assert sorted(runs) == ["few@0", "few@1", "few@2", "few@3"]
+    assert runs["few@3"]["budget_score"] == pytest.approx(blind.accuracy)
+    assert (runs["few@3"]["trials"], runs["few@3"]["budgets_missed"]) == (0, len(BUDGETS))
+    assert all(one["chosen"]["few@3"]["missed"] for one in record["by_budget"])
+    for command in (("compare", "exp"), ("compare", "exp", "--csv"), ("report", "exp", "-o", str(tmp_path / "a.html"))):
+        assert cli(*command, "--storage", f"sqlite:///{tmp_path}/a.db")[0] == 0, command
+    assert all(len(line) <= 80 for line in out.splitlines()), out
+
+
+def test_a_search_that_cannot_pay_for_a_schedule_says_that_it_found_nothing(problem: Problem, tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/a.db")
+    searches = "searches:\n  grid: {kind: grid}\n  none: {kind: random, compute: 0.0001}\n"
+    made = fresh(problem, SMALL.partition("searches:")[0] + searches)
+    for _ in range(2):
+        Run(made, store).run(["none"])
+        (search,) = (one for one in Comparison(store, "small").searches if one.entry == "none")
+        assert search.found_nothing
+    assert "found_nothing" not in store.require_experiment("small").facts["studies"]["small/grid"]
+    store.engine.dispose()

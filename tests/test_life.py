@@ -10,12 +10,13 @@ from typing import Any
 import optuna
 import pytest
 
-from conftest import Cli, Told, fresh
+from conftest import Cli, Told, fresh, stopped_after
 from vispco.analysis.comparison import Comparison
 from vispco.errors import ConfigError
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
 from vispco.problem import Problem
+from vispco.search.gradient.search import GradientSearch
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
 
@@ -95,6 +96,75 @@ def test_one_more_budget_is_measured(run: Callable[..., tuple[int, Watched, Stor
     assert Comparison(store, "life").budgets == [0.6, 0.7, 0.8, 0.9]
     with pytest.raises(ConfigError, match="another 'budgets'"):
         run(HEAD + entries)
+
+
+def test_a_budget_that_was_tried_between_others_is_solved_when_it_is_asked_for(
+    run: Callable[..., tuple[int, Watched, Store]],
+) -> None:
+    """The middle of 0.6 and 0.8 had a schedule of their shapes, without a gradient step."""
+    steps = GRADIENTS.replace("between: 0", "between: 1")
+    entries = "".join(
+        f"  {name}: {{kind: lagrangian, predictor: {name}, enough: never, {steps}}}\n" for name in ("static", "budget")
+    )
+    _, _, store = run(HEAD + entries)
+    for name in ("static", "budget"):
+        (between,) = (t for t in store.trial_log(f"life/{name}").complete() if "interpolated" in t.user_attrs)
+        assert between.user_attrs["budget"] == 0.7
+    assert run(HEAD.replace("0.8", "0.7, 0.8") + entries)[0] == 2
+    for name in ("static", "budget"):
+        solved = [t for t in store.trial_log(f"life/{name}").complete() if "interpolated" not in t.user_attrs]
+        assert sorted(t.user_attrs["budget"] for t in solved) == [0.6, 0.7, 0.8]
+        assert solved[-1].user_attrs["propose_flops"] > 0
+    assert run(HEAD.replace("0.8", "0.7, 0.8") + entries)[0] == 0
+
+
+CHECKED = "{kind: lagrangian, enough: never, dual_steps: 1, primal_steps: 2, batch: 8, check: 8, between: 0}"
+
+
+def test_what_added_budgets_take_is_charged_also_after_a_kill(
+    run: Callable[..., tuple[int, Watched, Store]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network for more budgets was kept before one of its trials landed: those of the network before paid nothing
+    of it."""
+    entries = f"  whole: {CHECKED}\n  killed: {CHECKED}\n"
+    _, _, store = run(HEAD + entries)
+    more = HEAD.replace("0.8", "0.7, 0.8, 0.9") + entries
+    measure = GradientSearch.measure
+
+    def stopping(self: GradientSearch, *given: Any) -> None:
+        if self.context.log.name == "life/killed":
+            raise KeyboardInterrupt
+        measure(self, *given)
+
+    monkeypatch.setattr(GradientSearch, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(more)
+    monkeypatch.undo()
+    assert run(more)[0] == 2
+    added = {
+        name: [t.user_attrs["propose_flops"] for t in store.trial_log(f"life/{name}").complete()][2:]
+        for name in ("whole", "killed")
+    }
+    assert added["killed"] == added["whole"]
+    assert added["whole"][0] > 0
+    assert run(more)[0] == 0
+
+
+def test_what_budgets_added_to_a_race_of_methods_take_is_charged(
+    run: Callable[..., tuple[int, Watched, Store]],
+) -> None:
+    entry = f"  several: {{{CHECKED[1:-1]}, method: [fastv, fitprune]}}\n".replace(", enough: never", "")
+    _, _, store = run(HEAD + entry)
+    more = HEAD.replace("0.8", "0.7, 0.8") + entry
+    log = store.trial_log("life/several")
+    before = len(log.complete())
+    with stopped_after(0):
+        run(more)
+    assert len(log.complete()) == before
+    assert run(more)[0] == len(log.complete()) - before
+    charged = [trial.user_attrs["propose_flops"] for trial in log.complete()]
+    assert [flops > 0 for flops in charged] == [place in (0, before) for place in range(len(charged))]
+    assert run(more)[0] == 0
 
 
 def test_a_network_that_trials_need_is_not_trained_for_other_budgets(

@@ -202,6 +202,9 @@ def test_budgets_that_are_not_held_are_reported() -> None:
     trials = [trial(0.5, 0.505), trial(0.4, 0.5), trial(0.3, 0.27), SimpleNamespace(user_attrs={"budget": 0.2})]
     assert not_held(trials) == "2 of 3 budgets not held within 2% before the snap: 0.300 (-10%), 0.400 (+25%)"
     assert not_held(trials[:1]) == ""
+    held, missed = trial(0.5, 0.505), trial(0.5, 0.6)
+    held.user_attrs["method"], missed.user_attrs["method"] = "fastv", "fitprune"
+    assert not_held([held, missed]) == "1 of 2 budgets not held within 2% before the snap: 0.500 with fitprune (+20%)"
 
 
 def test_groups_are_checked_together_as_each_alone() -> None:
@@ -213,7 +216,10 @@ def test_groups_are_checked_together_as_each_alone() -> None:
         asked.append(len(schedules) * (last - first))
         return torch.stack([table[one][8 * first : 8 * last] for one in schedules]), torch.ones(8 * (last - first))
 
-    calibration: Any = SimpleNamespace(batches=list(range(8)), pruned_losses=losses)
+    def weights(first: int, last: int) -> Any:
+        return torch.ones(8 * (last - first))
+
+    calibration: Any = SimpleNamespace(batches=list(range(8)), pruned_losses=losses, even_weights=weights)
     shapes = list(table)
     groups = [shapes[:3], shapes[1:5], [shapes[6]], [*shapes[4:], shapes[4]]]
     alone = [nearest_of_each(calibration, [group], 1, 8)[0] for group in groups]

@@ -40,6 +40,7 @@ from vispco.search.gradient.options import GradientOptions
 from vispco.search.gradient.ranking import Ranking
 from vispco.search.sampling import RandomSearch
 from vispco.storage.store import Store
+from vispco.storage.trials import TrialLog
 
 COMMAND = [sys.executable, *VISPCO]
 
@@ -271,17 +272,20 @@ def test_a_poisoned_schedule_is_tried_three_times_and_reported(
     assert Run(made, store, told).run(["grid", "tpe"]) == 0
 
 
+@pytest.mark.parametrize(("trials", "stopped"), [(3, False), (3, True), (1, False), (1, True)])
 def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
-    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, stopped: bool
 ) -> None:
-    """Else a search whose first schedule runs out of memory would have been trained for nothing."""
-    text = SMALL.partition("searches:")[0] + "searches:\n  random: {kind: random, trials: 3}\n"
+    """Else a search whose first schedule runs out of memory would have been trained for nothing: also where another
+    process goes on, which proposes the same again, and where nothing lands after it."""
+    text = SMALL.partition("searches:")[0] + f"searches:\n  random: {{kind: random, trials: {trials}}}\n"
     made = fresh(problem, text)
     proposed, poison, run = RandomSearch.measure, list[str](), UnitRunner.run
 
     def dear(self: Any, proposals: Sequence[Proposal], *rest: Any, **more: Any) -> Any:
         if not poison:
             poison.append(proposals[0].schedule.text())
+        if proposals[0].schedule.text() in poison:
             proposals = [replace(proposals[0], propose_flops=1000, propose_spent=300, seconds=5.0), *proposals[1:]]
         return proposed(self, proposals, *rest, **more)
 
@@ -296,10 +300,32 @@ def test_what_it_took_to_propose_a_failure_is_charged_to_the_next_that_lands(
     monkeypatch.setattr(RandomSearch, "measure", dear)
     monkeypatch.setattr(UnitRunner, "run", fail)
     store = Store(f"sqlite:///{tmp_path}/a.db")
+    if stopped:
+        add, failed = TrialLog.add_failure, 0
+
+        def stop(self: TrialLog, *given: Any, **more: Any) -> None:
+            nonlocal failed
+            failed += 1
+            if failed == 2:
+                raise KeyboardInterrupt
+            add(self, *given, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrialLog, "add_failure", stop)
+            if trials > 1:  # before another lands, which bears it
+                patch.setattr(TrialLog, "add", stop)
+            with pytest.raises(KeyboardInterrupt):
+                Run(made, store).run()
     Run(made, store).run()
-    landed = complete(store, "small/random")
+    landed, log = complete(store, "small/random"), store.trial_log("small/random")
     assert poison[0] not in {trial.user_attrs["schedule"] for trial in landed}
-    assert sum(trial.user_attrs["propose_flops"] for trial in landed) == 1000
+    assert len(landed) == trials - 1
+    assert sum(trial.user_attrs["propose_flops"] for trial in landed) == (1000 if landed else 0)
+    (search,) = Comparison(store, "small").searches
+    measured = sum(trial.user_attrs["charged_flops"] - trial.user_attrs["propose_flops"] for trial in landed)
+    assert log.charged_flops() == search.total("charged_flops") == measured + 1000
+    assert log.spent_flops() == search.total("spent_flops")
+    assert search.total("propose_flops") == 1000
     store.engine.dispose()
 
 

@@ -25,6 +25,7 @@ from vispco.costs import make_cost
 from vispco.costs.bounds import parse_bound
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
+from vispco.experiment.estimate import estimate
 from vispco.experiment.progress import Silent
 from vispco.experiment.run import Run
 from vispco.experiment.validation import validate
@@ -149,6 +150,17 @@ def test_a_grid_leaves_out_what_a_limit_forbids(timed: Any) -> None:
     assert 0 < len(points) < len(list(family.dense_grid()))
     assert {one.text() for one in points} == timed[0].trial_log("timed/grid").schedules()
     assert all(run.cost.within_limits(one, method) for one in points)
+
+
+def test_shares_of_the_dense_grid_are_of_what_the_grid_measures(timed: Any) -> None:
+    """Also those at which an anytime curve is measured, and what a plan says."""
+    run, comparison = run_of(timed), Comparison(timed[0], "timed")
+    schedules, _ = run.allowances.dense_grid
+    assert {one.text() for one in schedules} == timed[0].trial_log("timed/grid").schedules()
+    assert run.allowances.grid_flops == comparison.grid_flops()
+    (planned,) = (row for row in estimate(run.problem, run.evaluator) if row["study"] == "timed/grid")
+    assert planned["trials"] == len(schedules)
+    assert planned["pflops"] * 1e15 == pytest.approx(run.allowances.grid_flops, rel=1e-12)
 
 
 def test_budgets_in_ms_and_as_shares_are_one_bound(timed: Any) -> None:

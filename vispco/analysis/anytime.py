@@ -46,7 +46,8 @@ def anytime(comparison: Comparison) -> dict[str, Any]:
             "add an entry {kind: grid}, or anytime: true, to the study and run it"
         )
     shares = [float(share) for share in comparison.facts.get("anytime", {}).get("shares", [])]
-    paid = [entry for entry in entries(comparison).values() if all(r.total("charged_flops") for r in entry.runs)]
+    known = entries(comparison).values()
+    paid = [entry for entry in known if all(r.total("charged_flops") or r.found_nothing for r in entry.runs)]
     paths = [Path(comparison, entry, [share * grid_flops for share in shares]) for entry in paid]
     measured = {(path.entry.name, place): scores for path in paths for place, scores in path.scores().items()}
     fixed = [key for key in measured if next(p.entry for p in paths if p.entry.name == key[0]).deterministic]
@@ -131,7 +132,8 @@ def _search_curve(path: Path, grid_flops: int) -> list[dict[str, float]]:
     """Mean over runs of the score on the search split, from the first trial of any run to the end of all."""
     comparison, entry, end = path.comparison, path.entry, max(path.charged)
     blind = _no_image(comparison, "search") or 0.0
-    first = max(1, min(min(run.paid, key=lambda t: t.number).user_attrs["charged_flops"] for run in entry.runs))
+    begun = [min(run.paid, key=lambda t: t.number) for run in entry.runs if run.paid]
+    first = max(1, min(trial.user_attrs["charged_flops"] for trial in begun))
     limits = [*np.geomspace(first, end, CURVE_POINTS).tolist()[:-1], end]
     scores = np.zeros(len(limits))
     for run in entry.runs:

@@ -36,13 +36,19 @@ def comparison_object(comparison: Comparison, reference: tuple[float, float]) ->
         "no_image": {"accuracy": no_image.accuracy if no_image else None, "tasks": _by_task(no_image)},
         "reference_point": {"accuracy": reference[0], "flops_ratio": reference[1]},
         "defaults": _defaults(comparison),
-        "searches": [_search(comparison, search, reference) for search in comparison.searches if search.trials],
+        "searches": [_search(comparison, search, reference) for search in _counted(comparison)],
         "by_budget": _by_budget(comparison),
         **_cost_unit(comparison),
         **({} if comparison.score == "accuracy" else {"score": comparison.score}),
         **({"objectives": objective_rows(comparison)} if comparison.further else {}),
         **({"limits": comparison.facts["limits"]} if "limits" in comparison.facts else {}),
     }
+
+
+def _counted(comparison: Comparison) -> list[StudyResult]:
+    """Searches with trials, and runs of their entries that ended without any and so miss every budget."""
+    known = {search.entry for search in comparison.searches if search.trials}
+    return [one for one in comparison.searches if one.trials or (one.found_nothing and one.entry in known)]
 
 
 def _cost_unit(comparison: Comparison) -> dict[str, Any]:
@@ -138,9 +144,7 @@ def _by_budget(comparison: Comparison) -> list[dict[str, Any]]:
         chosen: dict[str, Any] = {}
         differences: dict[str, Any] = {}
         grid_held = comparison.delivered_by(grid, comparison.chosen(grid)[number]) if grid else None
-        for search in comparison.searches:
-            if not search.trials:
-                continue
+        for search in _counted(comparison):
             trial = comparison.chosen(search)[number]
             held_out = comparison.delivered_by(search, trial)
             no_image = held_out if trial is None else None

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vispco.analysis.limits import own_bounds, own_drops
+from vispco.analysis.limits import excess_losses, own_bounds, own_drops
 from vispco.analysis.noninferiority import NonInferiority, noninferiority
 from vispco.analysis.pricing import Price, Pricing
-from vispco.costs.bounds import Bound, minimised
+from vispco.costs.bounds import SLACK, Bound, excess_loss, minimised
 from vispco.errors import ConfigError, ScheduleError, StorageError
 from vispco.pruning.schedules import parse_schedule
 from vispco.registry import suggest
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vispco.evaluation.records import Evaluation
     from vispco.storage.reading import TrialRecord
 
-SLACK = 1e-9
 EVERY = "*"
 OVER, NO_FILE, NO_PRICE = "beyond a limit", "that no file can hold", "without a price"
 
@@ -155,8 +154,7 @@ def feasible(
     """All measured schedules that a file can hold within the asked loss and limits on the search split; ``left_out``
     counts the others within the loss, by why they are no candidates."""
     candidates = []
-    least = unpruned.accuracy - question.max_drop / 100
-    for candidate in _candidates(comparison, question, pricing, unpruned, least, left_out):
+    for candidate in _candidates(comparison, question, pricing, unpruned, left_out):
         prices = [(bound, _price(pricing, bound.cost, candidate)) for bound in question.limits]
         if all(price is not None and bound.allows(price.absolute, price.share) for bound, price in prices):
             candidates.append(candidate)
@@ -175,14 +173,13 @@ def _candidates(
     question: Question,
     pricing: Pricing,
     unpruned: Evaluation,
-    least: float,
     left_out: Counter[str],
 ) -> Iterator[Candidate]:
     whole = Price(pricing.unpruned(question.cost), 1.0)
     yield Candidate(unpruned.accuracy, whole, (-1, 0))
     for number, search in enumerate(comparison.searches):
         for trial in search.trials:
-            if trial.accuracy < least - SLACK:
+            if excess_loss(unpruned.accuracy, trial.accuracy, question.max_drop) > SLACK:
                 continue
             if not holds(comparison, search, trial):
                 left_out[NO_FILE] += 1
@@ -231,10 +228,7 @@ def _within_tasks(
             kept.append(candidate)
             continue
         evaluation = measured.get(str(candidate.trial.user_attrs.get("evaluation")))
-        if evaluation is not None and all(
-            evaluation.tasks[name]["accuracy"] >= unpruned.tasks[name]["accuracy"] - points / 100 - SLACK
-            for name, points in tasks.items()
-        ):
+        if evaluation is not None and max(excess_losses(unpruned, evaluation, tasks).values()) <= SLACK:
             kept.append(candidate)
     return kept
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vispco.costs.bounds import TASKS, Bound, parse_bound
+from vispco.costs.bounds import Bound, excess_loss, limits_on_costs, limits_on_tasks
 
 if TYPE_CHECKING:
     from vispco.analysis.comparison import Comparison
     from vispco.analysis.pricing import Pricing
     from vispco.analysis.study_result import StudyResult
+    from vispco.evaluation.records import Evaluation
 
 
 def own_bounds(comparison: Comparison) -> list[Bound]:
     """Limits on costs."""
-    given = comparison.facts.get("limits", {})
-    return [parse_bound(name, bound) for name, bound in given.items() if name != TASKS]
+    return limits_on_costs(comparison.facts.get("limits", {}))
 
 
 def own_drops(comparison: Comparison) -> dict[str, float]:
     """Points that tasks may lose."""
-    given = comparison.facts.get("limits", {}).get(TASKS, {})
-    return {name: float(limit["max_drop"]) for name, limit in given.items()}
+    return limits_on_tasks(comparison.facts.get("limits", {}))
+
+
+def excess_losses(unpruned: Evaluation, mine: Evaluation, drops: Mapping[str, float]) -> dict[str, float]:
+    """:func:`excess_loss` of each task in ``drops``."""
+    return {
+        name: excess_loss(unpruned.tasks[name]["accuracy"], mine.tasks[name]["accuracy"], points)
+        for name, points in drops.items()
+    }
 
 
 def excesses(comparison: Comparison, pricing: Pricing, search: StudyResult) -> dict[int, float | None]:
@@ -37,8 +45,7 @@ def excesses(comparison: Comparison, pricing: Pricing, search: StudyResult) -> d
         over = [bound.excess(price.absolute, price.share) for bound, price in prices if price is not None]
         mine = measured.get(ids[trial.number])
         if unpruned is not None and mine is not None:
-            lost = {name: unpruned.tasks[name]["accuracy"] - mine.tasks[name]["accuracy"] for name in drops}
-            over += [lost[name] - points / 100 for name, points in drops.items()]
+            over += excess_losses(unpruned, mine, drops).values()
         known = len(over) == len(bounds) + len(drops)
         found[trial.number] = max(over, default=0.0) if known else None
     return found

@@ -30,6 +30,11 @@ class Entry:
     runs: list[StudyResult]
 
     @property
+    def found_nothing(self) -> int:
+        """How many of its runs ended without a schedule; each misses every budget."""
+        return sum(run.found_nothing for run in self.runs)
+
+    @property
     def deterministic(self) -> bool:
         return all(run.deterministic for run in self.runs)
 
@@ -40,18 +45,27 @@ class Entry:
 
 
 def entries(comparison: Comparison) -> dict[str, Entry]:
-    """Entries with trials, in the order of the studies.
+    """Entries with trials, in the order of the studies, and their runs that ended without any, which miss every budget.
 
     A seed counts once: of a study without seeds, which runs with seed 0, and one called ``@0`` that was added later,
     the one with more trials.
     """
     by_entry: dict[str, dict[int | None, StudyResult]] = {}
     for search in comparison.searches:
-        if search.trials:
+        if search.trials or search.found_nothing:
             runs, seed = by_entry.setdefault(search.entry, {}), search.seed
             if seed not in runs or len(search.trials) > len(runs[seed].trials):
                 runs[seed] = search
-    return {name: Entry(name, list(runs.values())) for name, runs in by_entry.items()}
+    made = {name: Entry(name, list(runs.values())) for name, runs in by_entry.items()}
+    return {name: entry for name, entry in made.items() if entry.found_nothing < len(entry.runs)}
+
+
+def not_run(comparison: Comparison, known: dict[str, Entry]) -> list[str]:
+    """Runs of ``known`` entries that have no trials and did not say that they ended, and so count for nothing."""
+    seen = {(entry.name, run.seed) for entry in known.values() for run in entry.runs}
+    noted = {study: (own.get("entry"), own.get("seed")) for study, own in comparison.facts["studies"].items()}
+    lacking = [study for study, (entry, seed) in noted.items() if entry in known and (entry, seed) not in seen]
+    return [study.removeprefix(f"{comparison.experiment}/") for study in lacking]
 
 
 def named(comparison: Comparison, name: str) -> Entry:
@@ -88,7 +102,9 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
     means over runs; runs of two entries are not paired, since equal seeds of two searches have nothing in common.
     ``reference`` may be ``best-known``, which is no entry: see :func:`~vispco.analysis.regret.best_known`; then rows
     say their ``regret``.
-    What is not measured yet is None.
+    What is not measured yet is None. A run that ended without a schedule counts as the model without the picture at
+    every budget (``found_nothing`` says how many of an entry); ``not_run`` are those that have none so far, which are
+    left out.
 
     Raises:
         ConfigError: no such entry or score.
@@ -139,6 +155,7 @@ def against(comparison: Comparison, reference: str, score: str = "budget_score")
         "grid_flops": comparison.grid_flops(),
         "best_known": {**best.facts(), **_scores(drawn, BEST_KNOWN)} if best else None,
         "entries": rows,
+        "not_run": not_run(comparison, known),
     }
 
 
@@ -181,6 +198,7 @@ def _facts(comparison: Comparison, entry: Entry) -> dict[str, Any]:
         "method": first.method,
         "family": first.family,
         "seeds": [run.seed for run in entry.runs],
+        "found_nothing": entry.found_nothing,
         "deterministic": entry.deterministic,
         "trials": float(np.mean([len(run.trials) for run in entry.runs])),
         "budgets_missed": float(np.mean([comparison.missed(run) for run in entry.runs])),

@@ -14,6 +14,7 @@ from vispco.fronts import is_measured
 from vispco.storage.importing import IMPORTED
 from vispco.storage.reading import TrialRecord, read_trials, snapshot, study_ids
 from vispco.storage.store import Store
+from vispco.storage.trials import owed_by
 
 # What analysis reads of a trial, and the only types that it believes: an imported study may use these names otherwise.
 ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
@@ -24,6 +25,7 @@ ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "full_flops": int,
     "spent_flops": int,
     "propose_flops": int,
+    "propose_spent": int,
     "budget": (int, float),
     "flops_ratio": (int, float),
     "limit_excess": (int, float),
@@ -50,7 +52,7 @@ def read_studies(
         stored = read_trials(
             connection,
             [known[name] for name in noted],
-            states=(TrialState.COMPLETE, TrialState.PRUNED),
+            states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL),
             attributes=ATTRIBUTES,
             with_params=False,
         )
@@ -63,8 +65,16 @@ def read_studies(
             trials = [_as_shares(trial, wholes) for trial in trials]
         complete = [t for t in trials if t.state == TrialState.COMPLETE and is_measured(t, objectives)]
         stopped = [t for t in trials if t.state == TrialState.PRUNED]
-        studies.append(StudyResult.of(name.removeprefix(f"{experiment}/"), name, own, complete, stopped))
+        owed = {} if own["kind"] == IMPORTED else _owed(trials)
+        studies.append(StudyResult.of(name.removeprefix(f"{experiment}/"), name, own, complete, stopped, owed))
     return studies, known
+
+
+def _owed(trials: Sequence[TrialRecord]) -> dict[str, int]:
+    """What it took to propose what failed at the end, by the attributes that sums are of."""
+    found = owed_by(trials)
+    flops, spent = (sum(t.user_attrs.get(name, 0) for t in found) for name in ("propose_flops", "propose_spent"))
+    return {"charged_flops": flops, "propose_flops": flops, "spent_flops": spent} if found else {}
 
 
 def _as_shares(trial: TrialRecord, wholes: Sequence[float]) -> TrialRecord:

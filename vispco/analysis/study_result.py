@@ -34,6 +34,9 @@ class StudyResult:
         several: the methods that it searched among, by their keys; empty for one.
         trials: the COMPLETE ones with finite values, the only ones that are on a front or chosen.
         stopped: the PRUNED ones, which cost something.
+        owed: FLOPs for proposing what failed at the end, so that no trial bears them.
+        found_nothing: whether it came to its end without a schedule. One without trials that does not say so was not
+            run, or interrupted.
     """
 
     name: str
@@ -50,6 +53,8 @@ class StudyResult:
     several: Mapping[str | None, MethodChoice]
     trials: Sequence[TrialRecord]
     stopped: Sequence[TrialRecord]
+    owed: Mapping[str, int] = field(default_factory=dict)
+    found_nothing: bool = False
 
     @classmethod
     def of(
@@ -59,6 +64,7 @@ class StudyResult:
         facts: Mapping[str, Any],
         trials: Sequence[TrialRecord],
         stopped: Sequence[TrialRecord],
+        owed: Mapping[str, int] | None = None,
     ) -> StudyResult:
         """From what the experiment's stored ``facts`` note of the study."""
         several = facts.get("methods", {})
@@ -77,6 +83,8 @@ class StudyResult:
             several={key: MethodChoice(one["method"], one["method_parameters"]) for key, one in several.items()},
             trials=trials,
             stopped=stopped,
+            owed=owed or {},
+            found_nothing=bool(facts.get("found_nothing")) and not trials,
         )
 
     @property
@@ -115,6 +123,7 @@ class StudyResult:
                 entry=f"{self.entry} with {key}",
                 trials=[t for t in self.trials if t.user_attrs.get("method") == key],
                 stopped=[t for t in self.stopped if t.user_attrs.get("method") == key],
+                owed={},
             )
             for key in self.several
         ]
@@ -134,8 +143,8 @@ class StudyResult:
         return [*self.trials, *self.stopped]
 
     def total(self, name: str) -> int | None:
-        """Sum of an attribute over the trials that cost something; None if one does not say."""
-        return _sum([trial.user_attrs.get(name) for trial in self.paid])
+        """Sum of an attribute over the trials that cost something, and what is owed; None if one does not say."""
+        return _sum([*(trial.user_attrs.get(name) for trial in self.paid), self.owed.get(name, 0)])
 
     @property
     def full_flops(self) -> int | None:

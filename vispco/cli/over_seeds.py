@@ -49,6 +49,8 @@ def print_against(record: dict[str, Any]) -> None:
             f"best known: {best['budget_score']:.3f}, of {best['trials']} trials{cost} charged, "
             f"in {', '.join(best['experiments'])}; regret is minus the points"
         )
+        if left := best["left_out"]:
+            print_text(f"not counting {left} trial{'' if left == 1 else 's'} at resolutions that no entry searches")
     print("differences in points, with 95 % intervals over seeds and samples;")
     print(f"p after Holm's correction for {tests} comparison{'' if tests == 1 else 's'}\n")
     print_table(
@@ -66,6 +68,14 @@ def print_against(record: dict[str, Any]) -> None:
         ],
         page_width(),
     )
+    for row in record["entries"]:
+        if nothing := row["found_nothing"]:
+            print_text(
+                f"{row['entry']}: {nothing} of {len(row['seeds'])} seeds ended without a schedule; "
+                "they count as the model without the picture"
+            )
+    if left := record["not_run"]:
+        print_text(f"not counted, as they have no trials so far: {', '.join(left)}")
     print(f"\ncost as a share of the dense grid's, and the {record['budgets']} budgets\n")
     print_table(
         [

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vispco.costs.base import CostModel, make_cost
 from vispco.errors import ConfigError
@@ -97,6 +98,29 @@ def parse_bound(cost: str, given: float | str) -> Bound:
             f"add a unit if it is an amount: {value:g} {model.unit}"
         )
     return Bound(cost, value * units[unit], False) if unit else Bound(cost, value, True)
+
+
+def limits_on_costs(limits: Mapping[str, Any]) -> list[Bound]:
+    """Those of a study's ``limits`` that are on costs.
+
+    Raises:
+        ConfigError: an unknown cost, or no bound.
+    """
+    return [parse_bound(name, given) for name, given in limits.items() if name != TASKS]
+
+
+def limits_on_tasks(limits: Mapping[str, Any]) -> dict[str, float]:
+    """Points that tasks may lose by a study's ``limits``."""
+    return {name: float(limit["max_drop"]) for name, limit in limits.get(TASKS, {}).items()}
+
+
+def excess_loss(unpruned: float, accuracy: float, points: float) -> float:
+    """By how much a loss of accuracy exceeds the ``points`` that may be lost, in accuracy; at most 0 within them.
+
+    >>> round(excess_loss(0.8, 0.75, 2), 3)
+    0.03
+    """
+    return unpruned - accuracy - points / 100
 
 
 def parse_limit(text: str) -> Bound:

@@ -16,6 +16,8 @@ from vispco.problem import Problem
 from vispco.pruning.methods.base import Method
 from vispco.pruning.schedules import Schedule, parse_schedule
 from vispco.search import SEARCHES
+from vispco.search.grid import grid_points
+from vispco.search.study_cost import StudyCost
 from vispco.storage.store import Store
 from vispco.storage.trials import TrialLog
 
@@ -23,8 +25,9 @@ from vispco.storage.trials import TrialLog
 class Allowances:
     """How much compute an entry may be charged, or spend, where the study limits it."""
 
-    def __init__(self, evaluator: Evaluator, store: Store) -> None:
+    def __init__(self, evaluator: Evaluator, store: Store, cost: StudyCost | None = None) -> None:
         self.evaluator, self.store, self.problem = evaluator, store, evaluator.problem
+        self.cost = cost or StudyCost(evaluator)
 
     def charged(self, item: Planned) -> int | None:
         """FLOPs an entry may be charged, if they are limited: a share of the grid's cost, or what another entry was
@@ -102,11 +105,13 @@ class Allowances:
     @cached_property
     def dense_grid(self) -> tuple[list[Schedule], Method]:
         """:func:`dense_grid`."""
-        return dense_grid(self.problem)
+        return dense_grid(self.problem, self.cost)
 
 
-def dense_grid(problem: Problem) -> tuple[list[Schedule], Method]:
-    """Of the study's first grid; where it has none, the dense step grid."""
+def dense_grid(problem: Problem, cost: StudyCost) -> tuple[list[Schedule], Method]:
+    """What the study's first grid measures, limits and measured times included; where it has none, the dense step
+    grid would."""
     entries = [entry for entry in problem.study.searches.values() if SEARCHES[entry.kind].is_reference]
     entry = entries[0] if entries else SearchConfig(kind="grid", family="step")
-    return list(problem.family(entry).dense_grid()), problem.method(entry)
+    method = problem.method(entry)
+    return grid_points(problem.family(entry), method, cost), method

@@ -23,6 +23,8 @@ from vispco.search import SEARCHES
 from vispco.search.gradient.distillation import relaxing_flops, whole_rounds
 from vispco.search.gradient.options import GradientOptions
 from vispco.search.gradient.ranking import doubling
+from vispco.search.grid import measured_points
+from vispco.search.study_cost import StudyCost
 
 DRAWN = 32  # points of a family's grid that stand for what a sampler will draw
 
@@ -41,7 +43,7 @@ class EntryPrices:
     """Prices on the search split, with samples of other splits as long as its own."""
 
     def __init__(self, problem: Problem, evaluator: Evaluator) -> None:
-        self.problem, self.evaluator = problem, evaluator
+        self.problem, self.evaluator, self.cost = problem, evaluator, StudyCost(evaluator)
         self._known: dict[str, Price] = {}
         self._means: dict[str, float] = {}
         asked, tasks = problem.study.budgets, problem.tasks
@@ -91,7 +93,7 @@ class EntryPrices:
         """FLOPs that an entry may be charged: those of another, or a share of the dense grid's."""
         if isinstance(compute, str):
             return self._known[compute].flops if compute in self._known else None
-        schedules, method = dense_grid(self.problem)
+        schedules, method = dense_grid(self.problem, self.cost)
         return compute * sum(self.evaluator.price(schedule, "search", method) for schedule in schedules)
 
     def _gradients(self, entry: SearchConfig, options: GradientOptions) -> Price:
@@ -141,10 +143,12 @@ class EntryPrices:
         return self._means[key]
 
     def _grid(self, family: ScheduleFamily, method: Method, most: int | None = None) -> list[int]:
-        """FLOPs of each schedule of the family's dense grid, or of ``most`` of them, spread evenly."""
+        """FLOPs of each schedule that a grid of the family measures, or of ``most`` of the family's, spread evenly."""
         try:
             points = list(family.dense_grid())
         except ConfigError:  # too many parameters for a grid: its two ends stand for it
             points = [family.cheapest(), keep_all()]
+        if most is None:
+            points = measured_points(points, family, method, self.cost)
         step = 1 if most is None else max(1, len(points) // most)
         return [self.evaluator.price(schedule, "search", method) for schedule in points[::step]]

@@ -73,6 +73,7 @@ def study_facts(problem: Problem, store: Store, cost: StudyCost) -> dict[str, An
             "defaults": begun.get(item.entry, kind.defaults),
             "settings": fixed_settings(problem.study.searches[item.entry]),
             **({"code": code} if (code := code_of_entry(problem, item)) else {}),
+            **({"found_nothing": True} if studies.get(item.study, {}).get("found_nothing") else {}),
         }
     return {"studies": studies}
 

@@ -61,7 +61,7 @@ class Run:
         self.progress: Progress = progress or Silent()
         self.evaluator = Evaluator(problem, store, executor)
         self.cost = StudyCost(self.evaluator)
-        self.allowances = Allowances(self.evaluator, store)
+        self.allowances = Allowances(self.evaluator, store, self.cost)
 
     def run(self, only: Sequence[str] | None = None, *, fresh: bool = False, announce: bool = False) -> int:
         """Bring the experiment to its end; returns how many trials were added.
@@ -232,6 +232,7 @@ class Run:
 
     def _search(self, item: Planned, budgets: list[float], title: str) -> None:
         log = self.store.trial_log(item.study)
+        self._note_ended(item.study, False)
         failed = log.fail_running()
         if failed:
             self.progress.say(f"{item.study}: {failed} trials left by a dead driver marked as failed")
@@ -260,6 +261,15 @@ class Run:
             if settled := len(log.settled()):
                 advance(settled, settled, "")
             self._policies[item.study] = search.policy
+        self._note_ended(item.study, not log.complete())
+
+    def _note_ended(self, study: str, nothing: bool) -> None:
+        """Of a study that came to its end with ``nothing``: its trials cannot say that it was not interrupted."""
+        stored = self.store.experiment(self.study.experiment)
+        if stored is None or bool(stored.studies[study].get("found_nothing")) == nothing:
+            return
+        own = {**stored.studies[study], "found_nothing": nothing}
+        self.store.save_facts(self.study.experiment, {**stored.facts, "studies": {**stored.studies, study: own}})
 
     def _as_begun(self, item: Planned, cls: type[Search]) -> Any:
         """The entry's options; one that began under earlier defaults keeps them, so that its trials are of one kind."""

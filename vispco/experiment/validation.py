@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vispco.config import Study
+from vispco.costs.bounds import limits_on_tasks
 from vispco.errors import ConfigError
 from vispco.experiment.planning import plan
 from vispco.problem import Problem, make_family
@@ -15,7 +16,7 @@ from vispco.pruning.needs import LAYER_BEFORE
 from vispco.pruning.targets import target_named
 from vispco.search import SEARCHES
 from vispco.search.base import Search
-from vispco.search.study_cost import check_cost, check_measured, drops_of, has_plain_cost
+from vispco.search.study_cost import check_cost, check_measured, has_plain_cost
 
 PROBE_LAYERS = 8  # any depth will do to ask a family whether it has a grid
 
@@ -92,12 +93,13 @@ def _able(kind: type[Search], options: Any, study: Study) -> None:
             f"race: stops schedules by accuracy and {study.cost.name}, and the study also minimises "
             f"{', '.join(study.cost.also)}; remove race:, or the other costs"
         )
-    if kind.stops_early and drops_of(study):
+    if kind.stops_early and limits_on_tasks(study.limits):
         raise ConfigError(
             f"kind {kind.kind!r} stops schedules before it knows what each task loses; remove limits.tasks, or use "
             "tpe, nsga2 or gp"
         )
-    if getattr(options, "race", None) is not None and study.limits and (not kind.is_reference or drops_of(study)):
+    blind = not kind.is_reference or limits_on_tasks(study.limits)
+    if getattr(options, "race", None) is not None and study.limits and blind:
         raise ConfigError("race: cannot tell whether a schedule keeps the study's limits; remove race:, or limits:")
 
 

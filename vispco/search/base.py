@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SEARCHES = Registry("search", "searches", "kind")
 
 MOST_STEPS = 1_000_000
+NOTHING = 0, 0, 0.0  # owed
 
 Advance = Callable[[int, "int | None", str], None]
 
@@ -177,7 +178,9 @@ class Search(ABC):
     def __init__(self, context: SearchContext, options: Any) -> None:
         self.context = context
         self.options = options
-        self._owed: tuple[int, int, float] = 0, 0, 0.0  # FLOPs to propose what failed, those spent, and seconds
+        # FLOPs to propose what failed, those spent, and seconds; None until the log was asked what is owed.
+        self._owed: tuple[int, int, float] | None = None
+        self._billed: set[tuple[str | None, str]] = set()  # methods and schedules that an earlier process owes for
 
     @abstractmethod
     def run(self) -> None:
@@ -255,6 +258,8 @@ class Search(ABC):
         context = self.context
         method = next((proposal.method for proposal in proposals), None)
         named = {"method": method.key()} if method else {}
+        self._recall_owed()
+        proposals = [self._billed_once(proposal, named.get("method")) for proposal in proposals]
         while proposals:
             again: list[Proposal] = []
             schedules = [proposal.schedule for proposal in proposals]
@@ -274,9 +279,17 @@ class Search(ABC):
                     "attributes": {**proposal.attributes, **named},
                 }
                 if isinstance(outcome, Failed):
-                    proposal = self._handed_on(proposal)
                     attempt = context.log.attempts(named.get("method")).get(outcome.schedule, 0) + 1
-                    context.log.add_failure(outcome.schedule, error=outcome.error, attempt=attempt, **settings)
+                    context.log.add_failure(
+                        outcome.schedule,
+                        error=outcome.error,
+                        attempt=attempt,
+                        seconds=proposal.seconds,
+                        propose_flops=proposal.propose_flops,
+                        propose_spent=proposal.propose_spent,
+                        **settings,
+                    )
+                    proposal = self._handed_on(proposal)
                     if attempt < ATTEMPTS:
                         again.append(proposal)
                         continue
@@ -294,18 +307,38 @@ class Search(ABC):
             proposals = again
         return landed
 
+    def _recall_owed(self) -> None:
+        """What an earlier process owed for what failed, when it ended or was taken over."""
+        if self._owed is not None:
+            return
+        flops, paid, seconds = 0, 0, 0.0
+        for trial in self.context.log.owed():
+            said = trial.user_attrs
+            flops, paid = flops + said["propose_flops"], paid + said["propose_spent"]
+            seconds += trial.duration.total_seconds() if trial.duration is not None else 0.0
+            self._billed.add((said.get("method"), said["schedule"]))
+        self._owed = flops, paid, seconds
+
+    def _billed_once(self, proposal: Proposal, method: str | None) -> Proposal:
+        """Without what an earlier process was to pay for proposing just this: that is owed already."""
+        named = method, proposal.schedule.text()
+        if named not in self._billed:
+            return proposal
+        self._billed.remove(named)
+        return replace(proposal, propose_flops=0, propose_spent=0)
+
     def _handed_on(self, failed: Proposal) -> Proposal:
         """What proposing cost is borne by the next schedule that lands, so that a failure does not make it free."""
         spent = failed.propose_flops if failed.propose_spent is None else failed.propose_spent
-        flops, paid, seconds = self._owed
+        flops, paid, seconds = self._owed or NOTHING
         self._owed = flops + failed.propose_flops, paid + spent, seconds + failed.seconds
         return replace(failed, propose_flops=0, propose_spent=0, seconds=0.0)
 
     def _taken_on(self, proposal: Proposal) -> Proposal:
-        flops, paid, seconds = self._owed
+        flops, paid, seconds = self._owed or NOTHING
         if not (flops or paid or seconds):
             return proposal
-        self._owed = 0, 0, 0.0
+        self._owed = NOTHING
         own = proposal.propose_flops if proposal.propose_spent is None else proposal.propose_spent
         return replace(
             proposal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from vispco.pruning.families import ScheduleFamily
@@ -20,7 +21,14 @@ class GridOptions(Options):
 
 def grid_points(family: ScheduleFamily, method: Method, cost: StudyCost) -> list[Schedule]:
     """The family's dense grid; on the edges of a staircase of times, and without what a limit on a cost forbids."""
-    points = [cost.on_edge(schedule, family, method) for schedule in family.dense_grid()]
+    return measured_points(family.dense_grid(), family, method, cost)
+
+
+def measured_points(
+    points: Iterable[Schedule], family: ScheduleFamily, method: Method, cost: StudyCost
+) -> list[Schedule]:
+    """What a grid measures for the ``points`` of its family."""
+    points = [cost.on_edge(schedule, family, method) for schedule in points]
     return list(dict.fromkeys(one for one in points if not cost.bounds or cost.within_limits(one, method)))
 
 

@@ -12,7 +12,15 @@ import numpy as np
 
 from vispco.config import CostConfig, Study
 from vispco.costs import CostModel, Setting, make_cost
-from vispco.costs.bounds import TASKS, Bound, Priced, minimised, parse_bound
+from vispco.costs.bounds import (
+    Bound,
+    Priced,
+    excess_loss,
+    limits_on_costs,
+    limits_on_tasks,
+    minimised,
+    parse_bound,
+)
 from vispco.costs.held import held
 from vispco.errors import ConfigError
 from vispco.evaluation.evaluator import Evaluator
@@ -33,20 +41,6 @@ FLOPS = "flops"
 RULES = 2  # of what limits mean; by 1, shares were means of each prompt's, and bytes as wide as on the search's machine
 
 
-def bounds_of(study: Study) -> list[Bound]:
-    """The study's limits on costs.
-
-    Raises:
-        ConfigError: an unknown cost, or no bound.
-    """
-    return [parse_bound(name, given) for name, given in study.limits.items() if name != TASKS]
-
-
-def drops_of(study: Study) -> dict[str, float]:
-    """Points that tasks may lose."""
-    return {name: float(limit["max_drop"]) for name, limit in study.limits.get(TASKS, {}).items()}
-
-
 def has_plain_cost(study: Study) -> bool:
     """Whether budgets are in FLOPs, nothing else is minimised, and nothing is limited."""
     return study.cost.name == FLOPS and not study.cost.also and not study.limits
@@ -59,7 +53,7 @@ def check_cost(problem: Problem) -> None:
         ConfigError: unknown cost, task or unit; a rate that is to be minimised; no profile for a cost in time.
     """
     study = problem.study
-    limits = bounds_of(study)
+    limits = limits_on_costs(study.limits)
     minimal = [minimised(name) for name in (study.cost.name, *study.cost.also)]
     for model in [*minimal, *(make_cost(bound.cost) for bound in limits)]:
         if model.needs_profile and problem.profile is None:
@@ -70,7 +64,7 @@ def check_cost(problem: Problem) -> None:
     if any(bound.cost == study.cost.name for bound in limits):
         raise ConfigError(f"limits.{study.cost.name}: the study's budgets bound this cost already; leave it out")
     names = [task.name for task in problem.tasks]
-    for name in drops_of(study):
+    for name in limits_on_tasks(study.limits):
         if name not in names:
             raise ConfigError(f"limits.tasks: no task {name!r} in this study; {suggest(name, names)}")
     if isinstance(study.budgets, list):
@@ -86,7 +80,7 @@ def check_measured(problem: Problem, methods: Sequence[Method]) -> None:
         ConfigError: the first of them.
     """
     study, profile = problem.study, problem.profile
-    names = (study.cost.name, *study.cost.also, *(bound.cost for bound in bounds_of(study)))
+    names = (study.cost.name, *study.cost.also, *(bound.cost for bound in limits_on_costs(study.limits)))
     timed = [make_cost(name).needs_profile for name in names]
     if profile is not None and any(timed):
         for method in methods:
@@ -121,7 +115,7 @@ class StudyCost:
         self.terms: CostConfig = study.cost
         self.model: CostModel = minimised(study.cost.name)
         self.further: list[CostModel] = [minimised(name) for name in study.cost.also]
-        self.bounds, self.drops = bounds_of(study), drops_of(study)
+        self.bounds, self.drops = limits_on_costs(study.limits), limits_on_tasks(study.limits)
         self.unpruned_tasks: dict[str, float] = {}
         self._whole: dict[tuple[str, str], float] = {}
         self._vision: dict[float, float] = {}
@@ -197,8 +191,7 @@ class StudyCost:
             limited[bound.cost], excess[bound.cost] = self._over(bound, rows, method)
         for name, points in self.drops.items() if evaluation is not None else ():
             assert evaluation is not None
-            lost = self.unpruned_tasks[name] - evaluation.tasks[name]["accuracy"]
-            excess[f"task {name}"] = lost - points / 100
+            excess[f"task {name}"] = excess_loss(self.unpruned_tasks[name], evaluation.tasks[name]["accuracy"], points)
         ratio = self.ratio(policy, method)
         value = ratio * self.whole()
         return Priced(value, ratio, limited, excess, self._further(rows, method))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -138,15 +138,25 @@ class TrialLog:
         """Text forms of the schedules that are done."""
         return {trial.user_attrs["schedule"] for trial in self.complete()}
 
+    def owed(self) -> list[FrozenTrial]:
+        """FAIL trials that say what proposing them took, and that no later trial has borne it for.
+
+        The next that lands bears it all, whichever process measures it.
+        """
+        return owed_by(self.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+
     def charged_flops(self) -> int:
-        """Compute that the search would have cost alone; schedules stopped early count with what they cost."""
+        """Compute that the search would have cost alone; schedules stopped early count with what they cost, and of
+        what failed at the end what it took to propose it."""
         counted = self.trials(TrialState.COMPLETE, TrialState.PRUNED)
-        return sum(int(trial.user_attrs["charged_flops"]) for trial in counted)
+        owed = sum(int(trial.user_attrs["propose_flops"]) for trial in self.owed())
+        return owed + sum(int(trial.user_attrs["charged_flops"]) for trial in counted)
 
     def spent_flops(self) -> int:
         """Compute that the search did cost, after sharing and the cache."""
         counted = self.trials(TrialState.COMPLETE, TrialState.PRUNED)
-        return sum(int(trial.user_attrs["spent_flops"]) for trial in counted)
+        owed = sum(int(trial.user_attrs["propose_spent"]) for trial in self.owed())
+        return owed + sum(int(trial.user_attrs["spent_flops"]) for trial in counted)
 
     def add(
         self,
@@ -229,9 +239,12 @@ class TrialLog:
         error: BaseException | str,
         attempt: int,
         seconds: float = 0.0,
+        propose_flops: int = 0,
+        propose_spent: int | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Store a schedule that could not be measured as a FAIL trial with ``error`` and ``attempts``.
+        """Store a schedule that could not be measured as a FAIL trial with ``error`` and ``attempts``, and with what
+        it took to propose it, which the next that lands bears (:meth:`owed`).
 
         Args:
             schedule: its text form.
@@ -241,6 +254,7 @@ class TrialLog:
         Raises:
             LockedError, StorageError: as :meth:`add`.
         """
+        spent = propose_flops if propose_spent is None else propose_spent
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         trial = create_trial(
             state=TrialState.FAIL,
@@ -250,6 +264,7 @@ class TrialLog:
                 "schedule": schedule,
                 "error": redact_text(" ".join(text.split()))[:ERROR_LENGTH],
                 "attempts": attempt,
+                **({"propose_flops": propose_flops, "propose_spent": spent} if propose_flops or spent else {}),
                 **(attributes or {}),
             },
             system_attrs={TOKEN: uuid.uuid4().hex},
@@ -290,6 +305,17 @@ class TrialLog:
 
         self._read(once)
         return len(found)
+
+
+def owed_by(trials: Sequence[Any]) -> list[Any]:
+    """FAIL trials among ``trials``, oldest first, after the last that landed, that say what proposing them took."""
+    owed: list[Any] = []
+    for trial in reversed(trials):
+        if trial.state != TrialState.FAIL:
+            break
+        if trial.user_attrs.get("propose_flops") or trial.user_attrs.get("propose_spent"):
+            owed.append(trial)
+    return owed[::-1]
 
 
 class _Attributes(dict[str, Any]):

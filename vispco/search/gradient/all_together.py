@@ -18,6 +18,7 @@ from vispco.search.gradient.predicted import (
     budgets_of,
     save_predictor,
     saved_predictor,
+    says_budgets,
     snapped_policy,
 )
 
@@ -58,16 +59,16 @@ class AllTogether:
             descent.standardise()
         descent.run()
         descent.save(descent.text())
-        paid = bool(done) and kept is not None  # by the trials that are there; a network that is new is not
-        if paid:
+        own = {budget for budget, trials in done.items() if kept is not None and _trained(trials, kept)}
+        if own:  # its trials have paid for it
             self.search.forget_costs()
-        elif self._enough is not None:  # alone, it would have to measure the plain model
+        elif self._enough is not None and not done:  # alone, it would have to measure the plain model
             self.search.calibration.charged += context.evaluator.price(keep_all(), "search")
         seen: list[float] = []
         for batch, group in enumerate(self.groups(budgets)):
             before = {budget: done[budget] for _, budget in group if budget in done}
             proposals = self._proposed([one for one in group if one[1] not in before], descent, batch)
-            if before and paid:
+            if own.intersection(before):
                 self.search.forget_costs()
             self._measure_together(self.search.billed(proposals, started), before)
             started, seen = time.monotonic(), [*seen, *(budget for _, budget in group)]
@@ -136,15 +137,14 @@ class AllTogether:
     def _measure_together(self, proposals: list[Proposal], done: Mapping[float, list[FrozenTrial]]) -> None:
         """Measure the budgets' proposals, and what an earlier run left to measure of the budgets that are ``done``."""
         context, race = self.context, self.options.race
-        solved = [trials for trials in done.values() if not trials[0].user_attrs.get("interpolated", False)]
-        wanted = [*proposals, *(one for trials in solved for one in self.search.runners_up(trials))]
+        wanted = [*proposals, *(one for trials in done.values() for one in self.search.runners_up(trials))]
         known = None
         if race is not None and wanted:
-            texts = [trial.user_attrs["schedule"] for trials in solved for trial in trials]
+            texts = [trial.user_attrs["schedule"] for trials in done.values() for trial in trials]
             texts += [proposal.schedule.text() for proposal in wanted]
             known = self.search.race([parse_schedule(text) for text in dict.fromkeys(texts)], race)
         total = len(context.budgets) + self.options.between
-        before = sum(not trials[0].user_attrs.get("interpolated", False) for trials in self.search.done().values())
+        before = len(self.search.done())
 
         def advance(landed: int) -> None:
             context.advance(min(total, before + landed), total, f"budget {wanted[landed - 1].attributes['budget']:.3f}")
@@ -159,3 +159,11 @@ class AllTogether:
         attributes = self.search.attributes(number, budget, descent)
         attributes["violation"] = self.search.violation(policy, budget)
         return Proposal(policy, {}, attributes=attributes)
+
+
+def _trained(trials: Sequence[FrozenTrial], kept: str) -> bool:
+    """Whether a budget's trials are of the network that is ``kept``, and not of one for fewer budgets before it.
+
+    Trials and networks of an older vispco do not say for how many budgets they were trained.
+    """
+    return not says_budgets(kept) or any(t.user_attrs.get("trained_for") == budgets_of(kept) for t in trials)

@@ -23,13 +23,12 @@ def measure_between(search: GradientSearch, budgets: list[float]) -> None:
     gradient steps.
     """
     context, options, started = search.context, search.options, time.monotonic()
-    done = search.done()
-    solved = {b: t[0] for b, t in sorted(done.items()) if not t[0].user_attrs.get("interpolated", False)}
-    extra = len(done) - len(solved)
-    ends = [(budget, trial) for budget, trial in solved.items() if trial.state == TrialState.COMPLETE]
+    solved, tried = search.done(), search.between()
+    extra = len(tried)
+    ends = [(budget, t[0]) for budget, t in sorted(solved.items()) if t[0].state == TrialState.COMPLETE]
     if options.predictor == "input" or extra >= options.between or len(ends) < 2:
         return
-    wanted = [gap for gap in widest(ends, options.between) if gap[0] not in done][: options.between - extra]
+    wanted = [gap for gap in widest(ends, options.between) if gap[0] not in tried][: options.between - extra]
     shapes = [[parse_schedule(end.user_attrs["schedule"]) for end in (above, below)] for _, above, below in wanted]
     ranked = search.ranking.rank_each([(gap[0], both) for gap, both in zip(wanted, shapes, strict=True)])
     proposals = []

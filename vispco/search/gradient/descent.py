@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vispco.errors import MeasurementError
 from vispco.pruning.families import ScheduleFamily
 from vispco.search.gradient.constraints import Constraint, Limits
-from vispco.search.gradient.distillation import Calibration
+from vispco.search.gradient.distillation import Calibration, whole_rounds
 from vispco.search.gradient.predictor import RatioPredictor, from_text, to_text
 from vispco.search.gradient.relaxed_cost import Relaxed
 
@@ -39,6 +39,8 @@ RESTORED_ON = 4  # mini-batches, where samples are read
 @dataclass
 class Descent:
     """Where a descent stands: ``trajectory`` of each budget, and how many ``steps`` are done.
+
+    ``says_budgets``: whether its trials say for how many budgets it was trained; those of an older vispco do not.
 
     Args:
         module: budgets scaled to [0, 1] [K], and features [B, F] if it ``reads`` them -> free parameters.
@@ -69,6 +71,7 @@ class Descent:
     limits: Limits = field(default_factory=lambda: Limits((), 0, 1.0, 1.0))
     steps: int = 0
     restored: int = -1
+    says_budgets: bool = True
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=self.options.learning_rate)
@@ -177,6 +180,7 @@ class Descent:
         if not self.reads:
             return None
         assert self.calibration is not None
+        most = whole_rounds(self.calibration.problem, most)
         return torch.cat([self.calibration.features(n) for n in range(len(self.calibration.batches))[:most]])
 
     def standardise(self) -> None:
@@ -195,7 +199,7 @@ class Descent:
 
     def _step(self) -> None:
         assert self.calibration is not None
-        chosen = random.Random(f"{self.name}/{self.steps}").randrange(len(self.calibration.batches))
+        chosen = self.calibration.drawn(random.Random(f"{self.name}/{self.steps}"))
         features = self._features = self.calibration.features(chosen) if self.reads else None
         free = self.free(features)
         ratios = self.family.relaxed(free, self.sharpness)
@@ -279,6 +283,7 @@ class Descent:
             {
                 "tensors": to_text(tensors),
                 "steps": self.steps,
+                "says_budgets": self.says_budgets,
                 "restored": self.restored,
                 "level": self.level,
                 "constraint": _finite(self.constraint.to_list()),
@@ -303,6 +308,7 @@ class Descent:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
         self.steps, self.level, self.trajectory = state["steps"], state["level"], state["trajectory"]
         self.restored = state["restored"]
+        self.says_budgets = state.get("says_budgets", False)
         self.constraint.restore(_infinite(state["constraint"]))
         if self.limits:
             self.limits.restore([_infinite(one) for one in state["limits"]])

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import zip_longest
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,7 +131,9 @@ class Calibration:
                 teacher = self._teacher(batch, task.max_new_tokens) if self._is_mine(len(self.micros)) else None
                 self._pay(plain if task.max_new_tokens == 1 else 2 * plain)
                 self.micros.append(MicroBatch(batch, teacher, visual, text, plain, self._relaxing(visual, text)))
-        self.batches = _interleaved(by_task)
+        self.batches = _in_turn(by_task)
+        task_of = {n: task for task, numbers in enumerate(self._micros_of_tasks) for n in numbers}
+        self._task_of = [task_of[batch[0]] for batch in self.batches]
         self._features: dict[int, Tensor] = {}
         self._widest = max((len(micro) for micro in self.micros), default=0)
         weights = self._shared(range(len(self.micros)), lambda _, teacher: teacher.weight.sum(dim=1).tolist())
@@ -226,6 +229,15 @@ class Calibration:
         ):
             return self.problem.model(**inputs, use_cache=False, logits_to_keep=m).logits.float()  # type: ignore[no-any-return]
 
+    def drawn(self, chance: Random) -> int:
+        """Number of a mini-batch, by chance: of all tasks equally often, however many mini-batches they have."""
+        of_tasks: dict[int, list[int]] = {}
+        for number, task in enumerate(self._task_of):
+            of_tasks.setdefault(task, []).append(number)
+        if len({len(numbers) for numbers in of_tasks.values()}) == 1:
+            return chance.randrange(len(self.batches))
+        return chance.choice(of_tasks[chance.choice(sorted(of_tasks))])
+
     def size(self, number: int) -> int:
         """Samples of mini-batch ``number``."""
         return sum(len(self.micros[n]) for n in self.batches[number])
@@ -282,8 +294,8 @@ class Calibration:
     def pruned_losses(self, schedules: Sequence[Schedule], first: int, last: int) -> tuple[Tensor, Tensor]:
         """The same KL for the physically pruned model on mini-batches ``first`` to ``last - 1``; charges what it runs.
 
-        The schedules run as a tree: what they have in common is run once. Float64 [P, n], and the samples' weights [n]:
-        their answer tokens, scaled so that tasks weigh the same over the split.
+        The schedules run as a tree: what they have in common is run once. Float64 [P, n], and the samples'
+        :meth:`even_weights` [n].
         """
         numbers = [number for batch in self.batches[first:last] for number in batch]
         texts = [schedule.text() for schedule in schedules]
@@ -297,15 +309,17 @@ class Calibration:
             charged = sum(int(prefill_flops(shape, one, *lengths, self.method).sum()) for one in counts)
             self._pay(charged, int(shared_flops(shape, list(counts), *lengths, self.method).sum()))
         values = [torch.tensor(row, dtype=torch.float64).view(len(schedules), -1) for row in found]
-        return torch.cat(values, dim=1), torch.cat([self._even_weights[number] for number in numbers])
+        return torch.cat(values, dim=1), self.even_weights(first, last)
 
-    @cached_property
-    def _even_weights(self) -> list[Tensor]:
-        """Weights of the micro-batches' samples, in which tasks weigh the same; of one task, its answer tokens."""
-        parts = [numbers for numbers in self._micros_of_tasks if numbers]
-        totals = torch.stack([torch.cat([self._weights[n] for n in numbers]).sum() for numbers in parts])
-        scale = {n: totals.mean() / own for own, numbers in zip(totals, parts, strict=True) for n in numbers}
-        return [weights * scale[number] for number, weights in enumerate(self._weights)]
+    def even_weights(self, first: int, last: int) -> Tensor:
+        """Weights [n] of the samples of mini-batches ``first`` to ``last - 1``: their answer tokens, scaled so that
+        tasks weigh the same over just these."""
+        own = [torch.cat([self._weights[n] for n in batch]) for batch in self.batches[first:last]]
+        tasks = self._task_of[first:last]
+        parts = {task: [one for one, its in zip(own, tasks, strict=True) if its == task] for task in tasks}
+        totals = {task: torch.cat(part).sum() for task, part in parts.items()}
+        mean = torch.stack(list(totals.values())).mean()
+        return torch.cat([weights * (mean / totals[task]) for weights, task in zip(own, tasks, strict=True)])
 
     def pruned_loss(self, schedule: Schedule, batches: int) -> float:
         """Weighted mean of :meth:`pruned_losses` on the first ``batches``."""
@@ -364,15 +378,15 @@ def relaxing_flops(
 
 
 def whole_rounds(problem: Problem, batches: int) -> int:
-    """At least so many mini-batches, each of one task, that every task has as many of them."""
+    """At least so many mini-batches, each of one task, that every task has as many of them, or all that it has."""
     tasks = len(problem.calibration_tasks)
     return -(-batches // tasks) * tasks
 
 
-def _interleaved(by_task: Sequence[list[list[int]]]) -> list[list[int]]:
-    """The tasks' mini-batches in one order, of which every beginning holds each task in proportion."""
-    places = [((n + 0.5) / len(own), batch) for own in by_task for n, batch in enumerate(own)]
-    return [batch for _, batch in sorted(places, key=lambda place: place[0])]
+def _in_turn(by_task: Sequence[list[list[int]]]) -> list[list[int]]:
+    """The tasks' mini-batches in one order: one of each, another of each, ... while they last."""
+    rounds = zip_longest(*by_task)
+    return [batch for one_of_each in rounds for batch in one_of_each if batch is not None]
 
 
 def _kl(teacher: Teacher, logits: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class MethodRace:
         measured = {_name(trial) for trial in trials}
         proposals = [one for one in proposals if (one.attributes["budget"], *_named(one)) not in measured]
         calibrations = [runner.calibration for runner in self.runners.values()]
-        if proposals and not trials:  # what an earlier run paid is not paid again
+        if proposals and not _trained(trials, len(budgets)):  # what an earlier run paid is not paid again
             proposals[0] = replace(
                 proposals[0],
                 seconds=time.monotonic() - started,
@@ -151,6 +151,17 @@ def _done(trials: Sequence[FrozenTrial], budget: float) -> bool:
     own = [trial for trial in trials if trial.user_attrs["budget"] == budget]
     measured = {" ".join(_name(trial)[1:]) for trial in own}
     return bool(own) and measured >= set(own[0].user_attrs["candidates"])
+
+
+def _trained(trials: Sequence[FrozenTrial], budgets: int) -> bool:
+    """Whether some trials come from a race over so many budgets, to which it was charged.
+
+    Trials of an older vispco do not say over how many; budgets are taken to be new where all that have trials are done.
+    """
+    said = {trial.user_attrs["trained_for"] for trial in trials if "trained_for" in trial.user_attrs}
+    if said:
+        return budgets in said
+    return not all(_done(trials, trial.user_attrs["budget"]) for trial in trials)
 
 
 def _name(trial: FrozenTrial) -> tuple[float, str, str]:

@@ -114,6 +114,11 @@ def budgets_of(kept: str) -> int:
     return len(json.loads(kept)["level"])
 
 
+def says_budgets(kept: str) -> bool:
+    """Whether trials of a saved predictor say for how many budgets it was trained."""
+    return bool(json.loads(kept).get("says_budgets", False))
+
+
 def is_predicted(text: str) -> bool:
     return text.startswith("predicted(")
 

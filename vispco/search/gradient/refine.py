@@ -28,14 +28,13 @@ def nearest_of_each(
     done, until = 0, min(max(1, first), most)
     races = [_Race(list(dict.fromkeys(group))) for group in groups]
     losses: dict[Schedule, Tensor] = {}
-    weights = torch.zeros(0, dtype=torch.float64)
     while wanted := list(dict.fromkeys(one for race in races if race.open for one in race.left)):
-        values, weight = calibration.pruned_losses(wanted, done, until)
+        values, _ = calibration.pruned_losses(wanted, done, until)
         empty = torch.zeros(0, dtype=torch.float64)
         losses.update(
             {one: torch.cat([losses.get(one, empty), more]) for one, more in zip(wanted, values, strict=True)}
         )
-        weights = torch.cat([weights, weight])
+        weights = calibration.even_weights(0, until)
         for race in races:
             if race.open:
                 race.look(losses, weights)

@@ -33,7 +33,7 @@ from vispco.search.gradient.ranking import Ranking
 from vispco.search.gradient.relaxed_cost import relaxed_cost, relaxed_limits
 
 # What all trials of a budget have in common.
-SHARED = ("budget", "multiplier", "penalty", "loss", "steps", "trajectory", "free")
+SHARED = ("budget", "trained_for", "multiplier", "penalty", "loss", "steps", "trajectory", "free")
 
 
 class GradientSearch(Search):
@@ -190,6 +190,7 @@ class GradientSearch(Search):
             reached = residuals(self.context.family, self._cost, free, sharpness, slope, budget)
         return {
             "budget": budget,
+            "trained_for": len(descent.budgets),
             "multiplier": last["multiplier"],
             "penalty": last["penalty"],
             "loss": last["loss"],
@@ -255,22 +256,40 @@ class GradientSearch(Search):
         return [replace(proposals[0], seconds=seconds, propose_flops=charged, propose_spent=spent), *proposals[1:]]
 
     def done(self) -> dict[float, list[FrozenTrial]]:
-        """Trials of each budget that are measured, or were stopped by a race."""
+        """Trials of each budget that are measured, or were stopped by a race.
+
+        One that was tried between others is not there: it has no schedule of its own, also where it is asked later.
+        """
         done: dict[float, list[FrozenTrial]] = {}
-        for trial in self.context.log.trials(TrialState.COMPLETE, TrialState.PRUNED):
-            done.setdefault(trial.user_attrs["budget"], []).append(trial)
+        for trial in self._paid_trials():
+            if not trial.user_attrs.get("interpolated", False):
+                done.setdefault(trial.user_attrs["budget"], []).append(trial)
         return done
+
+    def between(self) -> set[float]:
+        """Budgets that were tried between those of the study."""
+        return {t.user_attrs["budget"] for t in self._paid_trials() if t.user_attrs.get("interpolated", False)}
+
+    def _paid_trials(self) -> list[FrozenTrial]:
+        return self.context.log.trials(TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def not_held(trials: Sequence[FrozenTrial]) -> str:
-    """One line on the budgets that relaxed solutions miss by more than 2 %; empty if none does."""
-    over: dict[float, float] = {}
+    """One line on the budgets that relaxed solutions miss by more than 2 %; empty if none does.
+
+    Of several methods, each has its own solution for a budget.
+    """
+    over: dict[tuple[float, str], float] = {}
     for trial in trials:
         relaxed = relaxed_ratio(trial)
         if relaxed is not None:
             budget = trial.user_attrs["budget"]
-            over.setdefault(budget, (relaxed - budget) / budget)
-    missed = [f"{budget:.3f} ({by:+.0%})" for budget, by in sorted(over.items()) if abs(by) > HELD]
+            over.setdefault((budget, trial.user_attrs.get("method", "")), (relaxed - budget) / budget)
+    missed = [
+        f"{budget:.3f}{method and f' with {method}'} ({by:+.0%})"
+        for (budget, method), by in sorted(over.items())
+        if abs(by) > HELD
+    ]
     if not missed:
         return ""
     return f"{len(missed)} of {len(over)} budgets not held within {HELD:.0%} before the snap: {', '.join(missed)}"
