@@ -6,12 +6,10 @@ writes again what docs/resolution.json holds.
 
 from __future__ import annotations
 
-import json
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from marked import fill, kept
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.seeds import against, entries
 from vispco.experiment.run import Run
@@ -90,22 +88,17 @@ def table(told: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def read(url: str | None) -> dict[str, Any]:
+    problem = Problem.from_yaml(ROOT / "studies" / "demo" / "resolution.yaml")
+    store = Store(url or default_url())
+    Run(problem, store).run()
+    return measured(Comparison(store, problem.study.experiment))
+
+
 def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments == ["--from-json"]:
-        told = json.loads(KEPT.read_text(encoding="utf-8"))
-    else:
-        problem = Problem.from_yaml(ROOT / "studies" / "demo" / "resolution.yaml")
-        store = Store(arguments[0] if arguments else default_url())
-        Run(problem, store).run()
-        told = measured(Comparison(store, problem.study.experiment))
-        told = json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
-        KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    told = kept(KEPT, read)
     figure(told, ROOT / "docs" / "resolution.png")
-    text = PAGE.read_text(encoding="utf-8")
-    block = f"<!-- resolution -->\n{table(told)}\n<!-- end -->"
-    text = re.sub(r"<!-- resolution -->\n.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
-    PAGE.write_text(text, encoding="utf-8")
+    fill(PAGE, {"resolution": table(told)})
 
 
 if __name__ == "__main__":
