@@ -5,10 +5,10 @@ Runs the grid of studies/quickstart.yaml first; what is in the database already 
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
+from marked import fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.layers import layer_record
 from vispco.experiment.run import Run
@@ -29,11 +29,7 @@ def main() -> None:
     store = Store(sys.argv[1] if len(sys.argv) > 1 else default_url())
     Run(Problem.from_yaml(ROOT / "studies/quickstart.yaml"), store).run(["grid"])
     text = quoted(layer_record(Comparison(store, "quickstart"))["summary"])
-    page = PAGE.read_text(encoding="utf-8")
-    block = f"<!-- layers -->\n{text}\n<!-- end -->"
-    PAGE.write_text(
-        re.sub(r"<!-- layers -->\n.*?<!-- end -->", lambda _: block, page, flags=re.DOTALL), encoding="utf-8"
-    )
+    fill(PAGE, {"layers": text})
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ docs/pays.json has it. ``--from-json`` draws and writes again what docs/pays.jso
 from __future__ import annotations
 
 import json
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from marked import fill, kept, table
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.regret import BEST_KNOWN
 from vispco.analysis.seeds import against, entries
@@ -129,7 +128,7 @@ def points(value: float | None, interval: list[float] | None) -> str:
 def search_table(told: dict[str, Any]) -> str:
     head = ["model", "schedules", "entry", "`budget_score`", "points against the grid", "`learned` is ahead by"]
     head += ["charged", "spent", "regret"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for case in told["cases"]:
         words = SHAPES[case["family"]] + (f", {case['method']}" if case["method"] != "fastv" else "")
         for row in case["entries"]:
@@ -142,7 +141,7 @@ def search_table(told: dict[str, Any]) -> str:
                     *(f"{row['charged']:.3f}", f"{row['spent']:.3f}", regret),
                 ]
             )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(head, rows)
 
 
 def default_table(told: dict[str, Any]) -> str:
@@ -156,11 +155,11 @@ def default_table(told: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: str | None) -> dict[str, Any]:
     """What docs/pays.json holds, renewed by every database of ``folder``."""
     told: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     cases = {(case["model"], case["family"], case["method"]): case for case in told.get("cases", ())}
-    for path in sorted(folder.glob("*.db")):
+    for path in sorted(Path(folder or "learned").glob("*.db")):
         comparison = Comparison(Store(f"sqlite:///{path}", read_only=True), f"learned-{path.stem}")
         identity = comparison.stored.identity
         key = identity["model"]["name"], entries(comparison)["learned"].runs[0].family, identity["method"]["name"]
@@ -169,22 +168,13 @@ def read(folder: Path) -> dict[str, Any]:
             told["defaults"] = defaults(comparison)
     order = list(SHAPES)
     told["cases"] = [cases[key] for key in sorted(cases, key=lambda key: (key[0], order.index(key[1]), key[2]))]
-    return json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
+    return told
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments == ["--from-json"]:
-        told = json.loads(KEPT.read_text(encoding="utf-8"))
-    else:
-        told = read(Path(arguments[0] if arguments else "learned"))
-        KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    told = kept(KEPT, read)
     figure(told, ROOT / "docs" / "pays.png")
-    text = PAGE.read_text(encoding="utf-8")
-    for name, made in (("learned-searches", search_table(told)), ("learned-defaults", default_table(told))):
-        block = f"<!-- {name} -->\n{made}\n<!-- end -->"
-        text = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
-    PAGE.write_text(text, encoding="utf-8")
+    fill(PAGE, {"learned-searches": search_table(told), "learned-defaults": default_table(told)})
 
 
 if __name__ == "__main__":

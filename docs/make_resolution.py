@@ -7,11 +7,11 @@ Runs the studies first, or that of MODEL (demo-qwen, smol) alone; what is in the
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from marked import fill
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.seeds import against, entries
 from vispco.experiment.run import Run
@@ -107,10 +107,7 @@ def main() -> None:
         told[model] = json.loads(found, parse_float=lambda text: round(float(text), 5))
         KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     figure(told, ROOT / "docs" / "resolution.png")
-    text = PAGE.read_text(encoding="utf-8")
-    block = f"<!-- resolution -->\n{table(told)}\n<!-- end -->"
-    text = re.sub(r"<!-- resolution -->\n.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
-    PAGE.write_text(text, encoding="utf-8")
+    fill(PAGE, {"resolution": table(told)})
 
 
 if __name__ == "__main__":

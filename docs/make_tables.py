@@ -5,12 +5,12 @@ Runs studies/demo/methods.yaml and studies/demo/families.yaml first; what is in 
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from marked import fill, table
 from vispco.analysis.comparison import Comparison
 from vispco.experiment.run import Run
 from vispco.problem import Problem
@@ -24,11 +24,6 @@ def number(value: float | None, low_high: list[float] | None = None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" + (f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else "")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def methods(found: dict[str, Any]) -> str:
@@ -98,18 +93,14 @@ def main() -> None:
         found[name] = comparison.to_dict()
         for search, records in zip(found[name]["searches"], comparison.searches, strict=True):
             search["held_out_hypervolume"] = comparison.held_out_hypervolume(records)
-    parts = {
-        "methods": methods(found["methods"]),
-        "defaults": defaults(found["methods"]),
-        "families": families(found["families"]),
-    }
-    text = PAGE.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        marker = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        assert re.search(marker, text, flags=re.DOTALL), f"{PAGE} has no place for {name}"
-        text = re.sub(marker, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
-        print(f"{name}\n{part}\n")
-    PAGE.write_text(text, encoding="utf-8")
+    fill(
+        PAGE,
+        {
+            "methods": methods(found["methods"]),
+            "defaults": defaults(found["methods"]),
+            "families": families(found["families"]),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ docs/testbed.json holds.
 from __future__ import annotations
 
 import json
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from marked import fill, kept, table
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.study_result import StudyResult
 from vispco.evaluation.records import Evaluation
@@ -111,10 +110,6 @@ def layers(search: StudyResult, budgets: list[float]) -> dict[str, Any]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
-
-
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -176,31 +171,18 @@ def tables(told: dict[str, Any]) -> dict[str, str]:
     return {**made, "testbed-lengths": lengths_table(told["model"])}
 
 
-def read(url: str) -> dict[str, Any]:
-    comparison = Comparison(Store(url, read_only=True), "testbed-methods")
-    told = {
+def read(url: str | None) -> dict[str, Any]:
+    comparison = Comparison(Store(url or default_url(), read_only=True), "testbed-methods")
+    return {
         "model": json.loads(MODEL.read_text(encoding="utf-8")),
         "methods": methods(comparison),
         "kinds": kinds(comparison, 1),
         "layers": {search.name: layers(search, comparison.budgets) for search in comparison.searches},
     }
-    return json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments == ["--from-json"]:
-        told = json.loads(KEPT.read_text(encoding="utf-8"))
-    else:
-        told = read(arguments[0] if arguments else default_url())
-        KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    for name, part in tables(told).items():
-        marker = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        assert re.search(marker, text, flags=re.DOTALL), f"{PAGE} has no place for {name}"
-        text = re.sub(marker, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
-        print(f"{name}\n{part}\n")
-    PAGE.write_text(text, encoding="utf-8")
+    fill(PAGE, tables(kept(KEPT, read)))
 
 
 if __name__ == "__main__":

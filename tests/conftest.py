@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import gc
 import os
+
+# What is imported and collected stays to the end: to look for garbage in it takes a third of the time of both.
+gc.disable()
 
 # Tests run in several processes; torch in one thread each is faster than all of them sharing all cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,18 +17,19 @@ import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import pytest
-from optuna.trial import FrozenTrial
 
-from vispco.cli.main import main
 from vispco.experiment.progress import Silent
-from vispco.problem import Problem
-from vispco.storage.store import Store
-from vispco.storage.trials import TrialLog
-from vispco.testing.tiny import TINY
+
+# The rest is imported where it is used: of several processes the one that hands out the tests needs no torch, and the
+# others start after it.
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from vispco.problem import Problem
+    from vispco.storage.store import Store
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and drivers started by tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -67,6 +72,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     return complete((yield), item.config)
@@ -89,12 +100,18 @@ def complete(report: Any, config: pytest.Config) -> Any:
 @pytest.fixture
 def tiny_llava() -> Any:
     """A random LLaVA with grouped key/value heads, 4 layers; weights large enough that attention is not flat."""
+    from vispco.testing.tiny import TINY
+
     model = TINY["llava"].model()
     model.set_attn_implementation("sdpa")
     return model
 
 
-make_batch = TINY["llava"].batch
+def make_batch(rows: list[tuple[int, int, int]], side: str = "left", seed: int = 0) -> dict[str, Any]:
+    """Inputs of ``tiny_llava``."""
+    from vispco.testing.tiny import TINY
+
+    return TINY["llava"].batch(rows, side, seed)
 
 
 SMALL = """
@@ -115,11 +132,15 @@ searches:
 @pytest.fixture(scope="session")
 def problem() -> Problem:
     """The demo model on a dozen samples."""
+    from vispco.problem import Problem
+
     return Problem.from_text(SMALL)
 
 
 def fresh(problem: Problem, text: str) -> Problem:
     """Another study of the model of ``problem``."""
+    from vispco.problem import Problem
+
     return Problem.from_text(text, model=problem.model, processor=problem.processor)
 
 
@@ -141,6 +162,8 @@ def outcome(trial: FrozenTrial) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -206,6 +229,8 @@ def database_url(request: Any, tmp_path: Any) -> Any:
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
     """A new, empty database of each kind."""
+    from vispco.storage.store import Store
+
     made = Store(database_url)
     yield made
     made.engine.dispose()
@@ -214,6 +239,7 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run the command line in this process: (exit code, stdout, stderr)."""
+    from vispco.cli.main import main
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vispco", *map(str, arguments)])
@@ -239,9 +265,11 @@ def python(*words: Any, **settings: Any) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def stopped_after(trials: int) -> Iterator[None]:
     """Ctrl-C for what runs in the block, when it is about to store one trial more than ``trials``."""
+    from vispco.storage.trials import TrialLog
+
     add, stored = TrialLog.add, 0
 
-    def add_or_stop(self: TrialLog, *args: Any, **kwargs: Any) -> None:
+    def add_or_stop(self: Any, *args: Any, **kwargs: Any) -> None:
         nonlocal stored
         if stored == trials:
             raise KeyboardInterrupt

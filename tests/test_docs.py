@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -72,13 +72,9 @@ def test_readme_and_pages_name_what_there_is() -> None:
 
 
 def test_support_table_is_what_the_adapters_say() -> None:
-    spec = importlib.util.spec_from_file_location("make_support", ROOT / "docs" / "make_support.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    table = module.table()
-    assert module.page() == (ROOT / "docs/support.md").read_text(), "run python docs/make_support.py"
+    made = import_module("make_support")
+    table = made.table()
+    assert made.page() == (ROOT / "docs/support.md").read_text(), "run python docs/make_support.py"
     named = [line.split(" | ")[0][2:] for line in table.splitlines()[2:]]
     assert [name for name in named if "," not in name] == list(METHODS)
 
@@ -123,11 +119,7 @@ def test_results_page_has_its_tables() -> None:
 
 
 def test_the_testbeds_tables_are_those_of_its_kept_results() -> None:
-    spec = importlib.util.spec_from_file_location("make_testbed", ROOT / "docs/make_testbed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
+    made = import_module("make_testbed")
     page = (ROOT / "docs/findings.md").read_text()
     tables = made.tables(json.loads((ROOT / "docs/testbed.json").read_text()))
     assert set(tables) == set(re.findall(r"<!-- (testbed-\w+) -->", page))

@@ -25,7 +25,7 @@ from vispco.analysis.bootstrap import holm, mean_scores
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.headline import answer
 from vispco.analysis.regret import best_known
-from vispco.analysis.seeds import against, compare_against, entries
+from vispco.analysis.seeds import against, entries
 from vispco.analysis.two_level import estimate, resample
 from vispco.analysis.violations import compare_violations, violations
 from vispco.cli.over_seeds import print_anytime
@@ -212,8 +212,9 @@ def test_verdicts(comparison: Comparison, table: dict[str, Any]) -> None:
     assert row(against(comparison, "good"), "same")["verdict"] == "worse"
 
 
-def test_nine_seeds_are_too_few_and_a_run_that_is_not_measured_says_nothing(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path}/a.db")
+def test_nine_seeds_are_too_few_and_a_run_that_is_not_measured_says_nothing(cli: Cli, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    store = Store(url)
     fill_entries(store, entries={**{k: ENTRIES[k] for k in ("grid", "same")}, "nine": ("tpe", 9, 4, 0.3, 0.25)})
     table = against(Comparison(store, "exp"), "grid")
     assert row(table, "nine")["verdict"] == "too few seeds: 9 of 10"
@@ -235,7 +236,7 @@ def test_nine_seeds_are_too_few_and_a_run_that_is_not_measured_says_nothing(tmp_
     with pytest.raises(ConfigError, match="unknown score 'budget'"):
         against(Comparison(store, "exp"), "grid", "budget")
     fill_entries(store, "two", {"grid": ENTRIES["grid"]})
-    both = compare_against(store, ["exp", "two"], "grid")
+    both = json.loads(cli("compare", "exp", "two", "--against", "grid", "--json", "--storage", url)[1])
     assert [part["experiment"] for part in both["experiments"]] == ["exp", "two"]
 
 

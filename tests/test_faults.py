@@ -171,9 +171,11 @@ def test_kills_at_random_moments(
                         connection.execute(table.delete())
         finally:
             store.engine.dispose()
+    store = Store(fresh_urls)
+    if "faults" in store.experiment_names():  # a killed run can be resumed by its name
+        command[len(COMMAND) : len(COMMAND) + 2] = ["resume", "faults"]
     with (tmp_path / "log.txt").open("a") as log:
         assert subprocess.run(command, stdout=log, stderr=log, check=False, env=ENVIRONMENT).returncode == 0, seed
-    store = Store(fresh_urls)
     check_prefix(store, expected, complete=True)
     store.engine.dispose()
     print(f"seed {seed}: killed {killer.killed}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shlex
 import shutil
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,6 @@ from vispco.problem import Problem
 from vispco.storage.store import Store
 
 RUN = ("bash", "python", "yaml", "json", "toml")  # languages of blocks that a test must run
-
-
-def script(name: str) -> Any:
-    """A script of docs/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_block_of_the_docs_is_run_by_a_test() -> None:
@@ -146,7 +136,7 @@ def test_the_page_about_gpus(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_figures_of_the_concepts_are_what_the_script_draws(tmp_path: Path) -> None:
-    made = script("make_concepts")
+    made = import_module("make_concepts")
     page = (DOCS / "concepts.md").read_text()
     assert set(re.findall(r"\(concepts/(\w+)\.svg\)", page)) == set(made.FIGURES)
     for name, draw in made.FIGURES.items():
@@ -166,7 +156,7 @@ def coordinates(picture: Path) -> list[float]:
 
 def test_what_the_pays_page_says_is_what_was_measured() -> None:
     told, page = json.loads((DOCS / "pays.json").read_text()), sections("docs/findings.md")["Does it pay?"]
-    made = script("make_pays")
+    made = import_module("make_pays")
     assert made.search_table(told) in page
     assert made.default_table(told) in page
     (case,) = [case for case in told["cases"] if (case["model"], case["family"]) == ("demo", "multistep")]
@@ -214,7 +204,7 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
 
 def test_what_the_page_says_of_smaller_pictures_is_what_was_measured() -> None:
     told, page = json.loads((DOCS / "resolution.json").read_text()), (DOCS / "findings.md").read_text()
-    assert script("make_resolution").table(told) in page
+    assert import_module("make_resolution").table(told) in page
     rows = {row["entry"]: row for row in told["entries"]}
     low, high = (-100 * end for end in reversed(rows["size"]["difference_ci"]))
     said = " ".join(page.split())
@@ -227,7 +217,7 @@ def test_what_the_page_says_of_smaller_pictures_is_what_was_measured() -> None:
 
 @pytest.mark.parametrize(("page", "name"), [("commands.md", "make_commands"), ("api.md", "make_api")])
 def test_references_are_up_to_date(page: str, name: str) -> None:
-    assert (DOCS / page).read_text() == script(name).page(), f"run python docs/{name}.py"
+    assert (DOCS / page).read_text() == import_module(name).page(), f"run python docs/{name}.py"
 
 
 def test_references_are_complete() -> None:

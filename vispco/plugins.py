@@ -24,38 +24,22 @@ if TYPE_CHECKING:
     from vispco.tasks.base import TASKS, Sample, Task
     from vispco.tasks.vqa_json import SCORERS
 
-_HOMES = {
-    "ADAPTERS": "vispco.models.families",
-    "COSTS": "vispco.costs",
-    "ConfigError": "vispco.errors",
-    "CostModel": "vispco.costs",
-    "CurveFamily": "vispco.pruning.families",
-    "DataError": "vispco.errors",
-    "FAMILIES": "vispco.pruning.families",
-    "Grid": "vispco.models.grids",
-    "METHODS": "vispco.pruning.methods",
-    "Method": "vispco.pruning.methods",
-    "ModelAdapter": "vispco.models.base",
-    "MultiStep": "vispco.pruning.schedules",
-    "Proposal": "vispco.search",
-    "Ratios": "vispco.pruning.schedules",
-    "SCORERS": "vispco.tasks.vqa_json",
-    "SEARCHES": "vispco.search",
-    "Sample": "vispco.tasks.base",
-    "Schedule": "vispco.pruning.schedules",
-    "ScheduleFamily": "vispco.pruning.families",
-    "ScoreContext": "vispco.pruning.methods",
-    "Search": "vispco.search",
-    "SearchContext": "vispco.search",
-    "SearchOptions": "vispco.search",
-    "Setting": "vispco.costs",
-    "Step": "vispco.pruning.schedules",
-    "TASKS": "vispco.tasks.base",
-    "Task": "vispco.tasks.base",
-    "fixed_grids": "vispco.models.grids",
-    "largest": "vispco.pruning.families.base",
-    "load_plugin": "vispco.plugin_files",
+_NAMES = {  # by the module that they are loaded from
+    "vispco.costs": ("COSTS", "CostModel", "Setting"),
+    "vispco.errors": ("ConfigError", "DataError"),
+    "vispco.models.base": ("ModelAdapter",),
+    "vispco.models.families": ("ADAPTERS",),
+    "vispco.models.grids": ("Grid", "fixed_grids"),
+    "vispco.plugin_files": ("load_plugin",),
+    "vispco.pruning.families": ("CurveFamily", "FAMILIES", "ScheduleFamily"),
+    "vispco.pruning.families.base": ("largest",),
+    "vispco.pruning.methods": ("METHODS", "Method", "ScoreContext"),
+    "vispco.pruning.schedules": ("MultiStep", "Ratios", "Schedule", "Step"),
+    "vispco.search": ("Proposal", "SEARCHES", "Search", "SearchContext", "SearchOptions"),
+    "vispco.tasks.base": ("Sample", "TASKS", "Task"),
+    "vispco.tasks.vqa_json": ("SCORERS",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ADAPTERS",

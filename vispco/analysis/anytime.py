@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vispco.analysis.bootstrap import Scores, mean_scores
-from vispco.analysis.comparison import Comparison, together
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.seeds import Entry, entries
 from vispco.analysis.study_result import StudyResult
 from vispco.analysis.two_level import Estimate, estimate, resample
@@ -20,7 +20,6 @@ from vispco.errors import StorageError
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import choices_at
 from vispco.storage.reading import TrialRecord
-from vispco.storage.store import Store
 
 CURVE_POINTS = 80  # of the search-split curve, evenly on a log scale
 
@@ -144,12 +143,3 @@ def _search_curve(path: Path, grid_flops: int) -> list[dict[str, float]]:
     # A step that changes nothing says nothing.
     kept = [pairs[0], *(now for before, now in pairwise(pairs) if now[1] != before[1])]
     return [{"share": share, "score": score} for share, score in kept]
-
-
-def compare_anytime(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
-    """:func:`anytime` of one experiment, or of several under ``experiments``.
-
-    Raises:
-        StorageError: no such experiment, one without results, or one of which the dense grid's cost is not known.
-    """
-    return together([anytime(Comparison(store, name)) for name in experiments])

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from vispco.analysis.comparison import Comparison, together
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.study_result import StudyResult
 from vispco.errors import ConfigError
 from vispco.evaluation.records import Evaluation
 from vispco.fronts import FITS, choose
-from vispco.storage.store import Store
 
 SOURCE = "VisPCO, ACL 2026, arXiv 2604.15188"
 TASKS = ("a-okvqa", "vizwiz", "seed-bench", "mmbench", "mme", "chartqa", "ocrbench", "textvqa")
@@ -78,11 +77,6 @@ def _row(row: Mapping[str, str]) -> Published:
         deviation=number("deviation"),
         anomaly=row["anomaly"],
     )
-
-
-def compare_published(store: Store, experiments: Sequence[str]) -> dict[str, Any]:
-    """:func:`beside_published` of one experiment, or of several under ``experiments``."""
-    return together([beside_published(Comparison(store, name)) for name in experiments])
 
 
 def beside_published(comparison: Comparison) -> dict[str, Any]:

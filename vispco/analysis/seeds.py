@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vispco.analysis.bootstrap import Scores, holm, mean_scores
-from vispco.analysis.comparison import Comparison, together
+from vispco.analysis.comparison import Comparison
 from vispco.analysis.comparison_rows import share
 from vispco.analysis.regret import BEST_KNOWN, BestKnown, best_known
 from vispco.analysis.study_result import StudyResult
 from vispco.analysis.two_level import LEVEL, RESAMPLES, Estimate, Runs, estimate, resample
 from vispco.errors import ConfigError
 from vispco.registry import suggest
-from vispco.storage.store import Store
 
 SCORES = ("budget_score", "score_within_budget")  # two names of one score
 SEEDS_NEEDED = 10
@@ -223,15 +221,3 @@ def _hypervolume_ratio(comparison: Comparison, entry: Entry) -> float | None:
     grid = comparison.grid()
     whole = comparison.hypervolume(grid) if grid else 0.0
     return float(np.mean([comparison.hypervolume(run) for run in entry.runs])) / whole if whole else None
-
-
-def compare_against(
-    store: Store, experiments: Sequence[str], reference: str, score: str = "budget_score"
-) -> dict[str, Any]:
-    """:func:`against` of one experiment, or of several under ``experiments``.
-
-    Raises:
-        StorageError: no such experiment, or one without results.
-        ConfigError: no such entry or score.
-    """
-    return together([against(Comparison(store, name), reference, score) for name in experiments])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vispco.search.base import Advance
+if TYPE_CHECKING:
+    from vispco.search.base import Advance
 
 
 class Progress(Protocol):

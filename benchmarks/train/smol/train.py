@@ -312,7 +312,7 @@ class Run:
             total = total + self.options.text_weight * away
             parts["text"] = float(away.detach())
         total.backward()
-        factor = min(1.0, (self.step - self.begun + 1) / 20)
+        factor = self.options.rate * min(1.0, (self.step - self.begun + 1) / 20)
         if self.decay_from >= 0:
             factor *= max(0.01, 1 - (self.step - self.decay_from) / self.decay_steps)
         parts["norm"] = self.masters.step(factor)
@@ -488,6 +488,9 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=3, help="lists, sentences and questions of several steps a picture")
     parser.add_argument(
         "--smaller", type=float, default=0.4, help="share of the last stage's steps on smaller pictures"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="of the last stage's learning rates, lower for a short run"
     )
     parser.add_argument("--text-every", type=int, default=8)
     parser.add_argument("--text-weight", type=float, default=1.0)

@@ -43,6 +43,7 @@ def compare(
     as_csv: Csv = False,
 ) -> None:
     """Fronts, indicators, costs and per-budget winners; or entries over their seeds."""
+    from vispco.analysis.comparison import Comparison, together
     from vispco.storage.store import open_store
 
     asked = {
@@ -65,17 +66,21 @@ def compare(
     rows_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
     show: Callable[[dict[str, Any]], None]
     with open_store(storage, read_only=True) as store:
+
+        def each(table: Callable[[Comparison], dict[str, Any]]) -> dict[str, Any]:
+            return together([table(Comparison(store, name)) for name in experiments])
+
         if against is not None:
-            from vispco.analysis.seeds import compare_against
+            from vispco.analysis import seeds
             from vispco.cli.over_seeds import against_rows, print_against
 
-            found = compare_against(store, experiments, against, score or "budget_score")
+            found = each(lambda one: seeds.against(one, against, score or "budget_score"))
             rows_of, show = against_rows, print_against
         elif anytime:
-            from vispco.analysis.anytime import compare_anytime
+            from vispco.analysis import anytime as over_cost
             from vispco.cli.over_seeds import anytime_rows, print_anytime
 
-            found = compare_anytime(store, experiments)
+            found = each(over_cost.anytime)
             rows_of, show = anytime_rows, print_anytime
         elif per_target:
             from vispco.analysis.targets import compare_targets
@@ -90,10 +95,10 @@ def compare(
             found = compare_violations(store, experiments)
             rows_of, show = violation_rows, print_violations
         elif with_published:
-            from vispco.analysis.published_results import compare_published
+            from vispco.analysis.published_results import beside_published
             from vispco.cli.published import print_published, published_rows
 
-            found = compare_published(store, experiments)
+            found = each(beside_published)
             rows_of, show = published_rows, print_published
         else:
             from vispco.analysis.comparison import compare as compare_experiments
