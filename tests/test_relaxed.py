@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -51,40 +50,6 @@ def test_gradient_is_the_effect_of_keeping_more(tiny_llava: Any) -> None:
             agree += (change > 0) == (slope > 0)
     assert clear >= 8
     assert agree >= 0.8 * clear
-
-
-@pytest.mark.parametrize("keep", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.75, 0.5, 0.25)], ids=str)
-def test_a_slope_is_the_effect_of_its_own_layer(tiny_llava: Any, keep: tuple[float, ...]) -> None:
-    """Whatever was dropped before it: the derivative in the layer's own key weights, along those of the soft mask."""
-    adapter, method, batch = adapter_for(tiny_llava), make_method("fastv"), make_batch([(3, 1, 5)])
-    ratios = torch.tensor([1.0, *keep], requires_grad=True)
-    temperature, weights, places = 0.2, [], []
-
-    def score(hold: bool) -> torch.Tensor:
-        with relaxed(adapter, method, ratios, temperature=temperature) as session:
-            additive = session._additive
-
-            def held(mask: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
-                weights.append(mask.detach().clone().requires_grad_())
-                places.append(torch.where(session.visual, session.place, torch.inf))
-                return additive(weights[-1] if hold else mask, given)
-
-            session._additive = held  # type: ignore[method-assign]
-            return tiny_llava(**batch, use_cache=False).logits[0, -1].log_softmax(-1)[7]  # type: ignore[no-any-return]
-
-    (slopes,) = torch.autograd.grad(score(hold=False), [ratios])
-    weights.clear()
-    places.clear()
-    effects = torch.autograd.grad(score(hold=True), weights)
-    expected = []
-    for ratio, place, effect in zip(keep, places, effects, strict=True):
-        soft = torch.sigmoid((ratio - (place + 0.5) / 16) / temperature)
-        expected.append(float((effect * soft * (1 - soft) / temperature).sum()))
-    assert slopes[1:].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert min(map(abs, expected)) > 0.01
-    first, last = places[0][0].tolist(), places[-1][0].tolist()
-    dropped = [token for token, place in enumerate(first) if keep[0] * 16 <= place < math.inf]
-    assert [last[token] for token in dropped] == [first[token] for token in dropped]
 
 
 def test_leaves_no_trace(tiny_llava: Any) -> None:

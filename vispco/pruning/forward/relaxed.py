@@ -3,8 +3,7 @@
 The frozen model is differentiated with respect to keep ratios, [L] or one row per sample. At the boundary before
 layer l the method ranks the visual tokens that are left, exactly as in the physically pruned forward. The mask of the
 token at place j is 1 if j < keep_count(r_l, N_v), else 0; its gradient is that of
-``sigmoid((r_l N_v - j - 1/2) / T)``. A token that was dropped keeps the place at which it was. So the derivative in r_l
-is the effect of layer l's own tokens: no boundary before l adds to it.
+``sigmoid((r_l N_v - j - 1/2) / T)``.
 A token's mask weighs it as a key for all others (never for itself): the weight is added to the attention
 logits as ``log(m + eps)``, so that the model's own attention kernel runs unchanged and the derivative at m = 0
 is the effect that bringing the token back would have.
@@ -112,7 +111,6 @@ class RelaxedForward:
         places = torch.arange(valid.shape[1], device=valid.device)
         self.valid, self.visual = valid, visual & valid
         self.mask = valid.to(self.ratios.dtype)
-        self.place = torch.zeros_like(self.mask)
         self.prompt_part = valid & (places < len(places) - self.trailing)
         self.tokens = Tokens.of(self.visual, self.prompt_part)
         self.diagonal = torch.eye(len(places), dtype=torch.bool, device=places.device)
@@ -160,7 +158,7 @@ class RelaxedForward:
         return run
 
     def _drop(self, number: int, hidden: Tensor, entering: dict[str, Any]) -> None:
-        """Set the mask of visual tokens to that of the boundary before layer ``number``."""
+        """Multiply the mask by the keep mask of the boundary before layer ``number``."""
         ratio = self.ratios[:, number, None].to(self.mask.device)
         with torch.no_grad():
             alive, left = self.visual & (self.mask > 0.5), self.prompt_part & (self.mask > 0.5)
@@ -202,12 +200,12 @@ class RelaxedForward:
             order = scores.argsort(dim=-1, descending=True, stable=True)
             places = torch.arange(order.shape[1], device=order.device).expand_as(order)
             place = torch.empty_like(order).scatter_(1, order, places).to(self.ratios.dtype)
-            self.place = place = torch.where(alive, place, self.place)
             visual = self.visual.sum(dim=1, keepdim=True)
             n_visual = visual.to(self.ratios.dtype)
-            hard = (alive & (place < kept_counts(ratio, visual))).to(self.ratios.dtype)
+            hard = (place < kept_counts(ratio, visual)).to(self.ratios.dtype)
         soft = torch.sigmoid((ratio * n_visual - place - 0.5) / (self.temperature * n_visual.clamp(min=1)))
-        self.mask = torch.where(self.visual, hard + (soft - soft.detach()), self.mask)
+        keep = hard + soft - soft.detach()
+        self.mask = torch.where(self.visual, self.mask * keep, self.mask)
 
 
 def kept_counts(ratio: Tensor, n_visual: Tensor) -> Tensor:
