@@ -487,7 +487,7 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=9, help="short questions a picture")
     parser.add_argument("--long", type=int, default=3, help="lists, sentences and questions of several steps a picture")
     parser.add_argument(
-        "--smaller", type=float, default=0.4, help="share of the last stage's steps on smaller pictures"
+        "--smaller", type=float, default=0.0, help="share of the last stage's steps on smaller pictures"
     )
     parser.add_argument(
         "--rate", type=float, default=1.0, help="of the last stage's learning rates, lower for a short run"
