@@ -116,6 +116,7 @@ class GradientSearch(Search):
                 samples=options.samples,
                 micro=options.micro_batch,
                 recompute=options.recompute,
+                secant=options.slopes == "secant",
                 team=context.team,
             )
             if context.log.settled():
