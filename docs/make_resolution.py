@@ -79,7 +79,8 @@ def draw_case(axes: Any, case: dict[str, Any]) -> None:
         known = [(budget, values) for budget, values in places if values]
         means = [sum(values) / len(values) for _, values in known]
         color, x = COLORS[row["entry"]], [budget for budget, _ in known]
-        axes.plot(x, means, "o-", color=color, label=WORDS[row["entry"]])
+        over = {"linestyle": (0, (3, 2)), "zorder": 3} if row["entry"] == "both" else {}  # it may lie on another
+        axes.plot(x, means, marker="o", color=color, label=WORDS[row["entry"]], **over)
         low, high = ([pick(values) for _, values in known] for pick in (min, max))
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     axes.axhline(case["unpruned"], color="black", linewidth=0.6, linestyle=":")
@@ -91,7 +92,7 @@ def table(told: dict[str, Any]) -> str:
     for model, case in told.items():
         for row in sorted(case["entries"], key=lambda row: -row["budget_score"]):
             low, high = (100 * end for end in row["difference_ci"] or (0, 0))
-            points = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})" if row["difference"] else "-"
+            points = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})" if row["difference_ci"] else "-"
             what, missed = f"`{row['entry']}`: {WORDS[row['entry']]}", f"{row['budgets_missed']:.1f}"
             rows.append(f"| `{model}` | {what} | {row['budget_score']:.3f} | {points} | {missed} |")
     return "\n".join(rows)

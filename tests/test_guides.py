@@ -205,11 +205,14 @@ def test_what_the_pays_page_says_is_what_was_measured() -> None:
 def test_what_the_page_says_of_smaller_pictures_is_what_was_measured() -> None:
     told, page = json.loads((DOCS / "resolution.json").read_text()), (DOCS / "findings.md").read_text()
     assert import_module("make_resolution").table(told) in page
-    rows = {row["entry"]: row for row in told["entries"]}
-    low, high = (-100 * end for end in reversed(rows["size"]["difference_ci"]))
     said = " ".join(page.split())
-    assert f"{-100 * rows['size']['difference']:.1f} points of `budget_score` above smaller pictures alone" in said
-    assert f"alone ({low:.1f} to {high:.1f})" in said
+    for model, words in (("demo-qwen", "smaller pictures alone"), ("smol", "smaller pictures")):
+        rows = {row["entry"]: row for row in told[model]["entries"]}
+        points, low, high = (-100 * x for x in (rows["size"]["difference"], *reversed(rows["size"]["difference_ci"])))
+        assert f"{points:.1f} points of `budget_score` above {words} ({low:.1f} to {high:.1f})" in said
+    assert rows["both"]["accuracy"] == rows["pruning"]["accuracy"]
+    pairs = zip(rows["pruning"]["accuracy"][0], rows["size"]["accuracy"][0], strict=True)
+    assert all(pruned > small for pruned, small in pairs)
 
 
 # --- references --------------------------------------------------------------------------------------------
