@@ -70,13 +70,12 @@ def plain_flops(shape: ModelShape, tokens: Any) -> Any:
     return sum(layer_flops(shape, tokens, layer) for layer in range(shape.layers))
 
 
-def relaxed_backward_flops(shape: ModelShape, tokens: Any, secant: bool = False) -> Any:
+def relaxed_backward_flops(shape: ModelShape, tokens: Any) -> Any:
     """FLOPs of the backward pass of a relaxed forward of ``tokens`` tokens: gradients of masks, none of weights.
 
     Nothing reaches layer 0. In layer 1 only the mask carries a gradient: one of attention's products, and the output
     projection and MLP after it. From layer 2 on every linear map has one product with the gradient of its output,
-    and attention four. ``secant``: slopes by secants take two more products; in layer 1 they are all of attention's.
-    Equals torch's counter, as the forward does.
+    and attention four. Equals torch's counter, as the forward does.
     """
     total = 0 * tokens
     for layer in range(1, shape.layers):
@@ -85,8 +84,6 @@ def relaxed_backward_flops(shape: ModelShape, tokens: Any, secant: bool = False)
         attention = 4 * tokens * tokens * own.heads * own.head_dim
         whole = layer_flops(shape, tokens, layer)
         total = total + (whole + attention if layer > 1 else whole - into - attention // 2)
-        if secant:
-            total = total + (attention if layer > 1 else attention // 2)
     return total
 
 

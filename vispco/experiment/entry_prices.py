@@ -111,8 +111,7 @@ class EntryPrices:
         teacher = passes * samples * float(np.mean(plain_flops(shape, visual + text)))
         descents = budgets if options.predictor == "static" else 1
         seen = descents * (options.dual_steps or 0) * options.primal_steps * min(options.batch, samples)
-        how = options.recompute, options.slopes == "secant"
-        steps = seen * sum(relaxing_flops(shape, one, visual, text, *how) for one in methods) / len(text)
+        steps = seen * sum(relaxing_flops(shape, one, visual, text, options.recompute) for one in methods) / len(text)
 
         rounds = max(1, (options.check or 0) // options.batch)
         checked = min(samples, options.batch * whole_rounds(self.problem, rounds))

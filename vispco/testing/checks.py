@@ -236,12 +236,12 @@ def check_relaxed(model: Any, batch: Batch, method: Method, schedule: Schedule) 
     assert difference <= tolerance(model), f"the relaxed model differs from the pruned one by {difference:.3g}"
 
 
-def check_gradient(model: Any, batch: Batch, method: Method, secant: bool = False) -> None:
+def check_gradient(model: Any, batch: Batch, method: Method) -> None:
     """Every ratio after the first layer moves the loss of its own sample, and of no other, if that has pictures."""
     pictures = adapter_for(model).visual_mask(batch["input_ids"], None).any(dim=1)
     ratios = torch.tensor([1.0, 0.75, 0.4, 0.2]).repeat(len(pictures), 1).requires_grad_()
     for row, sees in enumerate(pictures.tolist()):
-        with relaxed(adapter_for(model), method, ratios, secant=secant) as session:
+        with relaxed(adapter_for(model), method, ratios) as session:
             logits = model(**batch, use_cache=False).logits[row, -1]
         moved = torch.zeros_like(ratios, dtype=torch.bool)
         moved[row, 1:] = sees
@@ -255,16 +255,16 @@ def check_gradient(model: Any, batch: Batch, method: Method, secant: bool = Fals
 def check_recompute(model: Any, batch: Batch, method: Method) -> None:
     """Layers that run again in the backward pass give the same logits and the same gradients, and are put back."""
     found = []
-    for secant, recompute in itertools.product((False, True), repeat=2):
+    for recompute in (False, True):
         ratios = torch.tensor([1.0, 0.75, 0.4, 0.2], requires_grad=True)
-        with relaxed(adapter_for(model), method, ratios, recompute=recompute, secant=secant):
+        with relaxed(adapter_for(model), method, ratios, recompute=recompute):
             logits = model(**batch, use_cache=False).logits[:, -1]
         assert not any("forward" in vars(layer) for layer in adapter_for(model).layers())
         (gradient,) = torch.autograd.grad(logits.logsumexp(-1).sum(), [ratios])
         found.append((logits.detach(), gradient))
-    for (logits, gradient), (again, gradient_again) in (found[:2], found[2:]):
-        assert torch.equal(logits, again)
-        torch.testing.assert_close(gradient_again, gradient, rtol=1e-5, atol=1e-7)
+    (logits, gradient), (again, gradient_again) = found
+    assert torch.equal(logits, again)
+    torch.testing.assert_close(gradient_again, gradient, rtol=1e-5, atol=1e-7)
 
 
 def check_trailing(model: Any, batch: Batch, method: Method) -> None:

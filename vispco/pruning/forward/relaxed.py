@@ -8,9 +8,6 @@ A token's mask weighs it as a key for all others (never for itself): the weight 
 logits as ``log(m + eps)``, so that the model's own attention kernel runs unchanged and the derivative at m = 0
 is the effect that bringing the token back would have.
 
-``slopes: secant`` replaces that effect by what bringing the token back, or taking it out, does in the layer
-(:mod:`vispco.pruning.forward.secant`).
-
 After arXiv 2604.15188 (soft threshold, straight-through mask, masked attention). Deviations: the threshold is
 soft in rank, not in score, so that its gradient does not depend on how a method scales its scores; N_v counts
 visual tokens only; at r = 1 nothing is dropped; masked positions get weight eps = 1e-20, not eps/N
@@ -21,7 +18,7 @@ With a hard mask the forward equals the pruned one (a test).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -35,7 +32,6 @@ from vispco.models.hooks import Hooks, named_arguments, owner_of_hooks
 from vispco.models.vision import VisionExtras
 from vispco.pruning.forward.attention import LayerAttention, LookAhead
 from vispco.pruning.forward.masks import as_bool_mask, causal_mask
-from vispco.pruning.forward.secant import HardKeys, secant_attention
 from vispco.pruning.forward.tokens import Prompt, Tokens
 from vispco.pruning.forward.tower import TowerReader
 from vispco.pruning.methods.base import Method, ScoreContext
@@ -57,10 +53,8 @@ class RelaxedForward:
         sample_keys: list[int],
         vision: VisionExtras | None,
         recompute: bool,
-        secant: bool,
     ) -> None:
         self.recompute, self._forwards = recompute, dict[Any, Any]()
-        self.secant = secant
         self.adapter, self.method, self.ratios = adapter, method, ratios.reshape(-1, ratios.shape[-1])
         self.temperature, self.trailing, self.sample_keys = temperature, trailing, sample_keys
         self._captured: dict[str, Tensor] = {}
@@ -139,32 +133,23 @@ class RelaxedForward:
                 return None
             self._drop(number, args[0] if args else kwargs["hidden_states"], kwargs)
             self._last_kwargs = kwargs
-            return None if self.recompute else (args, {**kwargs, **self._masked(self.mask, given)})
+            return None if self.recompute else (args, {**kwargs, "attention_mask": self._additive(self.mask, given)})
 
         return before
 
-    def attention(self) -> AbstractContextManager[None]:
-        return secant_attention(self.adapter) if self.secant else nullcontext()
-
-    def _masked(self, mask: Tensor, given: Tensor | None) -> dict[str, Any]:
-        """What a layer gets: ``attention_mask`` [B, 1, T, T] is added to attention logits, ``hard_keys`` for secants.
-
-        ``mask`` [B, T] weighs keys, ``given`` is the model's own mask.
-        """
+    def _additive(self, mask: Tensor, given: Tensor | None) -> Tensor:
+        """[B, 1, T, T]: what attention logits get; ``mask`` [B, T] weighs keys, ``given`` is the model's own mask."""
         seen = causal_mask(self.valid, self.valid.shape[1]) if given is None else as_bool_mask(given)
-        seen = seen | self.diagonal
-        weight = torch.log((mask.detach() if self.secant else mask) + EPSILON)
-        additive = weight[:, None, None, :].masked_fill(self.diagonal, 0.0).to(self.adapter.dtype())
-        masked = {"attention_mask": additive.masked_fill(~seen, torch.finfo(additive.dtype).min)}
-        return {**masked, "hard_keys": HardKeys(mask, seen)} if self.secant else masked
+        weight = torch.log(mask + EPSILON)[:, None, None, :].masked_fill(self.diagonal, 0.0)
+        additive = weight.to(self.adapter.dtype())
+        return additive.masked_fill(~(seen | self.diagonal), torch.finfo(additive.dtype).min)
 
     def _recomputed(self, forward: Any) -> Any:
         """A layer's forward that keeps its input only; in the backward pass it runs again."""
 
         def run(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
             def layer(mask: Tensor, *args: Any, **kwargs: Any) -> Any:
-                with self.attention():  # the backward pass may come after the block
-                    return forward(*args, **self._masked(mask, attention_mask), **kwargs)
+                return forward(*args, attention_mask=self._additive(mask, attention_mask), **kwargs)
 
             if not (torch.is_grad_enabled() and self.mask.requires_grad):
                 return layer(self.mask, *args, **kwargs)
@@ -242,7 +227,6 @@ def relaxed(
     sample_keys: list[int] | None = None,
     vision: VisionExtras | None = None,
     recompute: bool = False,
-    secant: bool = False,
 ) -> Iterator[RelaxedForward]:
     """Inside the block the model's forward is differentiable in ``ratios``, [L] or [B, L]; layer 0's must be 1.
 
@@ -253,7 +237,6 @@ def relaxed(
         vision: of the batch's visual tokens, for methods that read the vision tower where the model is given features.
         recompute: keep only what enters each layer, and run the layer again in the backward pass: a small part of the
             memory for one more forward pass, and the same numbers.
-        secant: slopes of masks are those of :mod:`vispco.pruning.forward.secant`, not derivatives.
 
     Raises:
         ModelError: the model lacks what the method needs, is in float16, the method's scores cannot drive the relaxed
@@ -279,12 +262,9 @@ def relaxed(
         raise ModelError(
             f"the relaxed model needs sdpa or eager attention, not {attention!r}; set model.attention: sdpa"
         )
-    session = RelaxedForward(
-        adapter, method, ratios, temperature, trailing, sample_keys or [], vision, recompute, secant
-    )
-    with session.attention():
-        try:
-            session.install()
-            yield session
-        finally:
-            session.remove()
+    session = RelaxedForward(adapter, method, ratios, temperature, trailing, sample_keys or [], vision, recompute)
+    try:
+        session.install()
+        yield session
+    finally:
+        session.remove()

@@ -76,7 +76,7 @@ class Calibration:
         batch_size: samples per mini-batch.
         samples: at most this many random ones, shared evenly by the tasks; 0: all of the split.
         micro: samples per micro-batch, a divisor of ``batch_size``; 0: the whole mini-batch.
-        recompute, secant: as in :func:`~vispco.pruning.forward.relaxed.relaxed`; what they compute besides is charged.
+        recompute: as in :func:`~vispco.pruning.forward.relaxed.relaxed`; the additional forward passes are charged.
         team: the processes that share the work; this one's share is every ``size``-th micro-batch.
     """
 
@@ -90,12 +90,11 @@ class Calibration:
         samples: int = 0,
         micro: int = 0,
         recompute: bool = False,
-        secant: bool = False,
         team: Team | None = None,
     ) -> None:
         self.problem, self.adapter, self.method = evaluator.problem, evaluator.problem.adapter, method
         self.team: Team = team or Alone()
-        self.recompute, self.secant = recompute, secant
+        self.recompute = recompute
         self.charged = self.spent = 0
         self.micros: list[MicroBatch] = []
         if self.team.rank == 0:
@@ -111,7 +110,6 @@ class Calibration:
                     "samples": samples,
                     "micro": micro,
                     "recompute": recompute,
-                    "secant": secant,
                 }
             )
         self._micros_of_tasks: list[list[int]] = []
@@ -151,7 +149,7 @@ class Calibration:
         return other
 
     def _relaxing(self, visual: NDArray[np.int64], text: NDArray[np.int64]) -> int:
-        return relaxing_flops(self.problem.shape, self.method, visual, text, self.recompute, self.secant)
+        return relaxing_flops(self.problem.shape, self.method, visual, text, self.recompute)
 
     def _pay(self, charged: int, spent: int | None = None) -> None:
         self.charged += charged
@@ -228,7 +226,6 @@ class Calibration:
             sample_keys=micro.batch.keys,
             vision=micro.batch.vision_for(self.method),
             recompute=self.recompute,
-            secant=self.secant,
         ):
             return self.problem.model(**inputs, use_cache=False, logits_to_keep=m).logits.float()  # type: ignore[no-any-return]
 
@@ -369,16 +366,11 @@ class Calibration:
 
 
 def relaxing_flops(
-    shape: ModelShape,
-    method: Method,
-    visual: NDArray[np.int64],
-    text: NDArray[np.int64],
-    recompute: bool = False,
-    secant: bool = False,
+    shape: ModelShape, method: Method, visual: NDArray[np.int64], text: NDArray[np.int64], recompute: bool = False
 ) -> int:
     """FLOPs of a relaxed forward and backward of prompts with these tokens, [B]."""
     plain = int(plain_flops(shape, visual + text).sum())
-    relaxing = plain + int(relaxed_backward_flops(shape, visual + text, secant).sum())
+    relaxing = plain + int(relaxed_backward_flops(shape, visual + text).sum())
     for layer in range(1, shape.layers):
         relaxing += int(method.scoring_flops(read_at(shape, layer, method), visual, text).sum())
     relaxing += int(method.begin_flops(shape, visual, text).sum())

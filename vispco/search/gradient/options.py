@@ -41,8 +41,7 @@ class GradientOptions(Options):
     stop what is shown not to matter before it has seen all search samples.
     ``micro_batch``: samples that run together, a divisor of ``batch`` (0: all of ``batch``); several processes
     share the gradients by micro-batches. ``recompute``: run each layer again in the backward pass instead of keeping
-    its activations. ``slopes``: of the straight-through mask. ``tangent``: the derivative; ``secant``: what a token's
-    coming or going does to each head's output (:mod:`vispco.pruning.forward.secant`).
+    its activations.
     """
 
     predictor: Literal["budget", "static", "input"] = "budget"
@@ -51,7 +50,6 @@ class GradientOptions(Options):
     batch: int = Field(16, ge=1)
     micro_batch: int = Field(0, ge=0)
     recompute: bool = False
-    slopes: Literal["tangent", "secant"] = "tangent"
     learning_rate: float | None = Field(None, gt=0)
     penalty: float = Field(20.0, gt=0)
     penalty_cap: float = Field(200.0, gt=0)

@@ -116,7 +116,6 @@ class GradientSearch(Search):
                 samples=options.samples,
                 micro=options.micro_batch,
                 recompute=options.recompute,
-                secant=options.slopes == "secant",
                 team=context.team,
             )
             if context.log.settled():

@@ -220,7 +220,6 @@ def follow() -> None:
                     samples=command["samples"],
                     micro=command["micro"],
                     recompute=command["recompute"],
-                    secant=command["secant"],
                     team=team,
                 )
             elif calibration is not None and command["do"] == "loss":
