@@ -55,13 +55,9 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--schedules", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.1)
-    parser.add_argument("--secant", action="store_true", help="slopes by secants")
     options = parser.parse_args()
     problem = Problem.from_yaml(Path("studies/demo/learned.yaml"), [f"model={options.model}"])
-    calibration, family = (
-        Calibration(Evaluator(problem), make_method("fastv"), 16, 0, samples=128, secant=options.secant),
-        problem.family(),
-    )
+    calibration, family = Calibration(Evaluator(problem), make_method("fastv"), 16, 0, samples=128), problem.family()
     rng = random.Random(1)
     cosines, signs, sizes = [], [], []
     for _ in range(options.schedules):
