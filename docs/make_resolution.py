@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from marked import fill
+import marked
 from vispco.analysis.comparison import Comparison
 from vispco.analysis.seeds import against, entries
 from vispco.experiment.run import Run
@@ -88,27 +88,27 @@ def draw_case(axes: Any, case: dict[str, Any]) -> None:
 
 
 def table(told: dict[str, Any]) -> str:
-    rows = ["| model | searched | `budget_score` | points above `both` | budgets missed |", "| --- " * 5 + "|"]
+    rows = []
     for model, case in told.items():
         for row in sorted(case["entries"], key=lambda row: -row["budget_score"]):
             low, high = (100 * end for end in row["difference_ci"] or (0, 0))
             points = f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})" if row["difference_ci"] else "-"
             what, missed = f"`{row['entry']}`: {WORDS[row['entry']]}", f"{row['budgets_missed']:.1f}"
-            rows.append(f"| `{model}` | {what} | {row['budget_score']:.3f} | {points} | {missed} |")
-    return "\n".join(rows)
+            rows.append([f"`{model}`", what, f"{row['budget_score']:.3f}", points, missed])
+    return marked.table(["model", "searched", "`budget_score`", "points above `both`", "budgets missed"], rows)
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    asked = sys.argv[1] if len(sys.argv) > 1 else None
+    if asked not in (None, "--from-json", *STUDIES):
+        raise SystemExit(f"no study of {asked}; give one of {', '.join(STUDIES)}, --from-json, or nothing")
     told = json.loads(KEPT.read_text(encoding="utf-8"))
-    for model in STUDIES if not arguments else set(arguments) & set(STUDIES):
+    for model in STUDIES if asked is None else STUDIES.keys() & {asked}:
         problem, store = Problem.from_yaml(ROOT / "studies" / STUDIES[model]), Store(default_url())
         Run(problem, store).run()
-        found = json.dumps(measured(Comparison(store, problem.study.experiment)))
-        told[model] = json.loads(found, parse_float=lambda text: round(float(text), 5))
-        KEPT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        told = marked.keep(KEPT, {**told, model: measured(Comparison(store, problem.study.experiment))})
     figure(told, ROOT / "docs" / "resolution.png")
-    fill(PAGE, {"resolution": table(told)})
+    marked.fill(PAGE, {"resolution": table(told)})
 
 
 if __name__ == "__main__":

@@ -25,11 +25,17 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def keep(file: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """What ``file`` then holds: ``told``, in five decimals."""
+    rounded: dict[str, Any] = json.loads(json.dumps(told), parse_float=lambda text: round(float(text), 5))
+    file.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+    return rounded
+
+
 def kept(file: Path, read: Callable[[str | None], dict[str, Any]]) -> dict[str, Any]:
     """What ``file`` holds, with ``--from-json``; else what is read from the place on the command line, kept there."""
     place = sys.argv[1] if len(sys.argv) > 1 else None
     if place != "--from-json":
-        told = json.loads(json.dumps(read(place)), parse_float=lambda text: round(float(text), 5))
-        file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        return keep(file, read(place))
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

@@ -33,6 +33,7 @@ from vispco.costs.prompter import SIZE, Prompted, Prompter
 from vispco.costs.rounds import Turns, in_turn
 from vispco.costs.scoring import Draw, explain
 from vispco.costs.stamps import stamped
+from vispco.errors import ConfigError
 from vispco.fronts import front
 from vispco.models.families import adapter_for
 from vispco.pruning.methods.base import make_method
@@ -321,6 +322,15 @@ def test_the_tower_is_timed_at_lower_resolutions() -> None:
     assert shapes == [(n * n, (2, 3, 16 * n, 16 * n)) for n in (3, 4, 6, 7)]
     assert [one.visual for one in Prompter(*vispco.load_model("demo-qwen")).smaller(1)] == [4, 16, 36, 49]
     assert prompter_of(lambda size: (size // 28) ** 2).smaller(1) == []
+    limited = prompter_of(lambda size: 280)
+
+    def make(pictures: int, words: int, batch: int, size: int = SIZE, share: float = 1.0) -> Prompted:
+        if share < 0.25:
+            raise ConfigError("too few")
+        return Prompted({}, round(280 * share), 1)
+
+    limited.make = make  # type: ignore[method-assign,assignment]
+    assert [one.visual for one in limited.smaller(1)] == [70, 140, 210]
 
 
 def test_a_check_draws_sizes_of_pictures() -> None:

@@ -131,6 +131,24 @@ def test_pictures_side_by_side_are_told_apart_or_refused() -> None:
             fixed_grids([run], 16)
 
 
+def test_smaller_pictures_of_a_llava_stand_apart() -> None:
+    """Four of 2 x 2 cells side by side would look like one of 4 x 4."""
+    model = TINY["llava"].build()
+    processor, adapter = PROCESSORS["llava"](model), vispco.adapter_for(model)
+    images, sizes = rescaled(processor, [Image.effect_noise((64, 64), 64)] * 4, 0.25)
+
+    def encoded(text: str, **kwargs: Any) -> int:
+        return len(adapter.encode_images(processor(images=[images], text=[text], return_tensors="pt", **kwargs)))
+
+    assert encoded("<image> a <image> a <image> a <image> what", **sizes) == 16
+    assert encoded("<image><image><image><image> what") == 64
+    with pytest.raises(ModelError, match="16 visual tokens of smaller pictures, of 4 each, stand side by side"):
+        encoded("<image><image><image><image> what", **sizes)
+    processor.image_processor.do_resize = False
+    with pytest.raises(ConfigError, match="the same number of visual tokens"):
+        rescaled(processor, images, 0.25)
+
+
 def test_a_family_of_one_size_is_refused_in_one_line() -> None:
     processor = PROCESSORS["gemma3"](TINY["gemma3"].build())
     with pytest.raises(ConfigError, match=r"resolution 0\.5: this model makes every picture into the same number"):

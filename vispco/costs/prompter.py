@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +98,14 @@ class Prompter:
     def smaller(self, batch: int) -> list[Prompted]:
         """One picture at lower resolutions, for the tower alone, where small pictures have as many visual tokens.
 
-        Empty where they have fewer, or the family has no lower resolution.
+        Empty where they have fewer, or the family has no lower resolution; those that it has, where it has some.
         """
         whole, small = (self.make(1, 1, 1, size).visual for size in (SIZE, round(SIZE / GROWTH**SMALLER)))
         if small < whole:
             return []
-        try:
-            found = {one.visual: one for one in (self.make(1, 1, batch, share=share) for share in SHARES)}
-        except ConfigError:
-            return []
+        found: dict[int, Prompted] = {}
+        for share in SHARES:
+            with suppress(ConfigError):  # below what the family can do
+                one = self.make(1, 1, batch, share=share)
+                found[one.visual] = one
         return [one for visual, one in sorted(found.items()) if visual < whole]

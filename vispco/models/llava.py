@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vispco.errors import ModelError
 from vispco.models.base import ModelAdapter
 from vispco.models.families import ADAPTERS
-from vispco.models.grids import Grid, fixed_grids
+from vispco.models.grids import Grid, fixed_grids, run_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,19 @@ class LlavaAdapter(ModelAdapter):
         other = pixels.shape[-2:] != (vision.image_size,) * 2 and vision.model_type in INTERPOLATED
         more = {"interpolate_pos_encoding": True} if other else {}
         outputs = self.model.get_image_features(pixel_values=pixels, **more)
-        return torch.cat([part.reshape(-1, part.shape[-1]) for part in outputs.pooler_output])
+        features = torch.cat([part.reshape(-1, part.shape[-1]) for part in outputs.pooler_output])
+        if other:
+            self._check_apart(inputs["input_ids"], len(features) // len(pixels))
+        return features
+
+    def _check_apart(self, input_ids: Tensor, tokens: int) -> None:
+        """Once features stand in for pixels, nothing says how many smaller pictures a run of visual tokens holds."""
+        runs = run_lengths(self.visual_mask(input_ids, None).cpu())
+        if any(run != tokens for run in runs):
+            raise ModelError(
+                f"{max(runs)} visual tokens of smaller pictures, of {tokens} each, stand side by side in a prompt; put "
+                "text between pictures, or leave resolution at 1"
+            )
 
     def watch_vision(self) -> VisionWatch | None:
         from vispco.models.vision import EncoderWatch

@@ -45,12 +45,12 @@ def rescaled(processor: Any, images: Sequence[Any], share: float) -> Scaled:
     if getattr(pictures, "image_grid_pinpoints", None):
         largest = max(height * width for height, width in pictures.image_grid_pinpoints)
         return [smaller(image, share * min(image.width * image.height, largest)) for image in images], {}
-    if set(size) != {"longest_edge"} and type(processor).__name__ == "LlavaProcessor":
-        return list(images), {"images_kwargs": _one_size(pictures, size, processor.patch_size, share)}
     if set(size) == {"longest_edge"}:
         edge = size["longest_edge"]
         areas = (image.width * image.height * min(1, edge / max(image.size)) ** 2 for image in images)
         return [smaller(image, share * area) for image, area in zip(images, areas, strict=True)], {}
+    if type(processor).__name__ == "LlavaProcessor" and getattr(pictures, "do_resize", True):
+        return list(images), {"images_kwargs": _one_size(pictures, size, processor.patch_size, share)}
     raise ConfigError(
         f"resolution {share:g}: this model makes every picture into the same number of visual tokens; leave resolution "
         "at 1, or use a family with pictures of any size, such as Qwen2.5-VL"
